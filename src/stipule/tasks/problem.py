@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from stipule.errors import RecipeError
 
@@ -49,6 +49,7 @@ class Vocabulary:
     pattern: str
 
 
+@runtime_checkable
 class Task(Protocol):
     """A source of problems with a grader."""
 
@@ -72,6 +73,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class Demonstrator(Protocol):
     """What the pre-training of a tiny base needs: words, and examples of a skill and of a habit that outvotes it."""
 

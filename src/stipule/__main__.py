@@ -1,0 +1,5 @@
+"""`python -m stipule` is the `stipule` command."""
+
+from stipule.cli import main
+
+main()

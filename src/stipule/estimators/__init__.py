@@ -1,0 +1,1 @@
+"""Likelihood estimators: what to hide, and how to add it up."""

@@ -1,0 +1,79 @@
+"""How many held-out problems a policy solves, greedily, with nothing pruned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from stipule.evidence.intervals import wilson
+from stipule.models.policy import MaskedPolicy
+from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.grading import grade
+from stipule.streams import stream
+from stipule.tasks.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts first; everything else follows from them."""
+
+    solved: int
+    total: int
+    reward: float  # mean
+    model_calls: int  # rows x calls
+    seconds: float
+    texts: tuple[str, ...]
+    correct: tuple[bool, ...]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the solve rate."""
+        return wilson(self.solved, self.total)
+
+    def summary(self) -> dict[str, object]:
+        """What goes into a result file."""
+        return {
+            "solved": self.solved,
+            "total": self.total,
+            "rate": self.solved / self.total,
+            "interval": [round(edge, 6) for edge in self.interval],
+            "reward": self.reward,
+            "model_calls": self.model_calls,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def evaluate(
+    policy: MaskedPolicy,
+    task: Task,
+    problems: Sequence[Problem],
+    sampler: BlockDenoiser,
+    rows: int = 128,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Greedy low-confidence decoding with the sampler's own length, steps and block: LLaDA's published evaluation.
+
+    Never with anchors or a cut-off (docs/decisions.md 3.5, row 20), whatever the rollouts of training use.
+    """
+    greedy = replace(sampler, temperature=0.0, order="low_confidence")
+    started = time.perf_counter()
+    texts: list[str] = []
+    calls = 0
+    for start in range(0, len(problems), rows):
+        part = problems[start : start + rows]
+        noise = greedy.draw(len(part), stream(0, start, "evaluate"))  # drawn, as any sampler needs; read by none
+        responses = greedy(policy, policy.encode([p.prompt for p in part]), noise)
+        calls += int(responses.forwards.sum())
+        texts += policy.decode(responses.tokens)
+        progress(len(texts), len(problems))
+    graded = grade(task, problems, texts)
+    return Evaluation(
+        solved=int(graded.correct.sum()),
+        total=len(problems),
+        reward=float(graded.reward.mean()),
+        model_calls=calls,
+        seconds=time.perf_counter() - started,
+        texts=tuple(texts),
+        correct=tuple(graded.correct.tolist()),
+    )

@@ -1,0 +1,1 @@
+"""Models: stock transformers classes made bidirectional, and the policy that wraps them."""

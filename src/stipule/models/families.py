@@ -1,0 +1,164 @@
+"""Model families: a stock transformers class made bidirectional, and the published names on both sides of it.
+
+There is no modelling code here and no remote code: LLaDA-8B *is* a bidirectional Llama under other names (checked
+bit for bit in float32; see docs/decisions.md). A family says how to read a published `config.json`, how tensors are
+renamed when loading (transformers writes them back under the published names when saving), and which matrices LoRA
+adapts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from stipule.errors import CheckpointError
+
+
+class LladaConfig(LlamaConfig):
+    """Llama's configuration under LLaDA's model type, so that checkpoints are renamed by type."""
+
+    model_type = "llada"
+
+
+class LladaForMaskedLM(LlamaForCausalLM):
+    """Llama's network under LLaDA's model type; attention is bidirectional because `config.is_causal` is False."""
+
+    config_class = LladaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one kind of published checkpoint becomes a stock transformers model, and back."""
+
+    model_class: type[PreTrainedModel]
+    read_config: Callable[[Mapping[str, Any]], PreTrainedConfig]  # published config.json -> transformers configuration
+    lora_targets: Mapping[str, tuple[str, ...]]  # recipe word -> module names
+
+
+# Published name -> stock name. Order matters: inside a block `ff_out` is the down projection, outside it is the head.
+_LLADA_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+
+register_checkpoint_conversion_mapping(
+    "llada",
+    [
+        WeightRenaming(rf"^model\.transformer\.blocks\.(\d+)\.{published}\.", rf"model.layers.\1.{stock}.")
+        for published, stock in _LLADA_BLOCK.items()
+    ]
+    + [WeightRenaming(rf"^model\.transformer\.{published}\.", f"{stock}.") for published, stock in _LLADA_TOP.items()],
+)
+
+# Options of LLaDA's own code that a Llama cannot express, with the value every released checkpoint has.
+_LLADA_ONLY = {
+    "alibi": False,
+    "attention_layer_norm": False,
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "activation_type": "silu",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "multi_query_attention": None,
+    "rope": True,
+    "scale_logits": False,
+}
+
+
+def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
+    """A bidirectional Llama configuration from LLaDA's published `config.json`.
+
+    Raises CheckpointError on fields that are missing or that a Llama cannot express.
+    """
+    for field, needed in _LLADA_ONLY.items():
+        given = published.get(field, needed)
+        if given != needed and not (needed is None and given is False):
+            raise CheckpointError(
+                f"config.json has {field} = {given!r}; a LLaDA checkpoint is read as a stock Llama, which needs "
+                f"{needed!r}; this variant is not supported"
+            )
+    missing = [field for field in ("d_model", "n_heads", "n_layers", "vocab_size") if field not in published]
+    if missing:
+        raise CheckpointError(
+            f"config.json lacks {', '.join(missing)}; a LLaDA checkpoint carries them; was it edited?"
+        )
+    width = published["d_model"]
+    return LladaConfig(
+        vocab_size=published.get("embedding_size") or published["vocab_size"],
+        hidden_size=width,
+        intermediate_size=published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
+        num_hidden_layers=published["n_layers"],
+        num_attention_heads=published["n_heads"],
+        num_key_value_heads=published.get("n_kv_heads") or published["n_heads"],
+        max_position_embeddings=published.get("max_sequence_length", 4096),
+        rms_norm_eps=published.get("rms_norm_eps", 1e-5),
+        rope_parameters={"rope_type": "default", "rope_theta": float(published.get("rope_theta", 10000.0))},
+        tie_word_embeddings=published.get("weight_tying", False),
+        eos_token_id=published.get("eos_token_id"),
+        pad_token_id=published.get("pad_token_id"),
+        bos_token_id=None,
+        is_causal=False,  # honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights
+    )
+
+
+def write_llada_config(
+    *, width: int, layers: int, heads: int, mlp: int, vocabulary: int, longest: int, mask: int, eos: int, pad: int
+) -> dict[str, Any]:
+    """LLaDA's published `config.json` fields for a model of the given sizes (tokens, units, ids)."""
+    return {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "d_model": width,
+        "n_layers": layers,
+        "n_heads": heads,
+        "n_kv_heads": heads,
+        "mlp_hidden_size": mlp,
+        "vocab_size": vocabulary,
+        "embedding_size": vocabulary,
+        "max_sequence_length": longest,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "weight_tying": False,
+        "mask_token_id": mask,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+        **{field: value for field, value in _LLADA_ONLY.items() if value is not None},
+    }
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llada": Family(
+        model_class=LladaForMaskedLM,
+        read_config=read_llada_config,
+        lora_targets={
+            "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            # What the published target list really hit on LLaDA's own module names (d1, SPG, wd1, ESPO).
+            "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
+        },
+    ),
+}
+
+
+def family_of(published: Mapping[str, Any]) -> Family:
+    """The family of a published `config.json`, chosen by its `model_type` and never by a path."""
+    kind = str(published.get("model_type"))
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"config.json says model_type = {kind!r}; supported are {', '.join(FAMILIES)}; "
+            "see CONTRIBUTING.md for how to add a family"
+        )
+    return FAMILIES[kind]

@@ -1,0 +1,181 @@
+"""YAML <-> dataclasses: one parent by `extends`, dotted overrides, and messages that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from stipule.errors import RecipeError
+from stipule.models.loading import locate
+from stipule.training.pretrain import PretrainRecipe
+from stipule.training.settings import Recipe
+
+Kind = TypeVar("Kind", Recipe, PretrainRecipe)
+
+
+def load_recipe(path: str, overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
+    """A validated recipe from a YAML file and `section.key=value` overrides.
+
+    Raises RecipeError, before any model loads.
+    """
+    return parse_recipe(read_yaml(find_recipe(path)), overrides, kind)
+
+
+def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
+    """A validated recipe from plain data."""
+    merged = _merge({}, data)
+    for override in overrides:
+        _apply(merged, override)
+    _check_keys(kind, merged, "")
+    try:
+        return TypeAdapter(kind).validate_python(merged)
+    except ValidationError as cause:
+        raise RecipeError("; ".join(_explain(error) for error in cause.errors())) from cause
+
+
+def recipe_for_model(model: str, task: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe to evaluate or sample a model with: a run's own, what a tiny base was made for, or the defaults.
+
+    Raises RecipeError if the task is not known from the model and not given.
+    """
+    data: dict[str, Any] = {}
+    place = Path(locate(model))
+    if (Path(model) / "recipe.yaml").exists():
+        data = read_yaml(Path(model) / "recipe.yaml")
+    elif (place / "pretrain.yaml").exists():
+        made = read_yaml(place / "pretrain.yaml")
+        length = made["pretraining"]["length"]
+        data = {"task": made["task"], "sampler": {"length": length, "steps": length, "block": length}}
+    if task is not None and data.get("task", {}).get("kind") != task:
+        data["task"] = {"kind": task}
+    data["model"] = {**data.get("model", {}), "path": model, "lora": None}
+    if "task" not in data and not any(o.startswith("task.kind=") for o in overrides):
+        raise RecipeError(f"{model} does not say which task it is for; give one: --task sudoku or --task countdown")
+    return parse_recipe(data, overrides)
+
+
+def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
+    """The whole recipe as YAML, defaults written out; loading it gives the same recipe."""
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def find_recipe(path: str) -> Path:
+    """A recipe file: as given, or by name among the recipes that ship with the package."""
+    shipped = recipe_folder()
+    for place in (Path(path), shipped / path, shipped / f"{path}.yaml", shipped / path.removeprefix("recipes/")):
+        if place.is_file():
+            return place
+    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
+    close = difflib.get_close_matches(path.removeprefix("recipes/"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(known)}"
+    raise RecipeError(f"there is no recipe at {path!r}; give a YAML file or a shipped name; {hint}")
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: in an installed package beside the code, in a checkout at its root."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, with the parent that its `extends` names filled in underneath."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+        raise RecipeError(f"{path} is not readable YAML: {cause}") from cause
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}; a recipe is a mapping of sections, e.g. 'task: ...'")
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    above = path.parent / str(parent)
+    if not above.is_file():
+        raise RecipeError(f"{path} extends {parent!r}, which is not there; the path is relative to the recipe's folder")
+    if above.resolve() == path.resolve():
+        raise RecipeError(f"{path} extends itself")
+    return _merge(read_yaml(above), data)
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        mine = merged.get(key)
+        # Another `kind` is another component: nothing of the parent's fields carries over.
+        if not isinstance(value, Mapping):
+            merged[key] = value
+        elif isinstance(mine, Mapping) and value.get("kind", mine.get("kind")) == mine.get("kind"):
+            merged[key] = _merge(mine, value)
+        else:
+            merged[key] = _merge({}, value)
+    return merged
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"the override {override!r} is not of the form section.key=value, e.g. training.steps=20")
+    here = data
+    for key in keys[:-1]:
+        if not isinstance(here.get(key), dict):
+            here[key] = {}
+        here = here[key]
+    try:
+        here[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise RecipeError(f"the value in {override!r} is not readable YAML") from cause
+
+
+def _check_keys(kind: Any, data: Any, where: str) -> None:
+    """Unknown keys, with the nearest known one; pydantic alone would pass over them in a plain dataclass."""
+    if not isinstance(data, Mapping):
+        return
+    choice = _dataclass_for(kind, data)
+    if choice is None:
+        return
+    hints = get_type_hints(choice)
+    known = [f.name for f in fields(choice)]
+    for key, value in data.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise RecipeError(f"{where}{key} is not a key of {where.rstrip('.') or 'a recipe'}; {hint}")
+        _check_keys(hints[key], value, f"{where}{key}.")
+
+
+def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:
+    """The dataclass that a mapping is meant for: of a union, the one whose `kind` it names."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    options = tuple(o for o in options if is_dataclass(o))
+    named = [o for o in options if data.get("kind", _kind(o)) == _kind(o)]
+    if options and "kind" in data and not named:
+        allowed = ", ".join(str(_kind(o)) for o in options)
+        raise RecipeError(f"kind is {data['kind']!r}; allowed: {allowed}")
+    if len(named) > 1:
+        raise RecipeError(f"say which kind is meant; allowed: {', '.join(str(_kind(o)) for o in options)}")
+    return named[0] if named else None
+
+
+def _kind(option: Any) -> Any:
+    return next((f.default for f in fields(option) if f.name == "kind"), None)
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if not str(part)[:1].isupper())
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, RecipeError):
+        return str(cause)
+    return f"{where or 'the recipe'} is {error['input']!r}: {error['msg'].lower()}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,31 @@
+"""What `stipule check` prints of an RL step's cost."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from stipule.errors import CheckpointError
+from stipule.training.cost import memory_held, step_cost
+from stipule.training.settings import Recipe
+
+
+def cost_table(recipe: Recipe) -> Table:
+    """Model calls of a step, and the memory held throughout where `config.json` is at hand."""
+    cost = step_cost(recipe)
+    table = Table(title="One RL step (rows x model calls; less where rows end early)", title_justify="left")
+    table.add_column("part")
+    table.add_column("amount", justify="right")
+    pruned = cost.per_response / cost.unpruned
+    table.add_row("calls per response", f"{cost.per_response} of {cost.unpruned} unpruned ({pruned:.0%})")
+    for name in ("rollout", "score", "update", "total"):
+        table.add_row(name, f"{getattr(cost, name):,}")
+    try:
+        held = memory_held(recipe)
+    except CheckpointError:
+        table.add_row("memory", f"not known: {recipe.model.path} is not on this machine")
+        return table
+    table.add_row("parameters", f"{held.parameters:,}, of which trained {held.trained:,}")
+    for name in ("weights", "training", "reference"):
+        words = {"training": "gradients and optimizer", "reference": "frozen reference"}.get(name, name)
+        table.add_row(words, f"{getattr(held, name) / 2**30:.3f} GiB")
+    return table

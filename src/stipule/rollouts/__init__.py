@@ -1,0 +1,1 @@
+"""From prompts to finished responses: schedule, pruning, anchors, denoising."""

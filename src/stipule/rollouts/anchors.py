@@ -1,0 +1,128 @@
+"""The static dataset of spatial pruning: one earlier response per problem, with what of it may be fixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stipule.errors import CheckpointError
+from stipule.files import replace_file
+from stipule.models.policy import MaskedPolicy
+from stipule.rollouts.pruning import Anchors, Spatial, choose_fixed
+from stipule.tasks.problem import Problem, Task
+from stipule.types import Responses
+
+
+class AnchorStore:
+    """Responses by problem key: token ids, commit-time confidence, and which tokens are eligible as anchors.
+
+    A store belongs to one tokenizer and one response length. It is a compact table, saved as one safetensors file.
+    """
+
+    def __init__(self, length: int, vocabulary: int, keys: Sequence[str] = (), table: dict[str, Tensor] | None = None):
+        self.length, self.vocabulary = length, vocabulary
+        self.model_calls = 0  # rows x calls that making it has cost
+        self.rows = {key: row for row, key in enumerate(keys)}
+        self.table = table or {
+            "tokens": torch.zeros(0, length, dtype=torch.int32),
+            "confidence": torch.zeros(0, length),
+            "eligible": torch.zeros(0, length, dtype=torch.bool),
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def put(self, keys: Sequence[str], responses: Responses, eligible: Bool[Tensor, "B L"]) -> None:
+        """Remembers one response per key, in place of what was there."""
+        fresh = {
+            "tokens": responses.tokens.cpu().int(),
+            "confidence": responses.confidence.cpu().float(),
+            "eligible": eligible.cpu(),
+        }
+        new = [key for key in dict.fromkeys(keys) if key not in self.rows]
+        self.rows.update({key: len(self.rows) + i for i, key in enumerate(new)})
+        where = torch.tensor([self.rows[key] for key in keys], dtype=torch.long)
+        for name, values in fresh.items():
+            grown = torch.cat([self.table[name], values.new_zeros(len(new), self.length)])
+            grown[where] = values
+            self.table[name] = grown
+
+    def anchors(self, keys: Sequence[str], group: int, spatial: Spatial, noise: Float[Tensor, "Q L"]) -> Anchors:
+        """Stage 1 for these problems, `group` equal rows each; a problem that is not in the store gets no anchors.
+
+        All rows of a group share S_fixed: they come from one conditional distribution, so the group mean is a valid
+        baseline, and they need the same number of model calls (docs/decisions.md 3.5, row 11).
+        """
+        known = torch.tensor([key in self.rows for key in keys])
+        row = torch.tensor([self.rows.get(key, 0) for key in keys])
+        if not len(self):
+            nothing = torch.zeros(len(keys) * group, self.length, dtype=torch.long)
+            return Anchors(nothing, nothing.bool())
+        eligible = self.table["eligible"][row] & known[:, None]
+        fixed = choose_fixed(eligible, self.table["confidence"][row], spatial.ratio, spatial.keep, noise)
+        tokens = self.table["tokens"][row].long()
+        return Anchors(tokens.repeat_interleave(group, 0), fixed.repeat_interleave(group, 0))
+
+    def save(self, path: Path) -> None:
+        """Writes the store to one file, whole or not at all."""
+        about = {"length": self.length, "vocabulary": self.vocabulary, "model_calls": self.model_calls}
+        notes = {**about, "keys": list(self.rows)}
+        packed = {name: tensor.contiguous() for name, tensor in self.table.items()}
+        replace_file(path, lambda temporary: save_file(packed, temporary, {"stipule": json.dumps(notes)}))
+
+    @classmethod
+    def load(cls, path: Path, length: int, vocabulary: int) -> AnchorStore:
+        """Reads a store; raises CheckpointError if it is damaged or was made for another length or vocabulary."""
+        try:
+            with safe_open(path, "pt") as file:
+                notes = json.loads((file.metadata() or {})["stipule"])
+                table = {name: file.get_tensor(name) for name in ("tokens", "confidence", "eligible")}
+        except (OSError, SafetensorError, KeyError, ValueError) as cause:
+            raise CheckpointError(
+                f"no readable anchor store at {path}: {cause}; make one with: stipule anchors build RECIPE --out {path}"
+            ) from cause
+        if (notes["length"], notes["vocabulary"]) != (length, vocabulary):
+            raise CheckpointError(
+                f"the anchors at {path} have length {notes['length']} and a vocabulary of {notes['vocabulary']}; "
+                f"this run has length {length} and {vocabulary}; build them again: "
+                f"stipule anchors build RECIPE --out {path}"
+            )
+        store = cls(length, vocabulary, notes["keys"], table)
+        store.model_calls = notes["model_calls"]
+        return store
+
+
+def eligible_tokens(
+    policy: MaskedPolicy, task: Task, problems: Sequence[Problem], responses: Responses
+) -> Bool[Tensor, "B L"]:
+    """Which tokens of a response may become anchors of its problem.
+
+    Never: end-of-text, padding, masks and other special tokens (the most confident anchors otherwise are all
+    end-of-text and prune nothing); anything after the end; the answer and its tags (section 5.2: no reward hacking).
+    """
+    allowed = [
+        _allowed(policy, task, problem, row, live)
+        for problem, row, live in zip(problems, responses.tokens.tolist(), responses.live.tolist(), strict=True)
+    ]
+    return torch.tensor(allowed, dtype=torch.bool)
+
+
+def _allowed(policy: MaskedPolicy, task: Task, problem: Problem, tokens: list[int], live: list[bool]) -> list[bool]:
+    # Spans are found in the text that the pieces make, so every character belongs to exactly one token.
+    pieces = [policy.piece(token) if alive else "" for token, alive in zip(tokens, live, strict=True)]
+    ends = list(accumulate(map(len, pieces)))
+    spans = task.protected(problem, "".join(pieces))
+    return [_free_of(spans, end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+
+
+def _free_of(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Whether a token that covers characters [start, end) has text and touches no protected span."""
+    return end > start and not any(begin < end and start < stop for begin, stop in spans)

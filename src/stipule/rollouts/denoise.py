@@ -1,0 +1,228 @@
+"""The sampler: LLaDA's semi-autoregressive denoising with spatial and temporal pruning (eq. 6, 8, 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stipule.errors import RecipeError
+from stipule.models.policy import Policy
+from stipule.rollouts.pruning import Anchors, Temporal
+from stipule.rollouts.schedule import Plan, check_schedule, plan
+from stipule.types import Prompts, Responses
+
+
+@dataclass(frozen=True)
+class Noise:
+    """All the chance in a batch of rollouts. One row of it decides one response, whatever its batch mates are."""
+
+    uniform: Float[Tensor, "S B L"]  # picks the token by inverse CDF; call j reads uniform[j % S]
+    order: Float[Tensor, "B L"]  # picks the position where the order is random
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """From prompts to responses; training and evaluation use the same object."""
+
+    def draw(self, rows: int, generator: torch.Generator) -> Noise: ...
+    def __call__(
+        self, policy: Policy, prompts: Prompts, noise: Noise, anchors: Anchors | None = None, temporal: Temporal = ...
+    ) -> Responses: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDenoiser:
+    """Low-confidence (or random-order) denoising, block after block, at L/N tokens a model call."""
+
+    length: int = 256  # L, tokens (table 8)
+    steps: int = 128  # N, model calls without pruning (SPG's; the paper is silent)
+    block: int = 32  # tokens (SPG's; the paper is silent)
+    temperature: float = 0.9  # table 8; 0 is greedy
+    order: Literal["low_confidence", "random"] = "low_confidence"
+    # False: one uniform per token for the whole rollout, so that a postponed token keeps its quantile and the stated
+    # temperature is the one sampled. True: fresh noise in every call, as published; postponed tokens are drawn again
+    # until they look confident, which lowers the temperature in effect (docs/decisions.md).
+    redraw: bool = False
+    early_end: bool = True  # a row whose finished blocks hold an end-of-text leaves the batch
+
+    def __post_init__(self) -> None:
+        check_schedule(self.length, self.steps, self.block)
+        if self.temperature < 0:
+            raise RecipeError(f"sampler.temperature is {self.temperature}; it must be 0 (greedy) or more; try 0.9")
+
+    def draw(self, rows: int, generator: torch.Generator) -> Noise:
+        """The noise for this many responses."""
+        redraws = self.steps if self.redraw else 1
+        return Noise(
+            torch.rand(redraws, rows, self.length, generator=generator),
+            torch.rand(rows, self.length, generator=generator),
+        )
+
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None = None,
+        temporal: Temporal = Temporal(),  # noqa: B008 (frozen)
+    ) -> Responses:
+        """Denoises a batch. Spends exactly the planned calls on each row, or fewer where a row ends early."""
+        with torch.inference_mode():
+            finished = self._denoise(policy, prompts, noise, anchors, temporal)
+        return finished.map(torch.clone)  # out of inference mode, so that autograd accepts them
+
+    def _denoise(
+        self, policy: Policy, prompts: Prompts, noise: Noise, anchors: Anchors | None, temporal: Temporal
+    ) -> Responses:
+        device, rows = policy.device, prompts.tokens.shape[0]
+        tokens = torch.full((rows, self.length), policy.mask_id, device=device)
+        fixed = torch.zeros_like(tokens, dtype=torch.bool)
+        if anchors is not None:  # stage 1, eq. 5
+            fixed = anchors.fixed.to(device)
+            tokens = torch.where(fixed, anchors.tokens.to(device), tokens)
+        masked = ~fixed
+        block_of = torch.arange(self.length, device=device) // self.block
+        revealed = torch.where(fixed, -1, 0)
+        confidence = torch.zeros_like(tokens, dtype=torch.float32)
+        forwards = torch.zeros(rows, dtype=torch.long, device=device)
+        uniform, order = noise.uniform.to(device), noise.order.to(device)
+        padded = not bool(prompts.mask.all())
+
+        plans = self._plans(masked, temporal)
+        going = torch.arange(rows)  # rows still denoising, known on the host: no call waits for the device
+        call = 0
+        while len(going := going[plans.calls[going] > call]):
+            at = going.to(device)
+            quota = plans.quotas[going, call].to(device)
+            hidden = masked[at]
+            window = _window(hidden, quota, self.block)
+            canvas = torch.cat([prompts.tokens[at], tokens[at]], 1)
+            attend = torch.cat([prompts.mask[at], torch.ones_like(hidden)], 1) if padded else None
+            asked = torch.cat([torch.zeros_like(prompts.mask[at]), window], 1)
+            logits = policy.logits(canvas, attend, asked, int(plans.widths[going, call].sum()))
+
+            greedy = plans.argmax[going, call].to(device)[:, None].expand_as(window)[window]
+            token, probability = pick(
+                logits, uniform[call % len(uniform)][at][window], self.temperature, greedy, policy.mask_id
+            )
+            candidate = torch.zeros_like(canvas[:, -self.length :]).masked_scatter(window, token)
+            certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
+            priority = certain if self.order == "low_confidence" else order[at]
+            commit = _best(priority, window, block_of, quota)
+
+            tokens[at] = torch.where(commit, candidate, tokens[at])
+            confidence[at] = torch.where(commit, certain, confidence[at])
+            revealed[at] = torch.where(commit, call, revealed[at])
+            masked[at] = hidden & ~commit
+            forwards[at] += 1
+
+            if self.early_end and plans.block_completed(going, call):
+                finished_blocks = plans.completed[going, call].to(device)
+                ends = (tokens[at] == policy.eos_id) & (block_of < finished_blocks[:, None]) & ~masked[at]
+                ended = ends.any(1)
+                rest = masked[at] & ended[:, None]
+                tokens[at] = tokens[at].masked_fill(rest, policy.eos_id)
+                revealed[at] = revealed[at].masked_fill(rest, call)
+                masked[at] &= ~ended[:, None]
+                going = going[~ended.cpu()]
+            call += 1
+
+        after_end = (tokens == policy.eos_id).long().cumsum(1) - (tokens == policy.eos_id).long()
+        return Responses(
+            prompt=prompts.tokens,
+            prompt_mask=prompts.mask,
+            tokens=tokens,
+            free=~fixed,
+            live=after_end == 0,
+            revealed=revealed,
+            confidence=confidence,
+            forwards=forwards,
+        )
+
+    def _plans(self, masked: Bool[Tensor, "B L"], temporal: Temporal) -> _Plans:
+        patterns = masked.unflatten(1, (-1, self.block)).sum(2).cpu()  # the one wait for the device before the calls
+        distinct, which = torch.unique(patterns, dim=0, return_inverse=True)
+        return _Plans.stack(
+            [
+                plan(tuple(p), self.length, self.steps, self.block, temporal.cutoff, temporal.scope)
+                for p in distinct.tolist()
+            ],
+            which,
+        )
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """The plans of a batch as host tensors, so that no step loops over rows."""
+
+    calls: Int[Tensor, " B"]
+    quotas: Int[Tensor, "B J"]
+    argmax: Bool[Tensor, "B J"]
+    widths: Int[Tensor, "B J"]
+    completed: Int[Tensor, "B J"]
+
+    @staticmethod
+    def stack(plans: list[Plan], which: Int[Tensor, " B"]) -> _Plans:
+        longest = max(p.forwards for p in plans)
+
+        def table(rows: list[tuple[int, ...]]) -> Tensor:
+            return torch.tensor([row + (0,) * (longest - len(row)) for row in rows], dtype=torch.long)[which]
+
+        return _Plans(
+            torch.tensor([p.forwards for p in plans])[which],
+            table([p.quotas for p in plans]),
+            table([p.argmax for p in plans]).bool(),
+            table([p.widths for p in plans]),
+            table([p.completed for p in plans]),
+        )
+
+    def block_completed(self, rows: Int[Tensor, " A"], call: int) -> bool:
+        """Whether this call fills the last mask of some row's block: only then can a row have ended."""
+        before = self.completed[rows, call - 1] if call else 0
+        return bool((self.completed[rows, call] > before).any())
+
+
+def pick(
+    logits: Float[Tensor, "M V"],
+    uniform: Float[Tensor, " M"],
+    temperature: float,
+    greedy: Bool[Tensor, " M"],
+    mask_id: int,
+) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    """A token for every position, and its probability under the model (temperature 1, before any noise).
+
+    The token is the `uniform` quantile of softmax(logits / temperature), or the argmax where `greedy` or the
+    temperature is 0. The mask token is never picked: it is not text.
+    """
+    logits = logits.index_fill(1, torch.tensor([mask_id], device=logits.device), float("-inf"))
+    probability = logits.softmax(1)
+    token = logits.argmax(1)
+    if temperature > 0:
+        tempered = probability if temperature == 1 else (logits / temperature).softmax(1)
+        cumulative = tempered.cumsum(1)
+        # The sum of a large vocabulary is 1 only up to rounding: scale the uniform to it. `right` skips tokens of
+        # probability 0.
+        quantile = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        token = torch.where(greedy, token, quantile.clamp(max=logits.shape[1] - 1))
+    return token, probability.gather(1, token[:, None])[:, 0]
+
+
+def _window(hidden: Bool[Tensor, "A L"], quota: Int[Tensor, " A"], block: int) -> Bool[Tensor, "A L"]:
+    """The hidden positions a call may commit: of the first unfinished block, and the next if needed."""
+    left = hidden.unflatten(1, (-1, block)).sum(2)  # A x blocks
+    before = left.cumsum(1) - left
+    return hidden & (before < quota[:, None]).repeat_interleave(block, 1)
+
+
+def _best(
+    priority: Float[Tensor, "A L"], window: Bool[Tensor, "A L"], block_of: Int[Tensor, " L"], quota: Int[Tensor, " A"]
+) -> Bool[Tensor, "A L"]:
+    """The `quota` positions of each row with the highest priority, earlier blocks first."""
+    # float64 holds a float32 priority and the block number without loss, so blocks never mix and ties stay ties.
+    key = (priority.double() - 2.0 * block_of).masked_fill(~window, float("-inf"))
+    rank = key.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return (rank < quota[:, None]) & window

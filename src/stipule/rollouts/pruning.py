@@ -1,0 +1,98 @@
+"""Spatio-temporal pruning, as settings and as one boolean tensor (section 3 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stipule.errors import RecipeError
+from stipule.rollouts.schedule import Scope, anchors_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spatial:
+    """Spatial pruning (section 3.1): a share of the response is fixed to tokens of a static response."""
+
+    ratio: float = 0.0  # gamma: share of fixed tokens (table 8: 0.05)
+    keep: Literal["confident", "random"] = "confident"  # table 7
+    # pregenerated: the model's own responses, made once before training (section 5.2);
+    # last_visit: the best-rewarded response of the problem's last visit, at no extra model call
+    source: Literal["none", "pregenerated", "last_visit"] = "pregenerated"
+    path: str | None = None  # a store made by `stipule anchors build`; None: the run builds its own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise RecipeError(
+                f"pruning.spatial.ratio is {self.ratio}; it is the share of fixed tokens and must lie in "
+                "[0, 1); try 0.05"
+            )
+        if self.ratio > 0 and self.source == "none":
+            raise RecipeError(
+                f"pruning.spatial.ratio is {self.ratio} but there is no source of anchors; "
+                "set pruning.spatial.source to pregenerated or last_visit, or the ratio to 0"
+            )
+        if self.path and self.source != "pregenerated":
+            raise RecipeError(
+                f"pruning.spatial.path is {self.path!r} with source {self.source}; a store is read only for source "
+                "pregenerated; remove one of the two"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temporal:
+    """Temporal pruning (section 3.2): the last share of the masks is filled in one argmax call."""
+
+    cutoff: float = 0.0  # t_cutoff: share of masks at which denoising jumps to the end (table 8: 0.05)
+    scope: Scope = "global"  # t counted over the response (the theorem's reading) or over each block
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutoff < 1:
+            raise RecipeError(
+                f"pruning.temporal.cutoff is {self.cutoff}; it is the share of masks left at which one call finishes "
+                "and must lie in [0, 1); try 0.05"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Both prunings; with both shares at 0 the sampler is LLaDA's."""
+
+    spatial: Spatial = field(default_factory=Spatial)
+    temporal: Temporal = field(default_factory=Temporal)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Stage 1 (eq. 5): where a batch of responses is fixed, and to what. Rows of a group are equal."""
+
+    tokens: Int[Tensor, "B L"]
+    fixed: Bool[Tensor, "B L"]
+
+
+def choose_fixed(
+    eligible: Bool[Tensor, "B L"],
+    confidence: Float[Tensor, "B L"],
+    ratio: float,
+    keep: Literal["confident", "random"],
+    noise: Float[Tensor, "B L"],
+) -> Bool[Tensor, "B L"]:
+    """S_fixed of eq. 7: exactly m = round(gamma L) positions of every row, fewer where fewer are eligible.
+
+    `confident` fixes the most confident tokens and leaves the uncertain ones to exploration (table 7); equal
+    confidences, which float precision makes common at 1.0, are split by `noise`. The paper writes a Bernoulli e_i; an
+    exact count is what its low-confidence rule and its cost formula need (docs/decisions.md 3.5, row 3).
+    """
+    count = anchors_for(ratio, eligible.shape[1])
+    order = noise.argsort(dim=1, descending=True)
+    if keep == "confident":
+        by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, by_confidence)
+    # Stable: among the eligible, the order from above stays.
+    eligible_first = eligible.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, eligible_first)
+    chosen = torch.zeros_like(eligible).scatter(1, order[:, :count], True)
+    return chosen & eligible

@@ -1,0 +1,1 @@
+"""The loop, its checkpoints, its records, and pre-training."""

@@ -1,0 +1,88 @@
+"""Checkpoints: model, optimizer and anchors of one step, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from stipule.errors import CheckpointError
+from stipule.files import replace_folder
+from stipule.models.loading import save_policy
+from stipule.models.policy import MaskedPolicy
+from stipule.rollouts.anchors import AnchorStore
+
+
+@dataclass
+class Progress:
+    """What a run has done so far. Everything else is a function of the recipe and the step."""
+
+    step: int = 0  # RL steps finished
+    model_calls: int = 0  # rows x calls, of rollouts, scoring and updates
+    pregeneration_calls: int = 0  # rows x calls spent on the anchor store
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    policy: MaskedPolicy,
+    optimizer: torch.optim.Optimizer,
+    store: AnchorStore | None,
+    base: str,
+    keep: int,
+) -> None:
+    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep`."""
+
+    def write(place: Path) -> None:
+        save_policy(policy, place / "model", base)
+        save_file(optimizer_tensors(policy, optimizer), place / "optimizer.safetensors")
+        if store is not None:
+            store.save(place / "anchors.safetensors")
+        (place / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+
+    replace_folder(folder / f"step-{progress.step:06d}", write)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last finished checkpoint; a folder still under its temporary name is none."""
+    return max(folder.glob("step-*"), default=None)
+
+
+def read_progress(place: Path) -> Progress:
+    """How far the run of this checkpoint was."""
+    try:
+        return Progress(**json.loads((place / "progress.json").read_text()))
+    except (OSError, ValueError, TypeError) as cause:
+        raise CheckpointError(f"{place} is damaged ({cause}); remove it to resume from the one before") from cause
+
+
+def optimizer_tensors(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state by parameter name: plain tensors, so no pickle is needed."""
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in policy.trainable().items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(place: Path, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a saved state back. Raises CheckpointError unless it fits the parameters."""
+    try:
+        saved = load_file(place / "optimizer.safetensors", device=str(policy.device))
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{place} is damaged ({cause}); remove it to resume from the one before") from cause
+    parameters = policy.trainable()
+    for full, value in saved.items():
+        name, key = full.rsplit("/", 1)
+        if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
+            raise CheckpointError(f"{place} was saved for another model: it has a state for {name} that does not fit")
+        # AdamW keeps its step count on the CPU.
+        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else value

@@ -1,0 +1,82 @@
+"""What an RL step will cost, known before any model loads: model calls, and memory for what is held throughout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stipule.models.families import family_of
+from stipule.models.loading import locate, read_published
+from stipule.rollouts.schedule import anchors_for, plan
+from stipule.training.settings import Recipe
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Model calls of one RL step, as rows x calls; upper bounds where rows may end early or be skipped."""
+
+    per_response: int  # calls to denoise one response
+    unpruned: int  # the same with nothing pruned: N
+    rollout: int
+    score: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        return self.rollout + self.score + self.update
+
+
+def calls_per_response(recipe: Recipe) -> int:
+    """The plan's calls for a full set of anchors, spread evenly over the blocks."""
+    sampler, pruning = recipe.sampler, recipe.pruning
+    blocks = sampler.length // sampler.block
+    fixed = anchors_for(pruning.spatial.ratio, sampler.length)
+    masks = tuple(sampler.block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
+    temporal = pruning.temporal
+    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope).forwards
+
+
+def step_cost(recipe: Recipe) -> StepCost:
+    """Rollout, scoring of the old and the reference policy, and updates (algorithms: 1.0)."""
+    settings = recipe.training
+    rows = settings.problems * settings.group
+    views = recipe.estimator.samples * rows
+    scored = settings.updates - 1 + (settings.updates if recipe.objective.kl > 0 else 0)
+    calls = calls_per_response(recipe)
+    return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.updates)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that are held throughout training; activations and logits come on top."""
+
+    parameters: int
+    trained: int
+    weights: int
+    training: int  # gradients, and AdamW's two moments in the weights' precision
+    reference: int
+
+
+def memory_held(recipe: Recipe) -> Held:
+    """From `config.json` alone. Raises CheckpointError if that is not to be had."""
+    import torch
+
+    published = read_published(locate(recipe.model.path))
+    family = family_of(published)
+    with torch.device("meta"):
+        network = family.model_class(family.read_config(published))
+    size = getattr(torch, recipe.model.dtype).itemsize
+    parameters = sum(p.numel() for p in network.parameters())
+    lora = recipe.model.lora
+    if lora is None:
+        trained, adapter_bytes = parameters, 0
+    else:
+        targets = family.lora_targets[lora.targets]
+        trained = sum(
+            lora.rank * sum(module.weight.shape)
+            for name, module in network.named_modules()
+            if name.rsplit(".", 1)[-1] in targets
+        )
+        adapter_bytes = 4 * trained  # adapters are kept in float32
+    each = 4 if lora else size
+    reference = parameters * size if recipe.objective.kl > 0 and lora is None else 0
+    return Held(parameters, trained, parameters * size + adapter_bytes, 3 * each * trained, reference)

@@ -1,0 +1,95 @@
+"""What an RL run is made of: its components, optimizer, batch and steps. Defaults are table 8 of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stipule.errors import RecipeError
+from stipule.estimators.elbo import Elbo
+from stipule.models.loading import ModelChoice
+from stipule.objectives.credit import GroupRelative
+from stipule.objectives.grpo import Grpo
+from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.pruning import Pruning
+from stipule.tasks.countdown import Countdown
+from stipule.tasks.sudoku import Sudoku
+
+# The unions that `kind:` picks from. A new member is one name here.
+AnyTask = Sudoku | Countdown
+AnyEstimator = Elbo
+AnyCredit = GroupRelative
+AnyObjective = Grpo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with a warm-up and then a constant rate."""
+
+    learning_rate: float = 3e-6  # table 8
+    beta1: float = 0.9  # table 8
+    beta2: float = 0.99  # table 8
+    weight_decay: float = 0.1  # table 8
+    max_norm: float = 0.2  # gradient clipping (d1's and SPG's; the paper is silent)
+    warmup: int = 0  # RL steps in which the rate rises from 0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.max_norm <= 0:
+            raise RecipeError(
+                f"optimizer has learning_rate {self.learning_rate} and max_norm {self.max_norm}; both must be above 0"
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
+            raise RecipeError(
+                f"optimizer has betas {self.beta1}, {self.beta2}, weight_decay {self.weight_decay}, warmup "
+                f"{self.warmup}; "
+                "betas must lie in [0, 1), the others be 0 or more"
+            )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an RL step (from 0)."""
+        return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How much is done, in what portions, and what is kept."""
+
+    steps: int = 1000  # RL steps
+    problems: int = 2  # a step; table 8: batch 6 x accumulation 2 / group 6, on each GPU
+    group: int = 6  # G, responses per problem (table 8)
+    updates: int = 4  # mu, inner updates a step (table 8)
+    rollout_rows: int = 64  # responses denoised at once
+    score_rows: int = 6  # responses scored at once, each with its K views; smaller needs less memory, changes no result
+    seed: int = 42
+    save_every: int = 100  # RL steps between checkpoints
+    keep: int = 2  # checkpoints kept
+    rollouts_every: int = 10  # RL steps between saved rollouts; 0: never
+    evaluate_every: int = 0  # RL steps between greedy evaluations on held-out problems; 0: never
+    evaluate_problems: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "problems", "updates", "rollout_rows", "score_rows", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("seed", "rollouts_every", "evaluate_every", "evaluate_problems"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.group < 2:
+            raise RecipeError(
+                f"training.group is {self.group}; an advantage compares the responses of a group, so it "
+                "needs 2 or more; try 6"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One RL run: sampler x pruning x estimator x credit x objective are independent of one another."""
+
+    task: AnyTask
+    model: ModelChoice = field(default_factory=ModelChoice)
+    sampler: BlockDenoiser = field(default_factory=BlockDenoiser)
+    pruning: Pruning = field(default_factory=Pruning)
+    estimator: AnyEstimator = field(default_factory=Elbo)
+    credit: AnyCredit = field(default_factory=GroupRelative)
+    objective: AnyObjective = field(default_factory=Grpo)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)

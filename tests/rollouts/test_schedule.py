@@ -1,0 +1,97 @@
+"""The plan against Theorem 4.1 and against LLaDA's own block schedule."""
+
+import itertools
+import math
+
+import pytest
+
+from stipule.errors import RecipeError
+from stipule.rollouts.schedule import anchors_for, check_schedule, plan, published_quotas, share_of, spread
+
+
+def masks(length, block, fixed):
+    """Masks per block with `fixed` anchors laid from the left."""
+    return tuple(block - min(block, max(0, fixed - start)) for start in range(0, length, block))
+
+
+@pytest.mark.parametrize(
+    ("gamma", "cutoff", "calls"),
+    [(0.05, 0, 122), (0.10, 0, 115), (0, 0.05, 123), (0, 0.10, 117), (0.05, 0.05, 117), (0, 0, 128)],
+)
+def test_llada_sizes_cost_what_theorem_4_1_says(gamma, cutoff, calls):
+    found = plan(masks(256, 32, anchors_for(gamma, 256)), 256, 128, 32, cutoff, "global")
+    assert found.forwards == calls
+
+
+GRID = [
+    (length, steps, block)
+    for length, block in [(8, 8), (8, 4), (12, 4), (24, 8), (32, 8), (32, 32), (256, 32)]
+    for steps in (length, length // 2, length // 4, 3 * length // 4)
+    if steps and steps % (length // block) == 0
+]
+
+
+@pytest.mark.parametrize(("length", "steps", "block"), GRID)
+def test_calls_equal_the_closed_form_wherever_the_anchors_lie(length, steps, block):
+    for fixed, cutoff in itertools.product(range(0, length + 1, max(1, length // 8)), (0, 0.05, 0.125, 0.3)):
+        left = length - fixed
+        cut = math.floor(cutoff * length + 1e-9)
+        closed = math.ceil(max(0, left - cut) * steps / length) + (1 if min(left, cut) > 0 else 0)
+        leftmost = masks(length, block, fixed)
+        for layout in {leftmost, tuple(reversed(leftmost))}:
+            found = plan(layout, length, steps, block, cutoff, "global")
+            assert found.forwards == closed
+            assert sum(found.quotas) == left
+            assert min(found.quotas, default=1) >= 1  # no call is wasted
+            assert found.argmax == tuple(i == closed - 1 and min(left, cut) > 0 for i in range(closed))
+            assert all(width >= quota for width, quota in zip(found.widths, found.quotas, strict=True))
+
+
+@pytest.mark.parametrize(("length", "steps", "block"), GRID)
+def test_without_pruning_the_quotas_are_the_published_ones(length, steps, block):
+    assert spread(length, length, steps, block) == published_quotas(length, steps, block)
+
+
+def test_published_quotas_of_an_uneven_block_come_early():
+    # 8 tokens in 6 calls: LLaDA's get_num_transfer_tokens gives the remainder to the first calls.
+    assert published_quotas(16, 12, 8) == [2, 2, 1, 1, 1, 1] * 2
+
+
+def test_a_cutoff_inside_each_block_finishes_every_block_in_one_call():
+    found = plan((8, 8), 16, 16, 8, 0.25, "block")
+    assert found.quotas == (1, 1, 1, 1, 1, 1, 2) * 2
+    assert found.argmax == (False,) * 6 + (True,) + (False,) * 6 + (True,)
+
+
+def test_at_0_05_a_cutoff_inside_blocks_of_32_saves_nothing():
+    # 1.6 of 32 tokens are less than the two tokens that one call commits anyway.
+    assert plan((32,) * 8, 256, 128, 32, 0.05, "block").forwards >= 128
+
+
+def test_a_quota_that_a_block_cannot_take_goes_to_the_next_in_the_same_call():
+    found = plan((1, 4), 8, 4, 4, 0.0, "global")
+    assert found.quotas == (2, 2, 1)
+    assert found.widths == (1 + 4, 3, 1)
+    assert found.completed == (1, 1, 2)
+
+
+def test_shares_mean_what_people_mean():
+    assert share_of(0.29, 100) == 29
+    assert share_of(0.05, 256) == 12
+    assert [anchors_for(g, 256) for g in (0.05, 0.1)] == [13, 26]
+    assert anchors_for(0.125, 20) == 3  # 2.5: halves upwards
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((256, 128, 33), "sampler.block is 33; it must divide sampler.length, which is 256; try 32"),
+        ((256, 100, 32), "multiple of 8 and at most sampler.length = 256; try 96"),
+        ((16, 32, 16), "at most sampler.length = 16; try 16"),
+        ((0, 1, 1), "all must be 1 or more"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_a_remedy(sizes, words):
+    with pytest.raises(RecipeError) as error:
+        check_schedule(*sizes)
+    assert words in str(error.value)
