@@ -14,7 +14,9 @@ from stipule.tasks.countdown import Countdown
 from stipule.training.pretrain import Shape, new_policy
 from stipule.types import Prompts, Responses
 
-COUNTDOWN = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), train_problems=64, test_problems=64)
+COUNTDOWN = Countdown(
+    prompt="compact", operations="+-*", largest=20, target=(1, 60), train_problems=64, test_problems=64
+)
 
 
 def random_policy(seed: int = 0) -> MaskedPolicy:

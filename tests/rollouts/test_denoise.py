@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.toys import anchored, prompts
 
 from stipule.errors import RecipeError
 from stipule.rollouts.denoise import BlockDenoiser, Noise, pick
 from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import plan
 from stipule.types import Prompts
+from tests.toys import anchored, prompts
 
 GREEDY = BlockDenoiser(length=16, steps=16, block=8, temperature=0.0)
 
@@ -41,7 +41,8 @@ def published_decoder(policy, one, length, steps, block):
 
 
 @pytest.mark.parametrize(
-    ("length", "steps", "block"), [(16, 16, 16), (16, 8, 16), (16, 16, 4), (16, 8, 4), (24, 12, 8), (24, 18, 8), (32, 8, 8)]
+    ("length", "steps", "block"),
+    [(16, 16, 16), (16, 8, 16), (16, 16, 4), (16, 8, 4), (24, 12, 8), (24, 18, 8), (32, 8, 8)],
 )
 def test_unpruned_greedy_decoding_is_lladas_token_by_token(policy, length, steps, block):
     sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.0, early_end=False)
@@ -108,16 +109,15 @@ class count_calls:
 @pytest.mark.parametrize("anchors", [0, 3])
 def test_early_end_spends_no_more_and_leaves_live_tokens_as_they_are(policy, cutoff, anchors):
     rows = 32
-    likely = {"seed": 0}
+    sampler = BlockDenoiser(length=24, steps=24, block=6, temperature=1.0)
+    noise, asked = no_noise(sampler, rows), prompts(policy, rows)
+    placed = anchored(policy, rows, 24, anchors)
+    common = sampler(policy, asked, noise).tokens.flatten().mode().values
     head = policy.core.get_output_embeddings().weight
     before = head[policy.eos_id].clone()
     with torch.no_grad():
-        head[policy.eos_id] = head[5] * 1.05  # end-of-text as likely as a common word
+        head[policy.eos_id] = head[common] * 1.05  # end-of-text at least as likely as the commonest word
     try:
-        sampler = BlockDenoiser(length=24, steps=24, block=6, temperature=1.0)
-        noise = no_noise(sampler, rows)
-        placed = anchored(policy, rows, 24, anchors, **likely)
-        asked = prompts(policy, rows)
         early = sampler(policy, asked, noise, placed, Temporal(cutoff=cutoff))
         full = replace(sampler, early_end=False)(policy, asked, noise, placed, Temporal(cutoff=cutoff))
     finally:
