@@ -83,6 +83,14 @@ class ConsistentPolicy:
     def head(self, states):
         return states
 
+    def logits(self, tokens, attend, at, count=None):
+        return self.states(tokens, attend, at, count)
+
+    def encode(self, prompts):
+        raise NotImplementedError("no text")
+
+    decode = reference = encode
+
     def log_p(self, row: tuple[int, ...], given: tuple[bool, ...] | None = None) -> float:
         """log p(row), or of the tokens not in `given` conditional on those in it."""
         whole = math.log(self.joint[row])

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_no_tag_and_no_answer_stands_outside_the_spans(response):
     answer = answer_text(response)
     assert not answer or any(answer in response[start:end] for start, end in spans)
     assert spans == sorted(spans)
-    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
 
 
 @given(pieces)
@@ -75,7 +77,7 @@ def test_merged_spans_cover_the_same_characters_without_touching(spans):
     merged = merge_spans(spans)
     assert set().union(*(range(*span) for span in merged)) == set().union(*(range(*span) for span in spans))
     assert all(start < end for start, end in merged)
-    assert all(first[1] < second[0] for first, second in zip(merged, merged[1:], strict=False))
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(merged))
 
 
 def test_a_long_run_of_tags_is_read_in_no_time():

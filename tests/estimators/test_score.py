@@ -1,0 +1,49 @@
+"""Chunked log-probabilities against the plain ones."""
+
+import torch
+from tests.toys import prompts
+
+from stipule.estimators import score as module
+from stipule.estimators.elbo import Elbo
+from stipule.rollouts.denoise import BlockDenoiser
+
+
+def rolled(policy):
+    sampler = BlockDenoiser(length=12, steps=6, block=6, temperature=1.0)
+    return sampler(policy, prompts(policy), sampler.draw(3, torch.Generator().manual_seed(0)))
+
+
+def test_log_probabilities_are_those_of_the_full_softmax(policy):
+    responses = rolled(policy)
+    (views,) = Elbo().draw(responses, 1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = module.hidden_log_probabilities(policy, responses, views)
+        for k in range(3):
+            canvas = responses.tokens.masked_fill(views.hidden[k], policy.mask_id)
+            attend = torch.cat([responses.prompt_mask, torch.ones_like(views.hidden[k])], 1)
+            logits = policy.core(
+                input_ids=torch.cat([responses.prompt, canvas], 1),
+                attention_mask=attend,
+                position_ids=(attend.long().cumsum(1) - 1).clamp(min=0),
+            ).logits[:, -12:]
+            plain = logits.log_softmax(2).gather(2, responses.tokens[:, :, None])[:, :, 0]
+            assert torch.allclose(found[k], plain * views.hidden[k], atol=1e-4)
+
+
+def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):
+    responses = rolled(policy)
+    (views,) = Elbo().draw(responses, 1, torch.Generator().manual_seed(0))
+    policy.model.requires_grad_(True)
+
+    def value_and_gradient():
+        policy.model.zero_grad()
+        logp = module.hidden_log_probabilities(policy, responses, views)
+        logp.sum().backward()
+        return logp.detach(), [p.grad.clone() for p in policy.model.parameters()]
+
+    whole, gradients = value_and_gradient()
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 7 * policy.vocabulary)
+    chunked, again = value_and_gradient()
+    assert torch.allclose(whole, chunked, atol=1e-5)
+    for one, other in zip(gradients, again, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
