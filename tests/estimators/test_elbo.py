@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tests.toys import ConsistentPolicy, anchored, prompts, response, subsets
 
 from stipule.errors import RecipeError
 from stipule.estimators.elbo import Elbo
@@ -13,6 +12,7 @@ from stipule.estimators.score import hidden_log_probabilities, score
 from stipule.objectives.grpo import Grpo
 from stipule.objectives.ratio import token_ratio
 from stipule.rollouts.denoise import BlockDenoiser
+from tests.toys import ConsistentPolicy, anchored, prompts, response, subsets
 
 LENGTH, WORDS = 5, 3
 ROW = (1, 0, 2, 2, 1)

@@ -1,11 +1,11 @@
 """Chunked log-probabilities against the plain ones."""
 
 import torch
-from tests.toys import prompts
 
 from stipule.estimators import score as module
 from stipule.estimators.elbo import Elbo
 from stipule.rollouts.denoise import BlockDenoiser
+from tests.toys import prompts
 
 
 def rolled(policy):
