@@ -1,0 +1,238 @@
+"""Runs that can be trusted: killed, interrupted, broken, and resumed to the same bits."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stipule.errors import DivergenceError, RecipeError, StipuleError
+from stipule.models.loading import save_policy
+from stipule.recipe import dump_recipe, parse_recipe
+from stipule.tasks.problem import Problem
+from stipule.training import update
+from stipule.training.folder import RunFolder
+from stipule.training.loop import batch, train
+from stipule.training.settings import Recipe
+from tests.toys import random_policy
+
+TASK = {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_policy(random_policy(), folder, "x")
+    return folder
+
+
+def recipe(base, *overrides) -> Recipe:
+    data = {
+        "task": {**TASK, "train_problems": 12, "test_problems": 8},
+        "model": {"path": str(base), "attention": "eager"},
+        "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
+        "pruning": {"spatial": {"ratio": 0.2, "source": "last_visit"}, "temporal": {"cutoff": 0.2}},
+        "objective": {"kind": "grpo", "kl": 0.04},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {
+            "steps": 6, "problems": 2, "group": 3, "updates": 2, "save_every": 1, "seed": 1, "rollouts_every": 3,
+        },
+    }  # fmt: skip
+    return parse_recipe(data, overrides)
+
+
+def weights(folder):
+    """A hash of the newest checkpoint's weights, optimizer and anchors."""
+    place = max(folder.glob("checkpoints/step-*"))
+    digest = hashlib.sha256()
+    for file in sorted(place.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return place.name, digest.hexdigest()
+
+
+def start(folder, wanted):
+    return RunFolder.create(folder, dump_recipe(wanted))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe(base), start(folder, recipe(base)))
+    return folder
+
+
+def test_a_run_leaves_its_record(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["response/anchors"] == 0  # last_visit: nothing is known of a problem on its first visit
+    assert sorted(p.name for p in (whole / "rollouts").iterdir()) == ["step-000003.jsonl", "step-000006.jsonl"]
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+    assert json.loads((whole / "environment.json").read_text())["torch"] == torch.__version__
+    # kl > 0: one scored view set for the second update's old scores, two for the reference, two updates; K = 3.
+    assert (lines[-1]["calls/score"], lines[-1]["calls/update"]) == (3 * 6 * 3, 3 * 6 * 2)
+
+
+def test_stopping_and_resuming_gives_the_same_bits(base, whole, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at_three(event, data):
+        if event == "saved" and data["step"] == 3:
+            raise Stop
+
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(recipe(base), start(folder, recipe(base)), stop_at_three)
+    train(recipe(base), RunFolder.reopen(folder, dump_recipe(recipe(base))))
+    assert weights(folder) == weights(whole)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(base, whole, tmp_path, kills):
+    folder, written = tmp_path / "run", tmp_path / "recipe.yaml"
+    written.write_text(dump_recipe(recipe(base)))
+    command = [sys.executable, "-m", "stipule", "train", str(written), "--out", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    chance = random.Random(kills)
+    for _ in range(kills):
+        resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
+        process = subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.DEVNULL)
+        lines = (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # until it has begun, then a random moment more
+            if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") != lines:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert weights(folder) == weights(whole)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_lora_resumes_to_the_same_bits(base, tmp_path):
+    wanted = recipe(base, "model.lora.rank=2", "training.steps=3")
+    train(wanted, start(tmp_path / "whole", wanted))
+    half = replace(wanted, training=replace(wanted.training, steps=1))
+    train(half, start(tmp_path / "half", half))
+    train(wanted, RunFolder.reopen(tmp_path / "half", dump_recipe(wanted)))
+    assert weights(tmp_path / "half") == weights(tmp_path / "whole")
+
+
+def test_portions_change_no_result(base, whole, tmp_path):
+    small = recipe(
+        base, "training.rollout_rows=4", "training.score_rows=2", "training.steps=1", "training.save_every=1"
+    )
+    large = recipe(base, "training.steps=1")
+    for name, wanted in (("small", small), ("large", large)):
+        train(wanted, start(tmp_path / name, wanted))
+    one, other = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("small", "large"))
+    for key in ("reward/mean", "response/confidence", "policy/loss", "policy/kl", "policy/gradient_norm"):
+        assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6)
+
+
+def test_an_occupied_folder_and_another_recipe_are_refused(base, whole):
+    before = weights(whole)
+    with pytest.raises(RecipeError, match="already holds a run.*--resume"):
+        start(whole, recipe(base))
+    with pytest.raises(RecipeError, match=r"optimizer.learning_rate: 0.001 then, 0.01 now"):
+        RunFolder.reopen(whole, dump_recipe(recipe(base, "optimizer.learning_rate=0.01")))
+    with pytest.raises(RecipeError, match="no run to resume"):
+        RunFolder.reopen(whole / "nowhere", dump_recipe(recipe(base)))
+    assert weights(whole) == before
+
+
+def test_a_diverged_step_stops_with_its_rollouts(base, tmp_path):
+    wanted = recipe(base, "optimizer.learning_rate=1e30", "optimizer.max_norm=1e30", "training.steps=6")
+    with pytest.raises(DivergenceError, match=r"its rollouts are in .*rollouts/step-"):
+        train(wanted, start(tmp_path / "run", wanted))
+    assert list((tmp_path / "run" / "rollouts").glob("step-*.jsonl"))
+
+
+def test_a_grader_that_raises_stops_the_run_and_it_can_be_resumed(base, whole, tmp_path, monkeypatch):
+    wanted, folder = recipe(base), tmp_path / "run"
+    grade, calls = type(wanted.task).grade, []
+
+    def breaks_late(self, problem, text):
+        calls.append(text)
+        if len(calls) == 15:
+            raise ZeroDivisionError("a bug in a reward")
+        return grade(self, problem, text)
+
+    monkeypatch.setattr(type(wanted.task), "grade", breaks_late)
+    with pytest.raises(ZeroDivisionError):
+        train(wanted, start(folder, wanted))
+    monkeypatch.undo()
+    train(wanted, RunFolder.reopen(folder, dump_recipe(wanted)))
+    assert weights(folder) == weights(whole)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(base, tmp_path):
+    wanted, folder = recipe(base), tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(event, data):
+        if event == "saved" and data["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(StipuleError, match="could not write .*step-000003.*free some space"):
+            train(wanted, start(folder, wanted), fill_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
+    written, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    written.write_text(dump_recipe(recipe(base, "training.steps=100000", "training.save_every=100000")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stipule", "train", str(written), "--out", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--out {folder} --resume" in said
+    assert len(list((folder / "checkpoints").glob("step-*/model/model.safetensors"))) == 1
+
+
+def test_every_problem_is_visited_once_an_epoch():
+    problems = [Problem(str(i), "", {}) for i in range(6)]
+    seen = [p.key for step in range(3) for p in batch(problems, 4, 0, step)]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == list("012345")
+    assert seen[:6] != seen[6:]
+    assert batch(problems, 4, 0, 1) == batch(problems, 4, 0, 1)
+
+
+def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, monkeypatch):
+    wanted = recipe(base, "objective.kl=0", "training.steps=1")
+    scored = []
+    plain = update.score
+    monkeypatch.setattr(update, "score", lambda *a: scored.append(len(a[1])) or plain(*a))
+    grade = type(wanted.task).grade
+    # The first problem's group is always equal, the second's never.
+    rewards = iter([0.1, 0.1, 0.1, 0.0, 0.4, 1.0])
+    monkeypatch.setattr(type(wanted.task), "grade", lambda s, p, t: replace(grade(s, p, t), reward=next(rewards)))
+    train(wanted, start(tmp_path / "run", wanted))
+    assert scored == [3, 3, 3]  # old of the second update, then two updates: three rows each, not six
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["policy/skipped"] == pytest.approx(0.5)
