@@ -1,0 +1,92 @@
+"""The command as a user meets it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+STIPULE = [sys.executable, "-m", "stipule"]
+
+
+def run(*words, **options):
+    return subprocess.run([*STIPULE, *words], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_comes_within_a_second():
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert "quickstart" in run("--help").stdout
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("command", ["quickstart", "train", "check", "pretrain", "eval", "generate"])
+def test_every_command_has_help_with_an_example(command):
+    said = run(command, "--help").stdout
+    assert "xample" in said
+    assert f"stipule {command}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nowhere.yaml"], "there is no recipe at 'nowhere.yaml'"),
+        (["train", "quickstart", "training.group=1"], "needs 2 or more"),
+        (["check", "quickstart", "samplr.length=3"], "did you mean sampler?"),
+        (["eval", "nowhere", "--task", "sudoku"], "no readable model at 'nowhere'"),
+        (["eval", "tiny/sudoku", "--split", "dev"], "split is 'dev'"),
+        (["generate", "tiny/sudoku", "hello"], "cannot be encoded"),
+    ],
+)
+def test_a_users_error_is_one_message_and_exit_code_2(words, message, tmp_path):
+    found = run(*words, cwd=tmp_path)
+    assert found.returncode == 2
+    assert message in " ".join(found.stderr.split())
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_prints_the_recipe_and_the_calls_and_loads_no_model():
+    said = run("check", "quickstart").stdout
+    assert "learning_rate: 0.0001" in said
+    assert "13 of 16 unpruned" in said  # (16 - 2 - 2) / 1 + 1
+
+
+def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
+    few = ["task.test_problems=8", "task.train_problems=16", "training.problems=2", "training.steps=2"]
+    found = run("quickstart", *few, "--seed", "5", "--out", "run", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result) >= {"before", "after", "seconds", "model_calls", "steps", "seed"}
+    assert (result["steps"], result["seed"], result["before"]["total"]) == (2, 5, 8)
+    assert result["pregeneration_calls"] == 16 * 16
+    assert "What pruning saved" in found.stdout
+    scored = run("eval", "run", "--json", "found.json", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    again = json.loads((tmp_path / "found.json").read_text())
+    assert (again["solved"], again["total"]) == (result["after"]["solved"], 8)
+    assert run("quickstart", *few, "--out", "run", cwd=tmp_path).returncode == 2  # nothing is overwritten
+
+
+def test_generate_shows_every_step():
+    said = run("generate", "tiny/sudoku", "0243000001202030", "--show-steps").stdout.splitlines()
+    assert len(said) == 16
+    assert [line.count("·") for line in said] == list(range(15, -1, -1))
+
+
+def test_anchors_are_built_once_and_used(tmp_path):
+    few = ["task.train_problems=8"]
+    built = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    assert "128 model calls" in " ".join(built.stdout.split())
+    again = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
+    assert again.returncode == 2
+    short = ["training.steps=1", "training.problems=1", "pruning.spatial.path=a.safetensors"]
+    assert run("train", "quickstart", *few, *short, "--out", "run", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "run" / "anchors.safetensors").exists()
+    wrong = run("train", "quickstart", *few, *short, "sampler.length=32", "--out", "other", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "have length 16" in wrong.stderr

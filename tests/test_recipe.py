@@ -1,0 +1,81 @@
+"""Recipes: what is wrong is said before any model loads."""
+
+import pytest
+
+from stipule.errors import RecipeError
+from stipule.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, recipe_folder
+from stipule.training.pretrain import PretrainRecipe
+from stipule.training.settings import Recipe
+
+SUDOKU = {"task": {"kind": "sudoku"}}
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "words"),
+    [
+        ({"trainin": {}}, [], "trainin is not a key of a recipe; did you mean training?"),
+        ({"sampler": {"blok": 3}}, [], "sampler.blok is not a key of sampler; did you mean block?"),
+        ({"task": {"kind": "sudoko"}}, [], "kind is 'sudoko'; allowed: sudoku, countdown"),
+        ({"task": {}}, [], "say which kind is meant"),
+        ({}, ["model.lora.rnk=2"], "did you mean rank?"),
+        ({}, ["pruning.spatial.ratio=1.2"], "must lie in [0, 1); try 0.05"),
+        ({}, ["pruning.spatial.ratio=0.1", "pruning.spatial.source=none"], "there is no source of anchors"),
+        ({}, ["pruning.temporal.cutoff=-1"], "must lie in [0, 1)"),
+        ({}, ["training.group=1"], "needs 2 or more; try 6"),
+        ({}, ["training.steps=abc"], "training.steps is 'abc'"),
+        ({}, ["training.steps=0"], "training.steps is 0; it must be 1 or more"),
+        ({}, ["sampler.block=33"], "it must divide sampler.length"),
+        ({}, ["objective.clip=2"], "objective.clip is 2"),
+        ({}, ["optimizer.learning_rate=0"], "must be above 0"),
+        ({}, ["training.steps"], "not of the form section.key=value"),
+        ({}, ["sampler=3"], "sampler is 3"),
+    ],
+)
+def test_a_wrong_recipe_says_what_to_do(data, overrides, words):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(SUDOKU | data, overrides)
+    assert words in str(error.value)
+
+
+def test_yaml_1_1_numbers_and_overrides_are_read_as_numbers():
+    found = parse_recipe(SUDOKU | {"optimizer": {"learning_rate": "3e-6"}}, ["optimizer.weight_decay=1e-2"])
+    assert (found.optimizer.learning_rate, found.optimizer.weight_decay) == (3e-6, 0.01)
+
+
+def test_a_resolved_recipe_loads_as_itself(tmp_path):
+    found = load_recipe("quickstart", ["model.lora.rank=4", "training.seed=7"])
+    (tmp_path / "again.yaml").write_text(dump_recipe(found))
+    assert load_recipe(str(tmp_path / "again.yaml")) == found
+
+
+def test_a_child_changes_only_what_it_names(tmp_path):
+    (tmp_path / "parent.yaml").write_text(
+        "task: {kind: sudoku, blanks: [6, 8]}\nsampler: {length: 16, steps: 16, block: 8}\n"
+    )
+    (tmp_path / "child.yaml").write_text("extends: parent.yaml\nsampler: {steps: 8}\n")
+    found = load_recipe(str(tmp_path / "child.yaml"))
+    assert (found.sampler.length, found.sampler.steps, found.task.blanks) == (16, 8, (6, 8))
+    (tmp_path / "other.yaml").write_text("extends: parent.yaml\ntask: {kind: countdown}\n")
+    assert load_recipe(str(tmp_path / "other.yaml")).task.kind == "countdown"
+
+
+def test_defaults_are_table_8():
+    found = parse_recipe(SUDOKU)
+    assert (found.optimizer.learning_rate, found.optimizer.beta1, found.optimizer.beta2) == (3e-6, 0.9, 0.99)
+    assert (found.optimizer.weight_decay, found.training.updates, found.training.group) == (0.1, 4, 6)
+    assert (found.objective.clip, found.objective.kl, found.estimator.samples) == (0.2, 0.04, 3)
+    assert (found.sampler.length, found.sampler.temperature) == (256, 0.9)
+    assert found.training.problems * found.training.group == 6 * 2  # batch x accumulation
+
+
+def test_every_shipped_recipe_is_valid():
+    paths = sorted(recipe_folder().rglob("*.yaml"))
+    assert paths
+    for path in paths:
+        kind = PretrainRecipe if "pretraining" in read_yaml(path) else Recipe
+        load_recipe(str(path), kind=kind)
+
+
+def test_a_recipe_that_is_not_there_names_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean quickstart.yaml"):
+        load_recipe("quikstart.yaml")
