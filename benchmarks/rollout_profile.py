@@ -1,0 +1,47 @@
+"""Share of a rollout's seconds inside the model: python benchmarks/rollout_profile.py [MODEL] [rows]."""
+
+import sys
+import time
+
+import torch
+
+from stipule.models.loading import ModelChoice, load_policy
+from stipule.recipe import recipe_for_model
+from stipule.rollouts.pruning import Temporal
+from stipule.streams import stream
+
+RUNS = 7
+
+
+def main(model: str = "tiny/sudoku", rows: int = 128) -> None:
+    """Medians over RUNS rollouts of the training split, with noise and a cut-off, on this machine."""
+    recipe = recipe_for_model(model, None, ["sampler.temperature=1"])
+    policy = load_policy(ModelChoice(path=model, attention="eager"))
+    problems = recipe.task.problems("train")[:rows]
+    prompts = policy.encode([problem.prompt for problem in problems])
+    inside = {"network": 0.0, "head": 0.0}
+    started = {}
+
+    def enter(name):
+        return lambda *_: started.__setitem__(name, time.perf_counter())
+
+    def leave(name):
+        return lambda *_: inside.__setitem__(name, inside[name] + time.perf_counter() - started[name])
+
+    for name, module in (("network", policy.core.base_model), ("head", policy.core.get_output_embeddings())):
+        module.register_forward_pre_hook(enter(name))
+        module.register_forward_hook(leave(name))
+    shares, seconds = [], []
+    for run in range(RUNS + 1):
+        inside.update(network=0.0, head=0.0)
+        noise = recipe.sampler.draw(rows, stream(run, 0, "profile"))
+        begun = time.perf_counter()
+        recipe.sampler(policy, prompts, noise, None, Temporal(cutoff=0.125))
+        seconds.append(time.perf_counter() - begun)
+        shares.append((inside["network"] + inside["head"]) / seconds[-1])
+    share, total = torch.tensor(shares[1:]).median(), torch.tensor(seconds[1:]).median()
+    print(f"{model}, {rows} rows: {total:.3f} s a rollout, {share:.0%} of it in the model's forward (median of {RUNS})")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
