@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,14 +30,19 @@ def load_recipe(path: str, overrides: Sequence[str] = (), kind: type[Kind] = Rec
 
 def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
     """A validated recipe from plain data."""
-    merged = _merge({}, data)
+    merged, changes = _merge({}, data), dict[str, Any]()
+    _name_kinds(kind, merged)
     for override in overrides:
-        _apply(merged, override)
-    _check_keys(kind, merged, "")
+        _apply(changes, override)
+    merged = _merge(merged, changes)
+    _name_kinds(kind, merged)
+    meant = _check_keys(kind, merged, "")
     try:
         return TypeAdapter(kind).validate_python(merged)
     except ValidationError as cause:
-        raise RecipeError("; ".join(_explain(error) for error in cause.errors())) from cause
+        # Of a union, pydantic tells what every member would say: only the one that `kind` names was asked.
+        errors = [e for e in cause.errors() if {str(p) for p in e["loc"] if str(p)[:1].isupper()} <= meant]
+        raise RecipeError("; ".join(dict.fromkeys(map(_explain, errors)))) from cause
 
 
 def recipe_for_model(model: str, task: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -133,21 +138,39 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"the value in {override!r} is not readable YAML") from cause
 
 
-def _check_keys(kind: Any, data: Any, where: str) -> None:
-    """Unknown keys, with the nearest known one; pydantic alone would pass over them in a plain dataclass."""
+def _name_kinds(kind: Any, data: dict[str, Any]) -> None:
+    """Writes the default's `kind` into every section that is given without one: clip=0.1 means that of the default."""
+    for field in fields(kind):
+        section = data.get(field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else None
+        if isinstance(section, dict) and (named := getattr(default, "kind", None)):
+            section.setdefault("kind", named)
+
+
+def _check_keys(kind: Any, data: Any, where: str) -> set[str]:
+    """The names of the dataclasses that the data is meant for.
+
+    Raises RecipeError for an unknown key, with the nearest known one; pydantic would pass over it.
+    """
     if not isinstance(data, Mapping):
-        return
+        return set()
     choice = _dataclass_for(kind, data)
     if choice is None:
-        return
+        return set()
+    meant = {choice.__name__}
     hints = get_type_hints(choice)
     known = [f.name for f in fields(choice)]
     for key, value in data.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            raise RecipeError(f"{where}{key} is not a key of {where.rstrip('.') or 'a recipe'}; {hint}")
-        _check_keys(hints[key], value, f"{where}{key}.")
+            others = [str(_kind(o)) for o in get_args(kind) if is_dataclass(o) and key in {f.name for f in fields(o)}]
+            if others:
+                hint = f"{', '.join(others)} would have it; remove it or change {where}kind"
+            named = f" {data['kind']}" if "kind" in data else ""
+            raise RecipeError(f"{where}{key} is not a key of {where.rstrip('.') or 'a recipe'}{named}; {hint}")
+        meant |= _check_keys(hints[key], value, f"{where}{key}.")
+    return meant
 
 
 def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:

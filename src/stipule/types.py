@@ -71,9 +71,15 @@ class Views:
     hidden: Bool[Tensor, "K B L"]
     weight: Float[Tensor, "K B L"]  # weight without hidden is an error; hidden without weight is context withheld
     hidden_prompt: Bool[Tensor, "K B P"]  # all False unless the estimator masks prompts
+    counted: Bool[Tensor, "B L"]  # the tokens that a loss averages over: `scored`, or fewer
+
+    @property
+    def busy(self) -> Bool[Tensor, "K B"]:
+        """Where a view asks anything at all: only there is the model called."""
+        return (self.weight != 0).any(2)
 
     def __getitem__(self, rows: Any) -> Views:
-        return Views(self.hidden[:, rows], self.weight[:, rows], self.hidden_prompt[:, rows])
+        return Views(self.hidden[:, rows], self.weight[:, rows], self.hidden_prompt[:, rows], self.counted[rows])
 
 
 @dataclass(frozen=True)

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stipule.errors import RecipeError
-from stipule.estimators.views import bernoulli_hidden, exact_hidden
+from stipule.estimators.levels import Levels, tilted_counts, uniform_counts, uniforms
+from stipule.estimators.views import bernoulli_hidden, circular_hidden, exact_hidden, views_of, weighted_sum
 from stipule.types import Responses, Views
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """A likelihood estimator: what to hide (`draw`) and how to add it up (`read`)."""
-
-    def draw(self, responses: Responses, updates: int, generator: torch.Generator) -> list[Views]: ...
-    def read(
-        self, logp: Float[Tensor, "K B L"], views: Views, advantage: Float[Tensor, " B"]
-    ) -> Float[Tensor, "B L"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elbo:
     """Monte-Carlo ELBO: score_i = sum_k 1[i hidden in k] weight_k log p(x0_i | x_k), whose sum over i estimates B.
 
-    `masks` says how a view is drawn, with n scored tokens:
-      bernoulli  t ~ U(t_min, 1), each token hidden with probability t, weight 1/(K t)    eq. 3 and 7 of the paper
-      exact      k ~ U{1..n}, a uniform k-subset hidden, weight n/(K k)                   Nie et al. 2025, eq. 6
-    Both have the ELBO as their mean, `bernoulli` up to the part of the integral below t_min. As t -> 0 its weight is
-    unbounded and its variance at t_min = 0 infinite, which the boundedness of assumption 4.2 rules out; `exact` has
-    no such tail. The K views of all inner updates are drawn at once and shared by the new, old and reference policy.
+    `masks` says what a view is, with n scored tokens and u ~ U(0, 1):
+      bernoulli       t = 1 - (1 - t_min) u, each token hidden with probability t, weight 1/(K t)    eq. 3 and 7
+      exact           k ~ U{1..n}, a uniform k-subset hidden, weight n/(K k)           Nie et al. 2025, eq. 6
+      rao_blackwell   k ~ U{0..n}, weight (n+1)/(K k): E[1/t | k hidden], so `bernoulli` with t integrated out; ESPO
+    All have the ELBO as their mean, `bernoulli` up to the part of the integral below t_min. As t -> 0 its weight is
+    unbounded and its variance at t_min = 0 infinite, which the boundedness of assumption 4.2 rules out; the others
+    have no such tail, and `exact` never spends a model call on nothing.
+
+    `levels` says how the K uniforms of a response know of one another (`estimators/levels.py`); `subsets: circular`
+    makes the hidden sets follow one another around one random order (`estimators/views.py`). Two special cases:
+      exact + antithetic + circular           k and n+1-k tokens, the second set the complement plus one of the first
+      rao_blackwell + antithetic + circular   k and n-k, exact complements (ESPO's pair; one of the two may be empty)
+    `tilt` draws k with probability q(k) in proportion to tilt + k/n, weight 1/(K k q(k)) (importance sampling).
+
+    The views of all inner updates are drawn at once and shared by the new, old and reference policy (common random
+    numbers), so that the ratio is 1 where nothing has changed.
     """
 
     kind: Literal["elbo"] = "elbo"
     samples: int = 3  # K (table 8)
-    masks: Literal["bernoulli", "exact"] = "bernoulli"
+    masks: Literal["bernoulli", "exact", "rao_blackwell"] = "bernoulli"
     t_min: float = 1e-3  # least share of masks for `bernoulli`
+    levels: Levels = "independent"
+    subsets: Literal["independent", "circular"] = "independent"
+    tilt: float | None = None  # None: every count alike
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -50,28 +52,54 @@ class Elbo:
             raise RecipeError(
                 f"estimator.t_min is {self.t_min}; it is a share of masks and must lie in [0, 1); try 0.001"
             )
+        if self.levels == "antithetic" and self.samples % 2:
+            raise RecipeError(
+                f"estimator.levels is antithetic with samples {self.samples}; views come in pairs, so samples must be "
+                f"even; try samples={self.samples + 1}, or levels=jittered"
+            )
+        if self.masks == "bernoulli" and self.subsets == "circular":
+            raise RecipeError(
+                "estimator.subsets is circular with masks bernoulli; a circular subset has an exact count of tokens; "
+                "set masks=exact, or subsets=independent"
+            )
+        if self.tilt is not None and (self.masks != "exact" or self.tilt < 0):
+            raise RecipeError(
+                f"estimator.tilt is {self.tilt} with masks {self.masks}; it tilts the exact count of hidden tokens "
+                "towards many and must be 0 or more; set masks=exact, or remove it"
+            )
+
+    @property
+    def independent(self) -> bool:
+        """Whether the views are independent draws, and more than one: then their spread is the variance of one."""
+        return self.samples > 1 and self.levels == "independent" and self.subsets == "independent"
+
+    def views(self, length: int, calls: int) -> int:
+        return self.samples
 
     def draw(self, responses: Responses, updates: int, generator: torch.Generator) -> list[Views]:
         """K views for each of the inner updates. Cannot see a reward."""
         return [self._draw(responses, generator) for _ in range(updates)]
 
     def _draw(self, responses: Responses, generator: torch.Generator) -> Views:
-        scored = responses.scored
+        scored = responses.scored.cpu()  # noise is drawn on the CPU: the same on every device
         rows, length = scored.shape
-        level = torch.rand(self.samples, rows, generator=generator).to(scored.device)
-        noise = torch.rand(self.samples, rows, length, generator=generator).to(scored.device)
+        u = uniforms(self.levels, self.samples, rows, generator)
+        circular = self.subsets == "circular"
+        noise = torch.rand(1 if circular else self.samples, rows, length, generator=generator)
         if self.masks == "bernoulli":
-            t = 1 - (1 - self.t_min) * level  # in (t_min, 1]: never 0
+            t = (1 - (1 - self.t_min) * u).clamp(min=self.t_min).float()
             hidden = bernoulli_hidden(t, scored, noise)
-            worth = 1 / (self.samples * t)
+            worth = (self.samples * t).reciprocal()
         else:
             n = scored.sum(1)
-            count = (level * n).long() + 1
-            hidden = exact_hidden(count, scored, noise)
-            worth = n / (self.samples * count)
-        prompt = responses.prompt_mask
-        return Views(hidden, worth[:, :, None] * hidden, torch.zeros_like(prompt).expand(self.samples, *prompt.shape))
+            least = 1 if self.masks == "exact" else 0
+            if self.tilt is None:
+                count = uniform_counts(u, least, n)
+                chance = 1 / (n + 1 - least).clamp(min=1).double()  # of this count
+            else:
+                count, chance = tilted_counts(u, self.tilt, n, length)
+            hidden = (circular_hidden if circular else exact_hidden)(count, scored, noise)
+            worth = 1 / (self.samples * count.clamp(min=1) * chance).float()
+        return views_of(responses, hidden, worth[:, :, None] * hidden)
 
-    def read(self, logp: Float[Tensor, "K B L"], views: Views, advantage: Float[Tensor, " B"]) -> Float[Tensor, "B L"]:
-        """Sum over the views; the advantage plays no part."""
-        return (logp * views.weight).sum(0)
+    read = weighted_sum

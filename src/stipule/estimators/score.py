@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stipule.estimators.elbo import Estimator
+from stipule.estimators.estimator import Estimator
 from stipule.models.policy import Policy
 from stipule.types import Responses, Views
 
@@ -23,19 +23,28 @@ def score(
 
 
 def hidden_log_probabilities(policy: Policy, responses: Responses, views: Views) -> Float[Tensor, "K B L"]:
-    """log p(x0_i | view) at every hidden token and 0 elsewhere; all K views in one model call."""
-    views_count, rows, length = views.hidden.shape
-    hidden = views.hidden.flatten(0, 1)
-    targets = responses.tokens.repeat(views_count, 1)
-    prompt = responses.prompt.repeat(views_count, 1).masked_fill(views.hidden_prompt.flatten(0, 1), policy.mask_id)
-    tokens = torch.cat([prompt, targets.masked_fill(hidden, policy.mask_id)], 1)
-    real = responses.prompt_mask.repeat(views_count, 1)
-    attend = None if bool(real.all()) else torch.cat([real, torch.ones_like(hidden)], 1)
-    at = torch.cat([torch.zeros_like(real), hidden], 1)
+    """log p(x0_i | view) at every token that has weight, and 0 elsewhere; all views in one model call.
 
-    states = policy.states(tokens, attend, at, None)
-    logp = target_log_probabilities(policy, states, targets[hidden])
-    return torch.zeros_like(hidden, dtype=logp.dtype).masked_scatter(hidden, logp).view(views_count, rows, length)
+    A view without weight in a row is not asked there (`Views.busy`): trajectories of different lengths cost what
+    they hold, and a mask that hides nothing costs nothing.
+    """
+    count, rows, length = views.hidden.shape
+    busy = views.busy.flatten().nonzero()[:, 0]
+    row = busy % rows
+    asked = (views.weight != 0).flatten(0, 1)[busy]
+    hidden = views.hidden.flatten(0, 1)[busy]
+    prompt = responses.prompt[row].masked_fill(views.hidden_prompt.flatten(0, 1)[busy], policy.mask_id)
+    targets = responses.tokens[row]
+    real = responses.prompt_mask[row]
+
+    tokens = torch.cat([prompt, targets.masked_fill(hidden, policy.mask_id)], 1)
+    attend = None if bool(real.all()) else torch.cat([real, torch.ones_like(hidden)], 1)
+    at = torch.cat([torch.zeros_like(real), asked], 1)
+    logp = torch.zeros(0, device=tokens.device)
+    if len(busy):
+        logp = target_log_probabilities(policy, policy.states(tokens, attend, at, None), targets[asked])
+    whole = torch.zeros(count * rows, length, dtype=logp.dtype, device=tokens.device)
+    return whole.index_copy(0, busy, whole[busy].masked_scatter(asked, logp)).view(count, rows, length)
 
 
 def target_log_probabilities(

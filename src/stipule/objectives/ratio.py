@@ -1,8 +1,8 @@
-"""The importance ratio of eq. 4 and the KL estimate of eq. 1, per token."""
+"""The importance ratio of eq. 4 and its clipping, per token or per sequence."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -11,13 +11,22 @@ def token_ratio(new: Float[Tensor, "B L"], old: Float[Tensor, "B L"]) -> Float[T
     return (new - old).exp()
 
 
-def k3(new: Float[Tensor, "B L"], ref: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """exp(d) - d - 1 with d = ref - new: a KL estimate that is never negative (Schulman 2020; used by d1 and STP)."""
-    difference = ref - new
-    return difference.expm1() - difference
+def sequence_ratio(
+    new: Float[Tensor, "B L"], old: Float[Tensor, "B L"], counted: Bool[Tensor, "B L"]
+) -> Float[Tensor, " B"]:
+    """rho = exp((B_new - B_old) / |o|) of the summed scores: their geometric mean per token (GSPO; ESPO)."""
+    return (((new - old) * counted).sum(1) / counted.sum(1).clamp(min=1)).exp()
 
 
-def clipped_surrogate(ratio: Float[Tensor, "B L"], advantage: Float[Tensor, " B"], clip: float) -> Float[Tensor, "B L"]:
-    """min(rho A, clip(rho, 1 - eps, 1 + eps) A) of eq. 1."""
-    gain = advantage[:, None]
-    return (ratio * gain).minimum(ratio.clamp(1 - clip, 1 + clip) * gain)
+def clipped_surrogate(
+    ratio: Float[Tensor, " *S"], advantage: Float[Tensor, " *S"], low: float, high: float
+) -> Float[Tensor, " *S"]:
+    """min(rho A, clip(rho, 1 - low, 1 + high) A) of eq. 1; low = high = epsilon there, high > low in DAPO."""
+    return (ratio * advantage).minimum(ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def stopped(
+    ratio: Float[Tensor, " *S"], advantage: Float[Tensor, " *S"], low: float, high: float
+) -> Bool[Tensor, " *S"]:
+    """Where the clip has taken the gradient away."""
+    return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))

@@ -39,9 +39,10 @@ def step_cost(recipe: Recipe) -> StepCost:
     """Rollout, scoring of the old and the reference policy, and updates (algorithms: 1.0)."""
     settings = recipe.training
     rows = settings.problems * settings.group
-    views = recipe.estimator.samples * rows
-    scored = settings.updates - 1 + (settings.updates if recipe.objective.kl > 0 else 0)
     calls = calls_per_response(recipe)
+    views = recipe.estimator.views(recipe.sampler.length, calls) * rows
+    old = settings.updates - 1 if recipe.objective.compares else 0
+    scored = old + (settings.updates if recipe.objective.kl > 0 else 0)
     return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.updates)
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stipule.errors import RecipeError
+from stipule.estimators.autoregressive import Autoregressive
+from stipule.estimators.coupled import Coupled
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.one_step import OneStep
+from stipule.estimators.spg import Spg
+from stipule.estimators.trajectory import Trajectory
+from stipule.estimators.unigrpo import UniGrpo
 from stipule.models.loading import ModelChoice
-from stipule.objectives.credit import GroupRelative
+from stipule.objectives.credit import Exponential, GroupRelative, LeaveOneOut
 from stipule.objectives.grpo import Grpo
+from stipule.objectives.policy_gradient import PolicyGradient
+from stipule.objectives.sequence import SequenceRatio
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Pruning
 from stipule.tasks.countdown import Countdown
@@ -16,9 +24,9 @@ from stipule.tasks.sudoku import Sudoku
 
 # The unions that `kind:` picks from. A new member is one name here.
 AnyTask = Sudoku | Countdown
-AnyEstimator = Elbo
-AnyCredit = GroupRelative
-AnyObjective = Grpo
+AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
+AnyCredit = GroupRelative | LeaveOneOut | Exponential
+AnyObjective = Grpo | SequenceRatio | PolicyGradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +101,22 @@ class Recipe:
     objective: AnyObjective = field(default_factory=Grpo)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.estimator, Spg):
+            if not self.credit.signed:
+                raise RecipeError(
+                    f"estimator spg needs advantages of both signs, but credit {self.credit.kind} with positive: true "
+                    "gives none below 0; set credit.positive=false, or credit.kind=group_relative"
+                )
+            if self.objective.kl > 0:
+                raise RecipeError(
+                    f"objective.kl is {self.objective.kl} with estimator spg, whose score is another bound for every "
+                    "sign of the advantage: the distance to the reference would depend on the reward; set "
+                    "objective.kl=0, or estimator.kind=elbo"
+                )
+            if self.estimator.masks == "block" and self.sampler.length % self.estimator.block:
+                raise RecipeError(
+                    f"estimator.block is {self.estimator.block}; it must divide sampler.length, which is "
+                    f"{self.sampler.length}; try {min(self.sampler.block, self.sampler.length)}"
+                )

@@ -1,0 +1,89 @@
+"""Every method's recipe, with and without STP, over several seeds: steps, model calls and seconds to a solve rate.
+
+    python benchmarks/methods.py                       # all of recipes/tiny, 3 seeds; finished runs are kept
+    python benchmarks/methods.py spg spg_stp --seeds 5 --jobs 2
+
+Prints a table and writes it as json beside the runs. One core per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+METHODS = ("grpo_elbo", "diffu_grpo", "unigrpo", "spg", "coupled_grpo", "wd1", "espo", "trace", "just_grpo")
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("recipes", nargs="*", default=[name for m in METHODS for name in (m, f"{m}_stp")])
+    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--jobs", type=int, default=os.cpu_count())
+    ask.add_argument("--out", type=Path, default=Path("runs/methods"))
+    ask.add_argument("--target", type=float, default=0.9, help="greedy solve rate on held-out problems")
+    ask.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
+    asked = ask.parse_args()
+    runs = [(recipe, seed) for seed in range(asked.seeds) for recipe in asked.recipes]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for recipe, seed, problem in pool.map(lambda r: train(*r, asked.out, asked.set), runs):
+            print(f"{recipe} seed {seed}: {problem or 'done'}", file=sys.stderr, flush=True)
+    rows = [summary(recipe, asked.seeds, asked.out, asked.target) for recipe in asked.recipes]
+    (asked.out / "methods.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows, asked.target))
+
+
+def train(recipe: str, seed: int, out: Path, overrides: list[str]) -> tuple[str, int, str]:
+    place = out / f"{recipe}-{seed}"
+    words = [sys.executable, "-m", "stipule", "train", f"tiny/{Path(recipe).name}", *overrides, "--seed", str(seed)]
+    words += ["--out", str(place), *(["--resume"] if place.exists() else [])]
+    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    return recipe, seed, done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def summary(recipe: str, seeds: int, out: Path, target: float) -> dict[str, Any]:
+    found = [curve(out / f"{recipe}-{seed}", target) for seed in range(seeds)]
+    return {"recipe": recipe, **{key: [f[key] for f in found] for key in found[0]}}
+
+
+def curve(run: Path, target: float) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    looked = [line for line in lines if "held_out/solved" in line]
+    there = next((line for line in looked if line["held_out/solved"] >= target * line["held_out/total"]), {})
+    return {
+        "steps": there.get("step"),
+        "calls": there.get("calls/total"),
+        "seconds": there.get("seconds/total"),
+        "last": [looked[-1]["held_out/solved"], looked[-1]["held_out/total"]],
+        "curve": [[line["step"], line["held_out/solved"]] for line in looked],
+        "all_calls": lines[-1]["calls/total"],
+        "all_seconds": lines[-1]["seconds/total"],
+        "rollout_calls": sum(line["calls/rollout"] for line in lines),
+    }
+
+
+def table(rows: list[dict[str, Any]], target: float) -> str:
+    head = f"| recipe | steps to {target:.0%} | model calls to {target:.0%} | seconds to {target:.0%} | solved at the end |"
+    lines = [head, "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [each(row["steps"], "{}"), each(row["calls"], "{:,}"), each(row["seconds"], "{:.0f}")]
+        last = ", ".join(f"{solved / total:.1%}" for solved, total in row["last"])
+        lines.append(f"| {row['recipe']} | {' | '.join(cells)} | {last} |")
+    return "\n".join(lines)
+
+
+def each(values: list[Any], form: str) -> str:
+    reached = [v for v in values if v is not None]
+    shown = ", ".join(form.format(v) if v is not None else "-" for v in values)
+    middle = f" (median {form.format(statistics.median_low(reached))})" if len(reached) == len(values) > 1 else ""
+    return shown + middle
+
+
+if __name__ == "__main__":
+    main()

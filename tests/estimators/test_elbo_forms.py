@@ -1,0 +1,122 @@
+"""Every form of the ELBO has the enumerated ELBO of each token as its mean."""
+
+import pytest
+import torch
+
+from stipule.errors import RecipeError
+from stipule.estimators.elbo import Elbo
+from stipule.estimators.levels import tilted_counts, uniforms
+from tests.estimators.enumeration import LENGTH, ROW, TOY, agree, copies, elbo_of_tokens, mean
+from tests.toys import response
+
+FORMS = [
+    Elbo(samples=samples, masks=masks, levels=levels, subsets=subsets, tilt=tilt)
+    for masks in ("exact", "rao_blackwell")
+    for levels in ("independent", "systematic", "jittered", "antithetic")
+    for subsets in ("independent", "circular")
+    for tilt in ((None, 0.3) if masks == "exact" else (None,))
+    for samples in ((2, 4) if levels == "antithetic" else (3,))
+]
+
+
+def name(form):
+    return f"{form.masks}-{form.levels}-{form.subsets}-{form.samples}-{form.tilt}"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name)
+def test_every_form_has_the_elbo_as_its_mean(form):
+    found, error = mean(form, copies(120_000))
+    target = elbo_of_tokens(range(LENGTH))
+    assert float(target.sum()) == pytest.approx(TOY.log_p(ROW), abs=1e-6)  # the toy is consistent
+    agree(found, error, target)
+
+
+@pytest.mark.parametrize("form", FORMS[::3], ids=name)
+def test_anchors_are_conditions_and_have_no_term(form):
+    free = [True, False, True, True, False]
+    found, error = mean(form, copies(60_000, free=free))
+    target = elbo_of_tokens([0, 2, 3])
+    fixed = tuple(not f for f in free)
+    assert float(target.sum()) == pytest.approx(TOY.log_p(ROW, fixed), abs=1e-6)
+    agree(found, error, target)
+    assert found[1] == found[4] == 0
+
+
+def linear_variance(form, n=60):
+    """Variance of the estimate where a hidden token's log-probability is linear in the share of hidden tokens."""
+    many = response([[0] * n] * 20_000)
+    (views,) = form.draw(many, 1, torch.Generator().manual_seed(0))
+    logp = views.hidden * (-0.1 - 3 * views.hidden.sum(2, keepdim=True) / n)
+    return float((logp * views.weight).sum((0, 2)).var())
+
+
+def test_an_antithetic_pair_covers_every_token_and_cancels_what_is_linear_in_the_count():
+    pair = Elbo(samples=2, masks="exact", levels="antithetic", subsets="circular")
+    (views,) = pair.draw(copies(500), 1, torch.Generator().manual_seed(0))
+    assert bool((views.hidden.sum(2).sum(0) == LENGTH + 1).all())  # k and n + 1 - k
+    assert bool(views.hidden.any(0).all())
+    assert linear_variance(pair) < 1e-6
+    assert linear_variance(Elbo(samples=2, masks="exact")) > 100
+
+
+def test_strata_take_the_variance_over_time_down_by_the_stated_powers():
+    single = linear_variance(Elbo(samples=1, masks="exact"))
+    shares = {
+        levels: linear_variance(Elbo(samples=4, masks="exact", levels=levels)) / single
+        for levels in ("independent", "systematic", "jittered")
+    }
+    assert shares["independent"] == pytest.approx(1 / 4, rel=0.05)
+    assert shares["systematic"] == pytest.approx(1 / 16, rel=0.05)
+    assert shares["jittered"] == pytest.approx(1 / 64, rel=0.05)
+
+
+def test_espos_pair_is_a_complement_and_may_be_empty():
+    pair = Elbo(samples=2, masks="rao_blackwell", levels="antithetic", subsets="circular")
+    (views,) = pair.draw(copies(3000), 1, torch.Generator().manual_seed(0))
+    assert torch.equal(views.hidden[0], ~views.hidden[1])
+    empty = (~views.busy).any(0).float().mean()
+    assert float(empty) == pytest.approx(2 / (LENGTH + 1), abs=0.04)
+
+
+def test_circular_subsets_hide_every_token_about_equally_often():
+    (views,) = Elbo(samples=4, masks="exact", subsets="circular").draw(copies(300), 1, torch.Generator().manual_seed(1))
+    times = views.hidden.sum(0)
+    assert int((times.amax(1) - times.amin(1)).max()) <= 1
+
+
+def test_levels_are_uniform_and_fill_their_strata():
+    for levels in ("independent", "systematic", "jittered", "antithetic"):
+        u = uniforms(levels, 4, 50_000, torch.Generator().manual_seed(0))
+        # A view drawn at random is uniform, whatever the others are.
+        assert float(u.mean()) == pytest.approx(0.5, abs=0.01)
+        assert float(u.var()) == pytest.approx(1 / 12, abs=0.003)
+    jittered = uniforms("jittered", 4, 100, torch.Generator().manual_seed(0))
+    assert torch.equal((jittered * 4).long(), torch.arange(4)[:, None].expand(4, 100))
+
+
+def test_tilted_counts_have_the_stated_chances():
+    n = torch.tensor([3, 5]).repeat(40_000)
+    u = torch.rand(1, len(n), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    count, chance = tilted_counts(u, 0.5, n, 5)
+    for size in (3, 5):
+        mine = count[0][n == size]
+        weights = torch.tensor([0.5 + k / size for k in range(1, size + 1)])
+        q = weights / weights.sum()
+        assert (torch.bincount(mine, minlength=size + 1)[1:] / len(mine)).tolist() == pytest.approx(
+            q.tolist(), abs=0.01
+        )
+        assert chance[0][n == size].tolist()[:50] == pytest.approx(q[mine - 1].tolist()[:50], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"samples": 3, "levels": "antithetic"}, "come in pairs"),
+        ({"subsets": "circular"}, "masks bernoulli"),
+        ({"tilt": 0.5}, "set masks=exact"),
+        ({"masks": "exact", "tilt": -1.0}, "0 or more"),
+    ],
+)
+def test_impossible_forms_are_refused(settings, words):
+    with pytest.raises(RecipeError, match=words):
+        Elbo(**settings)
