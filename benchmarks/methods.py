@@ -69,8 +69,11 @@ def curve(run: Path, target: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], target: float) -> str:
-    head = f"| recipe | steps to {target:.0%} | model calls to {target:.0%} | seconds to {target:.0%} | solved at the end |"
-    lines = [head, "|---|---|---|---|---|"]
+    there = f"to {target:.0%}"
+    lines = [
+        f"| recipe | steps {there} | model calls {there} | seconds {there} | solved at the end |",
+        "|---" * 5 + "|",
+    ]
     for row in rows:
         cells = [each(row["steps"], "{}"), each(row["calls"], "{:,}"), each(row["seconds"], "{:.0f}")]
         last = ", ".join(f"{solved / total:.1%}" for solved, total in row["last"])

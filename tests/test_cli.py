@@ -1,6 +1,7 @@
 """The command as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ def test_help_comes_within_a_second():
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train", "check", "pretrain", "eval", "generate"])
+@pytest.mark.parametrize("command", ["quickstart", "train", "check", "pretrain", "eval", "generate", "variance"])
 def test_every_command_has_help_with_an_example(command):
     said = run(command, "--help").stdout
     assert "xample" in said
@@ -90,3 +91,23 @@ def test_anchors_are_built_once_and_used(tmp_path):
     wrong = run("train", "quickstart", *few, *short, "sampler.length=32", "--out", "other", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "have length 16" in wrong.stderr
+
+
+def test_variance_writes_tables_json_and_a_figure(tmp_path):
+    place = tmp_path / "study"
+    words = ["variance", "tiny/grpo_elbo_stp", "training.problems=4", "--out", str(place)]
+    result = run(*words, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
+    assert result.returncode == 0, result.stderr
+    assert "rollouts" in result.stdout and "antithetic pair" in result.stdout
+    found = json.loads((place / "variance.json").read_text())
+    assert {(row["rollouts"], row["masks"]) for row in found["crossing"]} == {
+        (a, b) for a in ("standard", "pruned") for b in ("standard", "pruned")
+    }
+    assert found["crossing"][0]["ratio"] == [1.0, 1.0, 1.0]
+    assert {row["updates"] for row in found["differences"]} == {1, 2}
+    assert (place / "variance.png").read_bytes()[:4] == b"\x89PNG"
+    assert "already exists" in run(*words).stderr
+
+
+def test_variance_needs_enough_to_measure():
+    assert "--draws 2; an interval needs" in run("variance", "quickstart", "--draws", "2").stderr

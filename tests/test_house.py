@@ -12,7 +12,7 @@ BELOW = {
     "rollouts": {"errors", "types", "streams", "files", "models", "tasks"},
     "estimators": {"errors", "types", "models"},
     "objectives": {"errors", "types"},
-    "evidence": {"errors", "types", "streams", "models", "tasks", "rollouts"},
+    "evidence": {"errors", "types", "streams", "models", "tasks", "rollouts", "estimators"},
 }
 OWNERS = {
     "peft": {"models"},
@@ -20,6 +20,7 @@ OWNERS = {
     "pydantic": {"recipe"},
     "typer": {"cli"},
     "rich": {"report", "cli", "quickstart"},
+    "matplotlib": {"report"},
 }
 
 

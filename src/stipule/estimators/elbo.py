@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.estimators.levels import Levels, tilted_counts, uniform_counts, uniforms
@@ -81,15 +83,18 @@ class Elbo:
         return [self._draw(responses, generator) for _ in range(updates)]
 
     def _draw(self, responses: Responses, generator: torch.Generator) -> Views:
-        scored = responses.scored.cpu()  # noise is drawn on the CPU: the same on every device
-        rows, length = scored.shape
+        rows, length = responses.tokens.shape
         u = uniforms(self.levels, self.samples, rows, generator)
-        circular = self.subsets == "circular"
-        noise = torch.rand(1 if circular else self.samples, rows, length, generator=generator)
+        orders = 1 if self.subsets == "circular" else self.samples
+        return self.place(responses, u, torch.rand(orders, rows, length, generator=generator))
+
+    def place(self, responses: Responses, u: Float[Tensor, "K B"], noise: Float[Tensor, "J B L"]) -> Views:
+        """The views at these levels and with this noise (on the CPU, so that every device sees the same)."""
+        scored, samples = responses.scored.cpu(), len(u)
         if self.masks == "bernoulli":
             t = (1 - (1 - self.t_min) * u).clamp(min=self.t_min).float()
             hidden = bernoulli_hidden(t, scored, noise)
-            worth = (self.samples * t).reciprocal()
+            worth = (samples * t).reciprocal()
         else:
             n = scored.sum(1)
             least = 1 if self.masks == "exact" else 0
@@ -97,9 +102,9 @@ class Elbo:
                 count = uniform_counts(u, least, n)
                 chance = 1 / (n + 1 - least).clamp(min=1).double()  # of this count
             else:
-                count, chance = tilted_counts(u, self.tilt, n, length)
-            hidden = (circular_hidden if circular else exact_hidden)(count, scored, noise)
-            worth = 1 / (self.samples * count.clamp(min=1) * chance).float()
+                count, chance = tilted_counts(u, self.tilt, n, scored.shape[1])
+            hidden = (circular_hidden if self.subsets == "circular" else exact_hidden)(count, scored, noise)
+            worth = 1 / (samples * count.clamp(min=1) * chance).float()
         return views_of(responses, hidden, worth[:, :, None] * hidden)
 
     read = weighted_sum

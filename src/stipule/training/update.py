@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -30,8 +30,12 @@ def learn(
     advantage: Float[Tensor, " B"],
     step: int,
     clock: Clock,
+    updated: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """mu inner updates on one batch of rollouts (eq. 1, 4). Raises DivergenceError on a loss that is not a number."""
+    """mu inner updates on one batch of rollouts (eq. 1, 4); `updated` is called after each.
+
+    Raises DivergenceError on a loss that is not a number.
+    """
     settings, estimator, objective = recipe.training, recipe.estimator, recipe.objective
     rows = len(responses)
     if objective.kl == 0:  # a row without advantage has no term left in the loss: neither score nor update it
@@ -94,6 +98,7 @@ def learn(
                 )
             optimizer.step()
             clock.calls["update"] += calls_of(view)
+        updated()
     described = {key: float(value) for key, value in totals.items()}
     if old:
         described["variance/estimate"] = float(estimate_variance([torch.cat(first), *old], views).mean())

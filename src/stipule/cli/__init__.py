@@ -1,0 +1,28 @@
+"""The `stipule` command. Thin: every command is a function somewhere else, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+from stipule.cli import look, run  # noqa: F401  (they register their commands)
+from stipule.cli.app import app
+from stipule.errors import DivergenceError, StipuleError
+
+
+def main() -> None:
+    """Runs the command; a user's error is one message and exit code 2, a diverged run exit code 1."""
+    try:
+        app()
+    except DivergenceError as error:
+        _complain(error)
+        sys.exit(1)
+    except StipuleError as error:
+        _complain(error)
+        sys.exit(2)
+
+
+def _complain(error: StipuleError) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)

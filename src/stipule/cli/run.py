@@ -1,0 +1,139 @@
+"""Commands that make something: runs, bases, anchors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from stipule.cli.app import Out, Overrides, RecipePath, Resume, Seed, app, console, free_place
+
+anchors_app = typer.Typer(help="The static dataset of spatial pruning.", no_args_is_help=True)
+app.add_typer(anchors_app, name="anchors")
+
+
+@app.command(epilog="Examples:  stipule quickstart  ·  stipule quickstart --seed 1 --out runs/second training.steps=30")
+def quickstart(overrides: Overrides = None, out: Out = None, seed: Seed = None, resume: Resume = False) -> None:
+    """Watch a small model learn 4x4 Sudoku by GRPO with STP, in a few minutes on a laptop."""
+    from stipule.quickstart import quickstart as run
+
+    place = out or (Path("runs/quickstart") if resume else free_place(Path("runs/quickstart")))
+    _interruptible(
+        lambda: run(_with_seed(overrides, seed), place, resume, console),
+        ["stipule", "quickstart", *(overrides or []), *(["--seed", str(seed)] if seed is not None else [])],
+        place,
+    )
+
+
+@app.command(
+    epilog="Examples:  stipule train recipes/quickstart.yaml --out runs/a  ·  "
+    "stipule train quickstart pruning.temporal.cutoff=0  ·  stipule train quickstart --out runs/a --resume"
+)
+def train(
+    recipe: RecipePath, overrides: Overrides = None, out: Out = None, seed: Seed = None, resume: Resume = False
+) -> None:
+    """Train by a recipe; Ctrl-C saves and says how to go on."""
+    from stipule.recipe import dump_recipe, load_recipe
+    from stipule.report.live import LiveRun
+    from stipule.training.folder import RunFolder
+    from stipule.training.loop import train as run
+
+    place = out or Path("runs") / Path(recipe).stem
+
+    def go() -> None:
+        resolved = load_recipe(recipe, _with_seed(overrides, seed))
+        folder = (RunFolder.reopen if resume else RunFolder.create)(place, dump_recipe(resolved))
+        with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
+            done = run(resolved, folder, watch)
+        console.print(
+            f"{done.step} steps, {done.seconds:.0f} s, {done.model_calls:,} model calls"
+            + (f" + {done.pregeneration_calls:,} for the anchors" if done.pregeneration_calls else "")
+            + f"; try: stipule eval {place}"
+        )
+
+    words = ["stipule", "train", recipe, *(overrides or []), *(["--seed", str(seed)] if seed is not None else [])]
+    _interruptible(go, words, place)
+
+
+@app.command(epilog="Examples:  stipule check quickstart  ·  stipule check my.yaml pruning.spatial.ratio=0.1")
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Validate a recipe, print it resolved, and what a step costs; loads no model."""
+    from stipule.recipe import dump_recipe, load_recipe
+    from stipule.report.cost_table import cost_table
+
+    resolved = load_recipe(recipe, overrides or [])
+    console.print(dump_recipe(resolved), highlight=False, markup=False)
+    console.print(cost_table(resolved))
+
+
+@app.command(epilog="Example:  stipule pretrain recipes/tiny/sudoku_base.yaml --out runs/base pretraining.steps=200")
+def pretrain(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -> None:
+    """Pre-train a tiny base from scratch (eq. 3 as a loss) and say what it solves."""
+    from stipule.evidence.evaluate import evaluate
+    from stipule.files import refuse_occupied
+    from stipule.recipe import load_recipe, recipe_for_model
+    from stipule.report.live import bar
+    from stipule.training.pretrain import PretrainRecipe
+    from stipule.training.pretrain import pretrain as run
+
+    resolved = load_recipe(recipe, overrides or [], PretrainRecipe)
+    place = out or Path("runs") / Path(recipe).stem
+    refuse_occupied(place)
+    with bar(console, "pre-training") as progress:
+        policy = run(resolved, place, lambda step, loss: progress(step, resolved.pretraining.steps))
+    after = recipe_for_model(str(place))
+    with bar(console, "evaluating") as progress:
+        found = evaluate(policy, after.task, after.task.problems("test"), after.sampler, progress=progress)
+    low, high = found.interval
+    console.print(f"{place}: {found.solved} of {found.total} held-out problems solved ({low:.1%} to {high:.1%})")
+
+
+@anchors_app.command(
+    "build",
+    epilog="Example:  stipule anchors build quickstart --out anchors.safetensors, then pruning.spatial.path=...",
+)
+def anchors_build(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -> None:
+    """Pre-generate one response per training problem with the recipe's model."""
+    from stipule.files import refuse_occupied
+    from stipule.models.loading import load_policy
+    from stipule.recipe import load_recipe
+    from stipule.report.live import bar
+    from stipule.rollouts.pregenerate import pregenerate
+
+    resolved = load_recipe(recipe, overrides or [])
+    place = out or Path("runs") / f"{Path(recipe).stem}-anchors.safetensors"
+    refuse_occupied(place)
+    policy = load_policy(resolved.model, seed=resolved.training.seed)
+    settings = resolved.training
+    with bar(console, "pre-generating") as progress:
+        store = pregenerate(
+            policy,
+            resolved.task,
+            resolved.task.problems("train"),
+            resolved.sampler,
+            settings.seed,
+            settings.rollout_rows,
+            progress,
+        )
+    store.save(place)
+    share = store.table["eligible"].float().mean().item()
+    console.print(
+        f"{place}: {len(store):,} responses, {share:.0%} of their tokens may become anchors, "
+        f"{store.model_calls:,} model calls; use it with pruning.spatial.path={place}"
+    )
+
+
+def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
+    return [*(overrides or []), *([] if seed is None else [f"training.seed={seed}"])]
+
+
+def _interruptible(work: Any, words: list[str], place: Path) -> None:
+    try:
+        work()
+    except KeyboardInterrupt as stop:
+        from stipule.training.interrupt import Interrupted
+
+        saved = "saved" if isinstance(stop, Interrupted) else "stopped; the last checkpoint is whole"
+        console.print(f"{saved}; go on with:\n  {' '.join(words)} --out {place} --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from stop

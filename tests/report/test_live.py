@@ -1,0 +1,73 @@
+"""What people look at while a run goes on, as text."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from stipule.report.live import LiveRun, sparkline
+from stipule.report.steps import denoising_steps
+
+LINE = {
+    "reward/mean": 0.5,
+    "reward/solved": 0.25,
+    "reward/spread": 0.75,
+    "seconds/rollout": 1.0,
+    "seconds/update": 0.5,
+    "seconds/total": 3.0,
+    "calls/rollout": 2048,
+    "calls/total": 12345,
+}
+
+
+def shown(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    with LiveRun(console, 20) as watch:
+        for step in range(1, 21):
+            watch("step", {**LINE, "step": step})
+        watch("saved", {"step": 20})
+    return out.getvalue()
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then():
+    lines = shown(False).splitlines()
+    assert len(lines) == 10
+    assert lines[-1].split() == [
+        "step",
+        "20/20",
+        "reward",
+        "0.500",
+        "solved",
+        "25%",
+        "3",
+        "s",
+        "12,345",
+        "model",
+        "calls",
+    ]
+
+
+def test_a_terminal_shows_reward_share_of_teaching_groups_and_where_calls_go():
+    text = shown(True)
+    for words in ("20/20", "0.500", "25%", "75%", "rollout 2,048", "saved step 20"):
+        assert words in text
+
+
+def test_a_sparkline_goes_from_empty_to_full():
+    assert sparkline([0, 1, 2, 3]) == "▁▃▆█"
+    assert sparkline([]) == ""
+    assert sparkline([0.5, 0.5], top=1.0) == "▅▅"
+    assert len(sparkline(list(range(500)), width=40)) == 40
+
+
+def test_denoising_is_shown_call_by_call():
+    lines = [str(line) for line in denoising_steps(["a", "b", "c"], [1, -1, 0], [0.5, 0.0, 0.9])]
+    assert len(lines) >= 2
+    assert "b" in lines[0] and "a" not in lines[0].split("b")[0].replace("call", "").replace("anchors", "")
+    assert "a" in lines[-1] and "b" in lines[-1] and "c" in lines[-1]
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0]])
+def test_nothing_but_zeros_is_drawn_as_nothing(values):
+    assert set(sparkline(values)) == {"▁"}

@@ -1,0 +1,128 @@
+"""Anchors: which tokens may be fixed, which are, and that what is stored comes back or is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stipule.errors import CheckpointError, RecipeError
+from stipule.models.loading import ModelChoice, load_policy
+from stipule.rollouts.anchors import AnchorStore, eligible_tokens
+from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.pregenerate import pregenerate
+from stipule.rollouts.pruning import Spatial, Temporal, choose_fixed
+from stipule.rollouts.schedule import anchors_for
+from stipule.tasks.sudoku import Sudoku
+from tests.toys import COUNTDOWN
+
+SUDOKU = Sudoku(prompt="compact", blanks=(6, 11), train_problems=12, test_problems=12)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_policy(ModelChoice(path="tiny/sudoku", attention="eager"))
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=10, max_size=10), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]),
+    st.sampled_from(["confident", "random"]),
+    st.integers(0, 99),
+)
+def test_exactly_m_eligible_tokens_are_fixed_or_all_there_are(eligible, ratio, keep, seed):
+    allowed = torch.tensor(eligible)
+    generator = torch.Generator().manual_seed(seed)
+    confidence, noise = torch.rand(allowed.shape, generator=generator), torch.rand(allowed.shape, generator=generator)
+    fixed = choose_fixed(allowed, confidence, ratio, keep, noise)
+    assert not bool((fixed & ~allowed).any())
+    assert fixed.sum(1).tolist() == [min(anchors_for(ratio, 10), int(n)) for n in allowed.sum(1)]
+
+
+def test_confident_anchors_are_the_most_confident_and_ties_go_by_noise():
+    eligible = torch.tensor([[True, True, False, True, True]])
+    confidence = torch.tensor([[0.9, 1.0, 1.0, 1.0, 0.2]])
+    noise = torch.tensor([[0.0, 0.1, 0.9, 0.8, 0.5]])
+    assert choose_fixed(eligible, confidence, 0.2, "confident", noise).tolist() == [[False, False, False, True, False]]
+    assert choose_fixed(eligible, confidence, 0.4, "confident", noise).tolist() == [[False, True, False, True, False]]
+    assert choose_fixed(eligible, confidence, 0.4, "random", noise).tolist() == [[False, False, False, True, True]]
+
+
+def test_no_anchor_is_an_end_a_special_token_or_part_of_an_answer(tiny):
+    problems = SUDOKU.problems("train")
+    sampler = BlockDenoiser(length=16, steps=16, block=16, temperature=1.5)
+    noise = sampler.draw(len(problems), torch.Generator().manual_seed(0))
+    rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), noise)
+    ended = rolled.tokens.clone()
+    ended[:, 9:] = tiny.eos_id  # an end in the middle: nothing after it may be fixed either
+    live = torch.arange(16).expand_as(ended) <= 9
+
+    for responses in (rolled, replace(rolled, tokens=ended, live=live)):
+        eligible = eligible_tokens(tiny, SUDOKU, problems, responses)
+        assert bool(eligible.any()) or responses is not rolled  # a response that breaks off has no answer to spare
+        special = torch.isin(responses.tokens, torch.tensor([tiny.eos_id, tiny.pad_id, tiny.mask_id]))
+        assert not bool((eligible & (special | ~responses.live)).any())
+        # The answer of a compact Sudoku is what stands in the blank cells.
+        blank = torch.tensor([[cell == "0" for cell in p.prompt] for p in problems])
+        assert not bool((eligible & blank).any())
+
+
+def test_the_rows_of_a_group_share_their_anchors_and_unknown_problems_have_none(tiny):
+    problems = SUDOKU.problems("train")
+    store = pregenerate(tiny, SUDOKU, problems[:4], BlockDenoiser(length=16, steps=16, block=16), 0, 4)
+    assert store.model_calls == 4 * 16
+    keys = [problems[0].key, "never seen", problems[2].key]
+    placed = store.anchors(keys, 3, Spatial(ratio=0.25), torch.rand(3, 16))
+    assert placed.fixed.sum(1).tolist() == [4] * 3 + [0] * 3 + [4] * 3
+    for first in (0, 3, 6):
+        assert bool((placed.fixed[first : first + 3] == placed.fixed[first]).all())
+
+
+def test_a_store_comes_back_from_disk_and_is_refused_where_it_does_not_fit(tiny, tmp_path):
+    problems = SUDOKU.problems("train")[:3]
+    store = pregenerate(tiny, SUDOKU, problems, BlockDenoiser(length=16, steps=16, block=16), 0, 4)
+    place = tmp_path / "anchors.safetensors"
+    store.save(place)
+    again = AnchorStore.load(place, 16, tiny.vocabulary)
+    assert (again.rows, again.model_calls) == (store.rows, store.model_calls)
+    for name, tensor in store.table.items():
+        assert torch.equal(again.table[name], tensor)
+    with pytest.raises(CheckpointError, match="have length 16"):
+        AnchorStore.load(place, 32, tiny.vocabulary)
+    place.write_bytes(place.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="stipule anchors build"):
+        AnchorStore.load(place, 16, tiny.vocabulary)
+
+
+def test_a_later_response_takes_the_place_of_an_earlier_one(tiny):
+    problems = SUDOKU.problems("train")[:2]
+    sampler = BlockDenoiser(length=16, steps=16, block=16)
+    rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), sampler.draw(2, torch.Generator()))
+    store = AnchorStore(16, tiny.vocabulary)
+    eligible = eligible_tokens(tiny, SUDOKU, problems, rolled)
+    store.put(["a", "b"], rolled, eligible)
+    store.put(["b", "c"], rolled, eligible)
+    assert list(store.rows) == ["a", "b", "c"]
+    assert torch.equal(store.table["tokens"][1], rolled.tokens[0].int())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Spatial(ratio=1.0), "share of fixed tokens"),
+        (lambda: Spatial(ratio=0.1, source="none"), "no source of anchors"),
+        (lambda: Spatial(source="last_visit", path="x"), "remove one of the two"),
+        (lambda: Temporal(cutoff=1.0), "share of masks left"),
+    ],
+)
+def test_impossible_prunings_are_refused(make, words):
+    with pytest.raises(RecipeError, match=words):
+        make()
+
+
+def test_countdown_protects_its_whole_answer():
+    problem = COUNTDOWN.problems("train")[0]
+    spans = COUNTDOWN.protected(problem, "7*3=21:(7*3)+12")
+    assert spans
+    assert any("7*3=21:(7*3)+12"[start:stop].endswith("(7*3)+12") for start, stop in spans)
