@@ -95,7 +95,7 @@ def test_anchors_are_built_once_and_used(tmp_path):
 
 def test_variance_writes_tables_json_and_a_figure(tmp_path):
     place = tmp_path / "study"
-    words = ["variance", "tiny/grpo_elbo_stp", "training.problems=4", "--out", str(place)]
+    words = ["variance", "tiny/grpo_elbo_stp", "--out", str(place)]
     result = run(*words, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
     assert result.returncode == 0, result.stderr
     assert "rollouts" in result.stdout and "antithetic pair" in result.stdout
