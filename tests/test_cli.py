@@ -65,10 +65,15 @@ def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
     assert (result["steps"], result["seed"], result["before"]["total"]) == (2, 5, 8)
     assert result["pregeneration_calls"] == 16 * 16
     assert "What pruning saved" in found.stdout
-    scored = run("eval", "run", "--json", "found.json", cwd=tmp_path)
-    assert scored.returncode == 0, scored.stderr
-    again = json.loads((tmp_path / "found.json").read_text())
-    assert (again["solved"], again["total"]) == (result["after"]["solved"], 8)
+    for model, place in (("run", "after"), ("tiny/sudoku", "before")):
+        scored = run("eval", model, *(few[:2] if place == "before" else []), "--out", place, cwd=tmp_path)
+        assert scored.returncode == 0, scored.stderr
+        again = json.loads((tmp_path / place / "result.json").read_text())
+        assert (again["solved"], again["total"]) == (result[place]["solved"], 8)
+    compared = run("compare", "before", "after", "--json", "c.json", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    (row,) = json.loads((tmp_path / "c.json").read_text())
+    assert sum(row["counts"][0]) == 8
     assert run("quickstart", *few, "--out", "run", cwd=tmp_path).returncode == 2  # nothing is overwritten
 
 

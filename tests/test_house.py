@@ -12,7 +12,7 @@ BELOW = {
     "rollouts": {"errors", "types", "streams", "files", "models", "tasks"},
     "estimators": {"errors", "types", "models"},
     "objectives": {"errors", "types"},
-    "evidence": {"errors", "types", "streams", "models", "tasks", "rollouts", "estimators"},
+    "evidence": {"errors", "types", "streams", "files", "models", "tasks", "rollouts", "estimators"},
 }
 OWNERS = {
     "peft": {"models"},

@@ -13,43 +13,75 @@ from stipule.errors import StipuleError
 
 
 @app.command(
-    epilog="Examples:  stipule eval tiny/sudoku --limit 100  ·  stipule eval runs/quickstart --json result.json  ·  "
+    epilog="Examples:  stipule eval tiny/sudoku --limit 100  ·  stipule eval runs/quickstart --out runs/after  ·  "
     "stipule eval GSAI-ML/LLaDA-8B-Instruct --task countdown --limit 16"
 )
 def eval(
     model: Model,
     overrides: Overrides = None,
-    task: Annotated[str | None, typer.Option(help="sudoku or countdown; a run or a tiny base knows its own.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="sudoku, countdown, ...; a run or a tiny base knows its own.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n problems.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Responses denoised at once.")] = 64,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write counts and responses there.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Responses denoised at once; changes no response.")] = 64,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder; the same command goes on where it broke off.")
+    ] = None,
 ) -> None:
     """Greedy solve rate on held-out problems, with a 95 % interval; nothing is pruned."""
-    from stipule.evidence.evaluate import evaluate
-    from stipule.files import replace_file
+    from stipule.evidence.folder import EvaluationFolder, split_hash
     from stipule.models.loading import load_policy
     from stipule.recipe import recipe_for_model
     from stipule.report.live import bar
+    from stipule.training.folder import environment
 
     resolved = recipe_for_model(model, task, overrides or [])
     problems = resolved.task.problems(split)[:limit]
+    sampler = resolved.sampler
+    asked = {
+        "model": model,
+        "task": resolved.task.kind,
+        "split": split,
+        "problems": len(problems),
+        "split_hash": split_hash(problems),
+        "sampler": {"length": sampler.length, "steps": sampler.steps, "block": sampler.block, "temperature": 0},
+    }
+    place = out or free_place(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
+    folder = EvaluationFolder(place, asked)
     policy = load_policy(resolved.model)
     with bar(console, "evaluating") as progress:
-        found = evaluate(policy, resolved.task, problems, resolved.sampler, rows, progress)
-    low, high = found.interval
+        found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment())
+    low, high = found["interval"]
     console.print(
-        f"{model} on {resolved.task.kind} ({split}): {found.solved} of {found.total} solved = "
-        f"{found.solved / found.total:.1%} (95 % interval {low:.1%} to {high:.1%}); mean reward {found.reward:.3f}; "
-        f"{found.seconds:.1f} s, {found.model_calls:,} model calls"
+        f"{model} on {resolved.task.kind} ({split}): {found['solved']} of {found['total']} solved = "
+        f"{found['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}); mean reward {found['reward']:.3f}; "
+        f"{found['seconds']:.1f} s, {found['model_calls']:,} model calls; {place}"
     )
+
+
+@app.command(
+    epilog="Examples:  stipule compare runs/before runs/after  ·  "
+    "stipule compare runs/a-0,runs/a-1,runs/a-2 runs/b-0,runs/b-1,runs/b-2"
+)
+def compare(
+    evaluations: Annotated[
+        list[str], typer.Argument(metavar="A B [...]", help="Evaluation folders; seeds of one method joined by commas.")
+    ],
+    across: Annotated[
+        bool, typer.Option("--across-settings", help="Compare although the evaluations asked different things.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """Paired differences on the same problems: each against the first, with intervals and exact tests."""
+    from stipule.evidence.comparison import compare_all
+    from stipule.files import replace_file
+    from stipule.report.comparison_table import comparison_table
+
+    rows = compare_all([[Path(p) for p in words.split(",")] for words in evaluations], across)
+    console.print(comparison_table(rows))
     if json_file:
-        responses = [
-            {"key": p.key, "response": text, "correct": right}
-            for p, text, right in zip(problems, found.texts, found.correct, strict=True)
-        ]
-        record = {"model": model, "task": resolved.task.kind, "split": split, **found.summary(), "responses": responses}
-        replace_file(json_file, lambda p: p.write_text(json.dumps(record, indent=2) + "\n"))
+        replace_file(json_file, lambda p: p.write_text(json.dumps(rows, indent=2) + "\n"))
 
 
 @app.command(

@@ -11,7 +11,7 @@ from stipule.models.policy import MaskedPolicy
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.grading import grade
 from stipule.streams import stream
-from stipule.tasks.problem import Problem, Task
+from stipule.tasks.problem import Grade, Problem, Task
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,18 @@ class Evaluation:
     solved: int
     total: int
     reward: float  # mean
-    model_calls: int  # rows x calls
     seconds: float
     texts: tuple[str, ...]
-    correct: tuple[bool, ...]
+    grades: tuple[Grade, ...]
+    calls: tuple[int, ...]  # model calls of each row
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        return tuple(grade.correct for grade in self.grades)
+
+    @property
+    def model_calls(self) -> int:
+        return sum(self.calls)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -59,12 +67,12 @@ def evaluate(
     greedy = replace(sampler, temperature=0.0, order="low_confidence")
     started = time.perf_counter()
     texts: list[str] = []
-    calls = 0
+    calls: list[int] = []
     for start in range(0, len(problems), rows):
         part = problems[start : start + rows]
         noise = greedy.draw(len(part), stream(0, start, "evaluate"))  # drawn, as any sampler needs; read by none
         responses = greedy(policy, policy.encode([p.prompt for p in part]), noise)
-        calls += int(responses.forwards.sum())
+        calls += responses.forwards.tolist()
         texts += policy.decode(responses.tokens)
         progress(len(texts), len(problems))
     graded = grade(task, problems, texts)
@@ -72,8 +80,8 @@ def evaluate(
         solved=int(graded.correct.sum()),
         total=len(problems),
         reward=float(graded.reward.mean()),
-        model_calls=calls,
         seconds=time.perf_counter() - started,
         texts=tuple(texts),
-        correct=tuple(graded.correct.tolist()),
+        grades=tuple(graded.grades),
+        calls=tuple(calls),
     )
