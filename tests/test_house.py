@@ -16,7 +16,7 @@ BELOW = {
 }
 OWNERS = {
     "peft": {"models"},
-    "accelerate": {"training"},
+    "accelerate": {"training", "variance"},
     "pydantic": {"recipe"},
     "typer": {"cli"},
     "rich": {"report", "cli", "quickstart"},
