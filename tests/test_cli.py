@@ -88,11 +88,16 @@ def test_anchors_are_built_once_and_used(tmp_path):
     built = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert "128 model calls" in " ".join(built.stdout.split())
+    before = (tmp_path / "a.safetensors").read_bytes()
     again = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
-    assert again.returncode == 2
+    assert again.returncode == 0 and (tmp_path / "a.safetensors").read_bytes() == before
+    (tmp_path / "thesis.tex").write_text("x")
+    assert run("anchors", "build", "quickstart", *few, "--out", "thesis.tex", cwd=tmp_path).returncode == 2
     short = ["training.steps=1", "training.problems=1", "pruning.spatial.path=a.safetensors"]
     assert run("train", "quickstart", *few, *short, "--out", "run", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "run" / "anchors.safetensors").exists()
+    gone = run("train", "quickstart", "pruning.spatial.path=nowhere.safetensors", "--out", "gone", cwd=tmp_path)
+    assert "where no file is" in gone.stderr
     wrong = run("train", "quickstart", *few, *short, "sampler.length=32", "--out", "other", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "have length 16" in wrong.stderr

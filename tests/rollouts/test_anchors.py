@@ -1,5 +1,6 @@
 """Anchors: which tokens may be fixed, which are, and that what is stored comes back or is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.loading import ModelChoice, load_policy
+from stipule.rollouts import pregenerate as module
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pregenerate import pregenerate
+from stipule.rollouts.pregenerate import from_texts, pregenerate, read_texts
 from stipule.rollouts.pruning import Spatial, Temporal, choose_fixed
 from stipule.rollouts.schedule import anchors_for
 from stipule.tasks.sudoku import Sudoku
@@ -83,16 +85,16 @@ def test_a_store_comes_back_from_disk_and_is_refused_where_it_does_not_fit(tiny,
     problems = SUDOKU.problems("train")[:3]
     store = pregenerate(tiny, SUDOKU, problems, BlockDenoiser(length=16, steps=16, block=16), 0, 4)
     place = tmp_path / "anchors.safetensors"
-    store.save(place)
-    again = AnchorStore.load(place, 16, tiny.vocabulary)
+    store.save(place, tiny)
+    again = AnchorStore.load(place, tiny, 16)
     assert (again.rows, again.model_calls) == (store.rows, store.model_calls)
     for name, tensor in store.table.items():
         assert torch.equal(again.table[name], tensor)
     with pytest.raises(CheckpointError, match="have length 16"):
-        AnchorStore.load(place, 32, tiny.vocabulary)
+        AnchorStore.load(place, tiny, 32)
     place.write_bytes(place.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="stipule anchors build"):
-        AnchorStore.load(place, 16, tiny.vocabulary)
+        AnchorStore.load(place, tiny, 16)
 
 
 def test_a_later_response_takes_the_place_of_an_earlier_one(tiny):
@@ -101,10 +103,100 @@ def test_a_later_response_takes_the_place_of_an_earlier_one(tiny):
     rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), sampler.draw(2, torch.Generator()))
     store = AnchorStore(16, tiny.vocabulary)
     eligible = eligible_tokens(tiny, SUDOKU, problems, rolled)
-    store.put(["a", "b"], rolled, eligible)
-    store.put(["b", "c"], rolled, eligible)
+    right = torch.tensor([True, False])
+    store.put(["a", "b"], rolled, eligible, right)
+    store.put(["b", "c"], rolled, eligible, right)
     assert list(store.rows) == ["a", "b", "c"]
     assert torch.equal(store.table["tokens"][1], rolled.tokens[0].int())
+    assert store.table["correct"].tolist() == [True, True, False]
+
+
+def test_anchors_of_other_weights_another_tokenizer_or_an_unfinished_store_are_refused(tiny, tmp_path):
+    problems = SUDOKU.problems("train")[:3]
+    sampler = BlockDenoiser(length=16, steps=16, block=16)
+    place = tmp_path / "a.safetensors"
+    store = pregenerate(tiny, SUDOKU, problems, sampler, 0, 2, place=place)
+    changed = load_policy(ModelChoice(path="tiny/sudoku", attention="eager"))
+    with torch.no_grad():
+        changed.core.get_output_embeddings().weight += 0.01
+    with pytest.raises(CheckpointError, match="made with other weights"):
+        AnchorStore.load(place, changed, 16)
+    AnchorStore.load(place, changed, 16, same_model=False)  # a resumed run has moved on
+    changed.tokenizer.chat_template = "{{ messages }}"
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        AnchorStore.load(place, changed, 16, same_model=False)
+    store.save(place, tiny, finished=False)
+    with pytest.raises(CheckpointError, match="it goes on from there"):
+        AnchorStore.load(place, tiny, 16)
+
+
+def test_an_interrupted_store_goes_on_and_ends_up_the_same(tiny, tmp_path, monkeypatch):
+    problems = SUDOKU.problems("train")
+    sampler = BlockDenoiser(length=16, steps=16, block=16)
+    whole = pregenerate(tiny, SUDOKU, problems, sampler, 0, 3)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    place = tmp_path / "a.safetensors"
+
+    def stop(done, total):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, stop, place)
+    begun = AnchorStore.load(place, tiny, 16, unfinished=True)
+    assert len(begun) == 6
+    again = pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, place=place, begun=begun)
+    assert again.model_calls == whole.model_calls
+    for name, tensor in whole.table.items():
+        assert torch.equal(again.table[name], tensor)
+    with pytest.raises(RecipeError, match=r"other settings \(seed\)"):
+        pregenerate(tiny, SUDOKU, problems, sampler, 1, 3, place=place, begun=AnchorStore.load(place, tiny, 16))
+
+
+def test_texts_become_anchors_from_the_first_position_on(tiny):
+    problems = SUDOKU.problems("train")[:4]
+    texts = {p.key: SUDOKU.reference(p) for p in problems[:3]}
+    store = from_texts(tiny, SUDOKU, problems, texts, 16, 2)
+    assert (len(store), store.model_calls) == (3, 3)
+    assert store.table["correct"].all()
+    for problem in problems[:3]:
+        row = store.rows[problem.key]
+        assert tiny.decode(store.table["tokens"][row][None].long()) == [texts[problem.key]]
+        clues = torch.tensor([cell != "0" for cell in problem.prompt])
+        assert torch.equal(store.table["eligible"][row], clues)
+        confidence = store.table["confidence"][row]
+        assert bool((confidence[clues] > 0.9).all()) and bool((confidence[~clues] == 0).all())
+
+
+def test_only_rewarded_responses_may_serve(tiny):
+    problems = SUDOKU.problems("train")
+    store = pregenerate(tiny, SUDOKU, problems, BlockDenoiser(length=16, steps=16, block=16, temperature=1.0), 0, 12)
+    store.table["correct"][::2], store.table["correct"][1::2] = True, False
+    placed = store.anchors([p.key for p in problems], 1, Spatial(ratio=0.25, only="rewarded"), torch.rand(12, 16))
+    assert placed.fixed.sum(1).tolist() == [4, 0] * 6
+
+
+def test_a_file_of_responses_is_read_by_key_or_prompt_and_its_faults_are_named(tmp_path):
+    problems = SUDOKU.problems("train")[:3]
+    place = tmp_path / "responses.jsonl"
+
+    def written(*rows):
+        place.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        return read_texts(place, problems)
+
+    good = {"key": problems[0].key, "response": "1"}
+    other = {"prompt": problems[1].prompt, "response": "2"}
+    assert written(good, other, {"key": "unknown", "response": "3"}) == {problems[0].key: "1", problems[1].key: "2"}
+    for rows, words in (
+        ((good, "{"), "line 2 is not a JSON object"),
+        ((good, {"key": "x"}), "line 2 is not a JSON object"),
+        (("[]",), "line 1 is not a JSON object"),
+        ((good, good), "line 2 is a second response"),
+        (({"key": "x", "response": 3},), "line 1 has a response that is no text"),
+        (({"key": "x", "response": "3"},), "no response to any"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            written(*rows)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +205,7 @@ def test_a_later_response_takes_the_place_of_an_earlier_one(tiny):
         (lambda: Spatial(ratio=1.0), "share of fixed tokens"),
         (lambda: Spatial(ratio=0.1, source="none"), "no source of anchors"),
         (lambda: Spatial(source="last_visit", path="x"), "remove one of the two"),
+        (lambda: Spatial(source="file"), "there is no path"),
         (lambda: Temporal(cutoff=1.0), "share of masks left"),
     ],
 )

@@ -236,3 +236,38 @@ def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, m
     assert scored == [3, 3, 3]  # old of the second update, then two updates: three rows each, not six
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["policy/skipped"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruning.spatial.source=pregenerated"],
+        ["pruning.spatial.source=ground_truth"],
+        ["pruning.spatial.source=ground_truth", "pruning.spatial.when=all_wrong"],
+        ["pruning.spatial.source=pregenerated", "pruning.spatial.only=rewarded", "pruning.spatial.keep=random"],
+        ["pruning.spatial.source=last_visit"],
+        ["pruning.spatial.source=file", "pruning.spatial.path={file}"],
+    ],
+    ids=lambda s: "-".join(word.partition("=")[2] for word in s),
+)
+def test_anchors_of_every_source_train_a_step(base, tmp_path, settings):
+    plain = recipe(base)
+    rows = [{"key": p.key, "response": plain.task.reference(p)} for p in plain.task.problems("train")]
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    wanted = recipe(
+        base, *(s.format(file=tmp_path / "r.jsonl") for s in settings), "training.steps=2", "training.audit_every=2",
+        "task.train_problems=2",
+    )  # fmt: skip
+    folder = start(tmp_path / "run", wanted)
+    done = train(wanted, folder)
+    lines = folder.read_metrics()
+    assert done.step == 2
+    assert {"audit/reward", "audit/solved", "audit/calls"} <= set(lines[1]) and "audit/reward" not in lines[0]
+    source, when = wanted.pruning.spatial.source, wanted.pruning.spatial.when
+    if source in ("ground_truth", "file"):
+        assert lines[0]["response/anchors"] > 0
+    if source == "last_visit":
+        assert lines[0]["response/anchors"] == 0
+    if when == "all_wrong":  # a random model fails everywhere: every group is rolled out twice
+        rows = wanted.training.problems * wanted.training.group
+        assert lines[0]["calls/rollout"] > rows * wanted.sampler.steps

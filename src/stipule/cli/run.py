@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -94,34 +95,68 @@ def pretrain(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -
     epilog="Example:  stipule anchors build quickstart --out anchors.safetensors, then pruning.spatial.path=...",
 )
 def anchors_build(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -> None:
-    """Pre-generate one response per training problem with the recipe's model."""
-    from stipule.files import refuse_occupied
+    """Make the recipe's static dataset; run again, it goes on where it broke off."""
     from stipule.models.loading import load_policy
     from stipule.recipe import load_recipe
     from stipule.report.live import bar
-    from stipule.rollouts.pregenerate import pregenerate
+    from stipule.training.anchoring import build_store, check_source
 
     resolved = load_recipe(recipe, overrides or [])
+    check_source(resolved.pruning.spatial)
     place = out or Path("runs") / f"{Path(recipe).stem}-anchors.safetensors"
-    refuse_occupied(place)
     policy = load_policy(resolved.model, seed=resolved.training.seed)
+    with bar(console, "making anchors") as progress:
+        store = build_store(resolved, policy, resolved.task.problems("train"), place, progress)
+    table = store.table
+    console.print(
+        f"{place}: {len(store):,} responses, {table['correct'].float().mean():.0%} of them right, "
+        f"{table['eligible'].float().mean():.0%} of their tokens may become anchors, "
+        f"{store.model_calls:,} model calls; use it with pruning.spatial.source=pregenerated "
+        f"pruning.spatial.path={place}"
+    )
+
+
+@anchors_app.command(
+    "audit",
+    epilog="Example:  stipule anchors audit quickstart --problems 64  ·  ... pruning.spatial.source=ground_truth",
+)
+def anchors_audit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    problems: Annotated[int, typer.Option(min=2, help="Training problems sampled.")] = 64,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """What the recipe's anchors give away: reward read off them, answers held, solve rates with and without."""
+    from stipule.evidence.audit import audit
+    from stipule.files import replace_file
+    from stipule.models.loading import load_policy
+    from stipule.recipe import load_recipe
+    from stipule.report.audit_table import audit_table
+    from stipule.report.live import bar
+    from stipule.training.anchoring import audited_store, check_source
+
+    resolved = load_recipe(recipe, overrides or [])
+    check_source(resolved.pruning.spatial)
+    policy = load_policy(resolved.model, seed=resolved.training.seed)
+    asked = resolved.task.problems("train")[:problems]
+    with bar(console, "making anchors") as progress:
+        store = audited_store(resolved, policy, asked, progress)
     settings = resolved.training
-    with bar(console, "pre-generating") as progress:
-        store = pregenerate(
+    with bar(console, "rolling out") as progress:
+        found = audit(
             policy,
             resolved.task,
-            resolved.task.problems("train"),
+            asked,
             resolved.sampler,
+            resolved.pruning,
+            store,
+            settings.group,
             settings.seed,
-            settings.rollout_rows,
             progress,
         )
-    store.save(place)
-    share = store.table["eligible"].float().mean().item()
-    console.print(
-        f"{place}: {len(store):,} responses, {share:.0%} of their tokens may become anchors, "
-        f"{store.model_calls:,} model calls; use it with pruning.spatial.path={place}"
-    )
+    console.print(audit_table(found))
+    if json_file:
+        replace_file(json_file, lambda p: p.write_text(json.dumps(found, indent=2) + "\n"))
 
 
 def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
@@ -108,6 +110,22 @@ class MaskedPolicy:
         if token not in self._pieces:
             self._pieces[token] = self.tokenizer.decode([token], skip_special_tokens=True)
         return self._pieces[token]
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights without adapters, from names, shapes and a sample of each tensor."""
+        digest = hashlib.sha256()
+        for name, parameter in self.core.named_parameters():
+            if "lora_" not in name:
+                flat = parameter.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
+                digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def tokenizer_fingerprint(self) -> str:
+        """A short hash of the vocabulary and the chat template."""
+        words = json.dumps([sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template])
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def states(
         self,

@@ -19,10 +19,14 @@ class Spatial:
 
     ratio: float = 0.0  # gamma: share of fixed tokens (table 8: 0.05)
     keep: Literal["confident", "random"] = "confident"  # table 7
-    # pregenerated: the model's own responses, made once before training (section 5.2);
+    # pregenerated: the model's own responses, made once before training (section 5.2)
+    # ground_truth: reference solutions of the task (table 4)
     # last_visit: the best-rewarded response of the problem's last visit, at no extra model call
-    source: Literal["none", "pregenerated", "last_visit"] = "pregenerated"
-    path: str | None = None  # a store made by `stipule anchors build`; None: the run builds its own
+    # file: responses of yours, JSON lines with `response` and `key` or `prompt`
+    source: Literal["none", "pregenerated", "ground_truth", "last_visit", "file"] = "pregenerated"
+    path: str | None = None  # source file: the responses; pregenerated: a store of `stipule anchors build`, or none
+    when: Literal["always", "all_wrong"] = "always"  # all_wrong: hints, only for groups that fail without (IGPO)
+    only: Literal["any", "rewarded"] = "any"  # rewarded: only responses that were right
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -35,10 +39,15 @@ class Spatial:
                 f"pruning.spatial.ratio is {self.ratio} but there is no source of anchors; "
                 "set pruning.spatial.source to pregenerated or last_visit, or the ratio to 0"
             )
-        if self.path and self.source != "pregenerated":
+        if self.path and self.source not in ("pregenerated", "file"):
             raise RecipeError(
-                f"pruning.spatial.path is {self.path!r} with source {self.source}; a store is read only for source "
-                "pregenerated; remove one of the two"
+                f"pruning.spatial.path is {self.path!r} with source {self.source}; a file is read only for the sources "
+                "pregenerated and file; remove one of the two"
+            )
+        if self.source == "file" and not self.path:
+            raise RecipeError(
+                "pruning.spatial.source is file but there is no path; set pruning.spatial.path to JSON lines with "
+                "response and key or prompt"
             )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Literal, cast
 
-from stipule.tasks.answers import ANSWER_FORMAT, answer_spans, answer_text, merge_spans
+from stipule.tasks.answers import ANSWER_FORMAT, CLOSE, OPEN, answer_spans, answer_text, merge_spans
 from stipule.tasks.expressions import parse_expression, spans_with_all
 from stipule.tasks.problem import (
     Grade,
@@ -133,6 +133,15 @@ class Countdown:
         else:
             answers = answer_spans(response)
         return merge_spans([*answers, *spans_with_all(response, _numbers(problem))])
+
+    def reference(self, problem: Problem) -> str | None:
+        """Steps and expression of one solution, in the format that is asked for."""
+        numbers, target = _numbers(problem), cast(int, problem.data["target"])
+        worked = solve(numbers, target, self.operations, self.bound)
+        if worked is None or self.prompt == "compact":
+            return worked.response if worked else None
+        steps = "\n".join(worked.steps)
+        return f"<reasoning>\n{steps}\n</reasoning>\n{OPEN}\n{worked.text}\n{CLOSE}"
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Compact (puzzle, steps and expression) pairs from training multisets.

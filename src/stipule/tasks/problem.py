@@ -72,6 +72,10 @@ class Task(Protocol):
         """
         ...
 
+    def reference(self, problem: Problem) -> str | None:
+        """A right response in the format asked for, if one is known: what `ground_truth` anchors are cut from."""
+        ...
+
 
 @runtime_checkable
 class Demonstrator(Protocol):

@@ -8,7 +8,7 @@ from itertools import permutations, product
 from typing import Literal, cast
 
 from stipule.errors import RecipeError
-from stipule.tasks.answers import ANSWER_FORMAT, BLANKS, answer_spans, answer_text, merge_spans
+from stipule.tasks.answers import ANSWER_FORMAT, BLANKS, CLOSE, OPEN, answer_spans, answer_text, merge_spans
 from stipule.tasks.problem import (
     Grade,
     Problem,
@@ -134,6 +134,11 @@ class Sudoku:
         solution = cast(str, problem.data["solution"])
         copies = [(at, at + CELLS) for at in range(len(response)) if response.startswith(solution, at)]
         return merge_spans([*answer_spans(response), *copies])
+
+    def reference(self, problem: Problem) -> str:
+        """The solution; outside compact prompts in its tags, where none of it may be fixed."""
+        solution = cast(str, problem.data["solution"])
+        return solution if self.prompt == "compact" else f"{OPEN}\n{solution}\n{CLOSE}"
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Compact (puzzle, digits) pairs from training grids: a share of `habit` hasty, the others solved.

@@ -43,7 +43,7 @@ def save_checkpoint(
         save_policy(policy, place / "model", base)
         save_file(optimizer_tensors(policy, optimizer), place / "optimizer.safetensors")
         if store is not None:
-            store.save(place / "anchors.safetensors")
+            store.save(place / "anchors.safetensors", policy)
         (place / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
 
     replace_folder(folder / f"step-{progress.step:06d}", write)

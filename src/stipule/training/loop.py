@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from stipule.errors import CheckpointError, DivergenceError, RecipeError
+from stipule.errors import DivergenceError, RecipeError
 from stipule.evidence.evaluate import evaluate
 from stipule.models.loading import load_policy
 from stipule.models.policy import MaskedPolicy
-from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.denoise import Noise
-from stipule.rollouts.grading import Graded, grade
-from stipule.rollouts.pregenerate import pregenerate
-from stipule.rollouts.pruning import Anchors
 from stipule.streams import stream
 from stipule.tasks.problem import Problem
+from stipule.training.anchoring import Watch, anchor_store, check_source, remember
 from stipule.training.checkpoint import (
     Progress,
     load_optimizer,
@@ -30,14 +25,12 @@ from stipule.training.checkpoint import (
     save_checkpoint,
 )
 from stipule.training.clock import Clock
+from stipule.training.explore import audit_step, explore
 from stipule.training.folder import RunFolder
 from stipule.training.interrupt import Interrupted, graceful
 from stipule.training.records import describe, records
 from stipule.training.settings import Recipe
-from stipule.training.update import learn, portions
-from stipule.types import Responses
-
-Watch = Callable[[str, Mapping[str, Any]], None]
+from stipule.training.update import learn
 
 
 def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: None) -> Progress:
@@ -55,6 +48,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     progress = read_progress(place) if place else Progress()
     folder.forget_after(progress.step)
 
+    check_source(recipe.pruning.spatial)
     policy = _load(recipe, place, accelerator.device)
     parameters = policy.trainable()
     optimizer = torch.optim.AdamW(
@@ -67,7 +61,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
         load_optimizer(place, policy, optimizer)
     problems = recipe.task.problems("train")
     held_out = recipe.task.problems("test")[: settings.evaluate_problems]
-    store = _anchor_store(recipe, folder, place, policy, problems, progress, watch)
+    store = anchor_store(recipe, folder, place, policy, problems, progress, watch)
     moving = store if recipe.pruning.spatial.source == "last_visit" else None
 
     def save() -> None:
@@ -81,15 +75,10 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             asked = batch(problems, settings.problems, settings.seed, step)
             repeated = [problem for problem in asked for _ in range(settings.group)]
 
-            with clock.part("rollout"):  # eq. 5 to 9
-                anchors = _place_anchors(recipe, store, asked, step)
-                responses = _rollout(recipe, policy, asked, anchors, step)
-                clock.calls["rollout"] = int(responses.forwards.sum())
-            with clock.part("reward"):
-                graded = grade(recipe.task, repeated, policy.decode(responses.tokens))
+            responses, graded = explore(recipe, policy, asked, store, step, clock)  # eq. 5 to 9
             advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
             if moving is not None:
-                _remember(recipe, moving, policy, asked, responses, graded)
+                remember(recipe, moving, policy, asked, responses, graded)
 
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.rate(step)
@@ -114,6 +103,8 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
                 "seconds/total": round(progress.seconds, 3),
                 "learning_rate": recipe.optimizer.rate(step),
             }
+            if settings.audit_every and progress.step % settings.audit_every == 0:
+                line |= audit_step(recipe, policy, asked, step)
             if settings.evaluate_every and progress.step % settings.evaluate_every == 0:
                 found = evaluate(policy, recipe.task, held_out, recipe.sampler, settings.rollout_rows)
                 line |= {"held_out/solved": found.solved, "held_out/total": found.total}
@@ -150,83 +141,3 @@ def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPol
     if choice.lora is None:
         policy.model.requires_grad_(True)
     return policy
-
-
-def _anchor_store(
-    recipe: Recipe,
-    folder: RunFolder,
-    place: Path | None,
-    policy: MaskedPolicy,
-    problems: Sequence[Problem],
-    progress: Progress,
-    watch: Watch,
-) -> AnchorStore | None:
-    """The static dataset: none, the run's own, one from elsewhere, or the last visit's responses."""
-    spatial, length = recipe.pruning.spatial, recipe.sampler.length
-    if spatial.ratio == 0:
-        return None
-    if spatial.source == "last_visit":
-        if place:
-            return AnchorStore.load(place / "anchors.safetensors", length, policy.vocabulary)
-        return AnchorStore(length, policy.vocabulary)
-    kept = Path(spatial.path) if spatial.path else folder.path / "anchors.safetensors"
-    if spatial.path or kept.exists():
-        store = AnchorStore.load(kept, length, policy.vocabulary)
-    elif place:
-        raise CheckpointError(f"{kept} is gone; a run cannot go on without the anchors it began with; start it anew")
-    else:
-        store = pregenerate(
-            policy,
-            recipe.task,
-            problems,
-            recipe.sampler,
-            recipe.training.seed,
-            recipe.training.rollout_rows,
-            lambda done, total: watch("anchors", {"done": done, "total": total}),
-        )
-        store.save(kept)
-    progress.pregeneration_calls = store.model_calls
-    return store
-
-
-def _place_anchors(recipe: Recipe, store: AnchorStore | None, asked: Sequence[Problem], step: int) -> Anchors | None:
-    if store is None:
-        return None
-    noise = torch.rand(len(asked), store.length, generator=stream(recipe.training.seed, step, "anchors"))
-    return store.anchors([p.key for p in asked], recipe.training.group, recipe.pruning.spatial, noise)
-
-
-def _rollout(
-    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], anchors: Anchors | None, step: int
-) -> Responses:
-    """G responses to each problem. Noise is drawn for the whole step, so the portions change no response."""
-    settings, sampler = recipe.training, recipe.sampler
-    rows = len(asked) * settings.group
-    prompts = policy.encode([p.prompt for p in asked]).repeat(settings.group)
-    noise = sampler.draw(rows, stream(settings.seed, step, "sample"))
-    parts = [
-        sampler(
-            policy,
-            prompts[part],
-            Noise(noise.uniform[:, part], noise.order[part]),
-            None if anchors is None else Anchors(anchors.tokens[part], anchors.fixed[part]),
-            recipe.pruning.temporal,
-        )
-        for part in portions(rows, settings.rollout_rows)
-    ]
-    return Responses.join(parts)
-
-
-def _remember(
-    recipe: Recipe,
-    store: AnchorStore,
-    policy: MaskedPolicy,
-    asked: Sequence[Problem],
-    responses: Responses,
-    graded: Graded,
-) -> None:
-    """Keeps the best-rewarded response of each group as its problem's next anchor (the first among equals)."""
-    group = recipe.training.group
-    best = graded.reward.view(-1, group).argmax(1) + torch.arange(len(asked)) * group
-    chosen = responses[best.to(responses.tokens.device)]
-    store.put([p.key for p in asked], chosen, eligible_tokens(policy, recipe.task, asked, chosen))

@@ -73,12 +73,13 @@ class Training:
     rollouts_every: int = 10  # RL steps between saved rollouts; 0: never
     evaluate_every: int = 0  # RL steps between greedy evaluations on held-out problems; 0: never
     evaluate_problems: int = 128
+    audit_every: int = 0  # RL steps between rollouts of the step's problems without pruning; 0: never
 
     def __post_init__(self) -> None:
         for name in ("steps", "problems", "updates", "rollout_rows", "score_rows", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("seed", "rollouts_every", "evaluate_every", "evaluate_problems"):
+        for name in ("seed", "rollouts_every", "evaluate_every", "evaluate_problems", "audit_every"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.group < 2:

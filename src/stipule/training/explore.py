@@ -1,0 +1,110 @@
+"""One step's responses and what they are worth: anchors, rollouts, hints for groups that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stipule.models.policy import MaskedPolicy
+from stipule.rollouts.anchors import AnchorStore
+from stipule.rollouts.denoise import Noise
+from stipule.rollouts.grading import Graded, grade
+from stipule.rollouts.pruning import Anchors, Pruning
+from stipule.streams import stream
+from stipule.tasks.problem import Problem
+from stipule.training.clock import Clock
+from stipule.training.settings import Recipe
+from stipule.training.update import portions
+from stipule.types import Prompts, Responses
+
+
+def explore(
+    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], store: AnchorStore | None, step: int, clock: Clock
+) -> tuple[Responses, Graded]:
+    """G graded responses to each problem.
+
+    With `pruning.spatial.when: all_wrong` anchors are hints: every group is rolled out without them first, and those
+    without a right response once more, with them. That costs calls instead of saving them.
+    """
+    group, spatial = recipe.training.group, recipe.pruning.spatial
+    prompts = policy.encode([p.prompt for p in asked]).repeat(group)
+    hints = spatial.when == "all_wrong"
+    with clock.part("rollout"):
+        anchors = None if hints else place_anchors(recipe, store, asked, step)
+        responses = rollout(recipe, policy, prompts, anchors, step, "sample")
+        clock.calls["rollout"] = int(responses.forwards.sum())
+    graded = _graded(recipe, policy, asked, responses, clock)
+    if not hints:
+        return responses, graded
+    wrong = ~graded.correct.view(-1, group).any(1)
+    if bool(wrong.any()):
+        rows = wrong.repeat_interleave(group).nonzero()[:, 0]
+        with clock.part("rollout"):
+            anchors = place_anchors(recipe, store, [p for p, w in zip(asked, wrong, strict=True) if w], step)
+            again = rollout(recipe, policy, prompts[rows.to(prompts.tokens.device)], anchors, step, "sample/hints")
+            clock.calls["rollout"] += int(again.forwards.sum())
+        responses = _with_rows(responses, rows, again)
+        graded = _graded(recipe, policy, asked, responses, clock)
+    return responses, graded
+
+
+def audit_step(recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], step: int) -> dict[str, float]:
+    """The reward of the same problems without any pruning: what anchors give away shows in the difference."""
+    clock, plain = Clock(policy.device), replace(recipe, pruning=Pruning())
+    responses, graded = explore(plain, policy, asked, None, step, clock)
+    return {
+        "audit/reward": float(graded.reward.mean()),
+        "audit/solved": float(graded.correct.float().mean()),
+        "audit/calls": int(responses.forwards.sum()),
+    }
+
+
+def place_anchors(recipe: Recipe, store: AnchorStore | None, asked: Sequence[Problem], step: int) -> Anchors | None:
+    """Stage 1 (eq. 5) for these problems."""
+    if store is None:
+        return None
+    noise = torch.rand(len(asked), store.length, generator=stream(recipe.training.seed, step, "anchors"))
+    return store.anchors([p.key for p in asked], recipe.training.group, recipe.pruning.spatial, noise)
+
+
+def rollout(
+    recipe: Recipe, policy: MaskedPolicy, prompts: Prompts, anchors: Anchors | None, step: int, purpose: str
+) -> Responses:
+    """A response to each prompt. Noise is drawn for the whole step, so the portions change no response."""
+    settings, sampler = recipe.training, recipe.sampler
+    rows = len(prompts.tokens)
+    noise = sampler.draw(rows, stream(settings.seed, step, purpose))
+    parts = [
+        sampler(
+            policy,
+            prompts[part],
+            Noise(noise.uniform[:, part], noise.order[part]),
+            None if anchors is None else Anchors(anchors.tokens[part], anchors.fixed[part]),
+            recipe.pruning.temporal,
+        )
+        for part in portions(rows, settings.rollout_rows)
+    ]
+    return Responses.join(parts)
+
+
+def _graded(
+    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], responses: Responses, clock: Clock
+) -> Graded:
+    repeated = [problem for problem in asked for _ in range(recipe.training.group)]
+    with clock.part("reward"):
+        return grade(recipe.task, repeated, policy.decode(responses.tokens))
+
+
+def _with_rows(responses: Responses, rows: Tensor, others: Responses) -> Responses:
+    """The responses with some rows replaced; what the first attempt cost stays on the bill of its row."""
+    index = rows.to(responses.tokens.device)
+    spent = responses.forwards[index]
+    changed = {
+        name: getattr(responses, name).index_copy(0, index, getattr(others, name))
+        for name in ("tokens", "free", "live", "revealed", "confidence", "forwards")
+    }
+    changed["forwards"] = changed["forwards"].index_add(0, index, spent)
+    return replace(responses, **changed)
