@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from stipule.rollouts.grading import grade
 from stipule.rollouts.pregenerate import pregenerate
 from stipule.rollouts.pruning import Pruning, Spatial, Temporal
 from stipule.streams import stream
+from stipule.tasks.problem import Problem
 from stipule.training.clock import Clock
 from stipule.training.folder import RunFolder
 from stipule.training.loop import train
@@ -39,6 +40,7 @@ from stipule.training.update import learn
 from stipule.types import Responses
 
 Progress = Callable[[str], None]
+TRIES = 16  # steps' worth of problems looked through for one whose rewards differ
 PAPER = Pruning(spatial=Spatial(ratio=0.05), temporal=Temporal(cutoff=0.05))  # section 5.2
 
 
@@ -77,17 +79,20 @@ def study(recipe: Recipe, responses: int, draws: int, steps: int, out: Path, pro
     }
 
 
-def rollouts(recipe: Recipe, policy: MaskedPolicy, count: int, group: int = 1) -> Responses:
-    """`group` responses to each of the first training problems, pruned as the recipe says; always the same noise."""
+def rollouts(recipe: Recipe, policy: MaskedPolicy, count: int) -> Responses:
+    """A response to each of the first training problems, pruned as the recipe says; always the same noise."""
+    return _rolled(recipe, policy, recipe.task.problems("train")[:count], 1)
+
+
+def _rolled(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], group: int) -> Responses:
     sampler, settings, pruning = recipe.sampler, recipe.training, recipe.pruning
-    problems = recipe.task.problems("train")[:count]
     noise = sampler.draw(len(problems) * group, stream(settings.seed, 0, "variance/sample"))
     anchors = None
     if pruning.spatial.ratio > 0:
         store = pregenerate(policy, recipe.task, problems, sampler, settings.seed, settings.rollout_rows)
         chosen = torch.rand(len(problems), sampler.length, generator=stream(settings.seed, 0, "variance/anchors"))
         anchors = store.anchors([p.key for p in problems], group, pruning.spatial, chosen)
-    prompts = policy.encode([p.prompt for p in problems]).repeat(group)
+    prompts = policy.encode([p.turns for p in problems]).repeat(group)
     return sampler(policy, prompts, noise, anchors, pruning.temporal)
 
 
@@ -168,18 +173,28 @@ def differences(recipe: Recipe, count: int, draws: int, progress: Progress) -> l
 
 
 def after_updates(recipe: Recipe, count: int, draws: int) -> list[dict[str, Any]]:
-    """Takes the recipe's first RL step and measures after each of its inner updates, on responses it learns from."""
+    """Takes an RL step and measures after each of its inner updates, on responses it learns from.
+
+    The step is the first, in the order of the training problems, in which the rewards of a group differ.
+    """
     form = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
     settings = recipe.training
     policy = load_policy(recipe.model, reference=recipe.objective.kl > 0 and recipe.model.lora is None, seed=0)
     if recipe.model.lora is None:
         policy.model.requires_grad_(True)
-    rolled = rollouts(recipe, policy, settings.problems, settings.group)
-    asked = [p for p in recipe.task.problems("train")[: settings.problems] for _ in range(settings.group)]
-    graded = grade(recipe.task, asked, policy.decode(rolled.tokens))
-    advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
-    taught = (advantage != 0).nonzero()[:, 0]
-    looked = rolled[taught[:count]] if len(taught) else rolled[:count]
+    problems = recipe.task.problems("train")
+    for start in range(0, min(len(problems), TRIES * settings.problems), settings.problems):
+        asked = problems[start : start + settings.problems]
+        rolled = _rolled(recipe, policy, asked, settings.group)
+        repeated = [p for p in asked for _ in range(settings.group)]
+        graded = grade(recipe.task, repeated, policy.decode(rolled.tokens))
+        advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
+        taught = (advantage != 0).nonzero()[:, 0]
+        if len(taught):
+            break
+    else:
+        return []
+    looked = rolled[taught[:count]]
     views = form.draw(looked, draws, stream(settings.seed, 0, "variance/difference"))
     others = form.draw(looked, draws, stream(settings.seed, 1, "variance/difference"))
     shared, own = estimates(policy, looked, views, form), estimates(policy, looked, others, form)

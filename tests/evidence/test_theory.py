@@ -36,7 +36,7 @@ def context_free(form, logp=LOGP, rows=200_000, free=None):
 # Theorem 4.1
 
 
-@pytest.mark.parametrize(("gamma", "cutoff"), itertools.product((0.0, 0.05, 0.1, 0.2), (0.0, 0.05, 0.1, 0.2)))
+@pytest.mark.parametrize(("gamma", "cutoff"), list(itertools.product((0.0, 0.05, 0.1, 0.2), repeat=2)))
 @pytest.mark.parametrize(("length", "steps", "block"), [(256, 128, 32), (256, 256, 256), (64, 32, 16), (16, 16, 16)])
 def test_the_schedule_costs_what_theorem_4_1_says(gamma, cutoff, length, steps, block):
     fixed, blocks = anchors_for(gamma, length), length // block

@@ -40,6 +40,7 @@ def recipe(base, *overrides) -> Recipe:
         "model": {"path": str(base), "attention": "eager"},
         "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
         "pruning": {"spatial": {"ratio": 0.2, "source": "last_visit"}, "temporal": {"cutoff": 0.2}},
+        "estimator": {"masks": "exact"},  # no view hides nothing, so that model calls can be counted beforehand
         "objective": {"kind": "grpo", "kl": 0.04},
         "optimizer": {"learning_rate": 1e-3},
         "training": {
@@ -225,15 +226,17 @@ def test_every_problem_is_visited_once_an_epoch():
 
 def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, monkeypatch):
     wanted = recipe(base, "objective.kl=0", "training.steps=1")
-    scored = []
-    plain = update.score
-    monkeypatch.setattr(update, "score", lambda *a: scored.append(len(a[1])) or plain(*a))
+    asked = {"score": [], "hidden_log_probabilities": []}  # rows, of the old policy and of the updates
+    for name, rows in asked.items():
+        plain = getattr(update, name)
+        monkeypatch.setattr(update, name, lambda *a, plain=plain, rows=rows: rows.append(len(a[1])) or plain(*a))
     grade = type(wanted.task).grade
     # The first problem's group is always equal, the second's never.
     rewards = iter([0.1, 0.1, 0.1, 0.0, 0.4, 1.0])
     monkeypatch.setattr(type(wanted.task), "grade", lambda s, p, t: replace(grade(s, p, t), reward=next(rewards)))
     train(wanted, start(tmp_path / "run", wanted))
-    assert scored == [3, 3, 3]  # old of the second update, then two updates: three rows each, not six
+    # Three rows each, not six: old of the second update, then two updates.
+    assert asked == {"score": [3], "hidden_log_probabilities": [3, 3]}
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["policy/skipped"] == pytest.approx(0.5)
 

@@ -103,7 +103,7 @@ def _rolled(
         rows = slice(index * group, (index + 1) * group)
         placed = None if anchors is None else Anchors(anchors.tokens[rows], anchors.fixed[rows])
         noise = sampler.draw(group, stream(seed, index, "audit/sample"))
-        prompts = policy.encode([problem.prompt]).repeat(group)
+        prompts = policy.encode([problem.turns]).repeat(group)
         texts += policy.decode(sampler(policy, prompts, noise, placed, Temporal()).tokens)
     return grade(task, [p for p in problems for _ in range(group)], texts)
 

@@ -71,7 +71,7 @@ def evaluate(
     for start in range(0, len(problems), rows):
         part = problems[start : start + rows]
         noise = greedy.draw(len(part), stream(0, start, "evaluate"))  # drawn, as any sampler needs; read by none
-        responses = greedy(policy, policy.encode([p.prompt for p in part]), noise)
+        responses = greedy(policy, policy.encode([p.turns for p in part]), noise)
         calls += responses.forwards.tolist()
         texts += policy.decode(responses.tokens)
         progress(len(texts), len(problems))

@@ -39,8 +39,6 @@ class EvaluationFolder:
                 f"{path} holds an evaluation that differs in {', '.join(changed)} and was left as it is; "
                 "give another place with --out"
             )
-        if before is None:
-            self._write("asked.json", self.asked)
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The responses so far by key; a half-written last line, as a killed process leaves it, is asked again."""
@@ -57,6 +55,7 @@ class EvaluationFolder:
         environment: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Evaluates what is not there yet, `rows` at once, and writes the result. Batches change no response."""
+        self._write("asked.json", self.asked)  # not before: what fails to load a model leaves nothing behind
         done = self.done()
         place = self.path / "responses.jsonl"
         replace_file(place, lambda p: p.write_text("".join(json.dumps(line) + "\n" for line in done.values())))

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stipule.errors import CheckpointError
 from stipule.types import Prompts
 
+Turns = str | Sequence[Mapping[str, str]]
+"""A user's turn, or a conversation of `role` and `content`."""
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -29,7 +32,7 @@ class Policy(Protocol):
     def device(self) -> torch.device: ...
     @property
     def vocabulary(self) -> int: ...
-    def encode(self, prompts: Sequence[str]) -> Prompts: ...
+    def encode(self, prompts: Sequence[Turns]) -> Prompts: ...
     def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]: ...
     def states(
         self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None, at: Bool[Tensor, "N T"], count: int | None
@@ -86,18 +89,26 @@ class MaskedPolicy:
         """The parameters that an optimizer may change, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def encode(self, prompts: Sequence[str]) -> Prompts:
-        """Chat template where the tokenizer has one, then left padding to the longest."""
+    def encode(self, prompts: Sequence[Turns]) -> Prompts:
+        """Chat template where the tokenizer has one, then left padding to the longest.
+
+        Raises CheckpointError for a conversation where the tokenizer has no chat template.
+        """
         rows = [self._encode(prompt) for prompt in prompts]
         longest = max(map(len, rows))
         tokens = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
         return Prompts(tokens.to(self.device), mask.to(self.device))
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: Turns) -> list[int]:
         if self.tokenizer.chat_template is None:
+            if not isinstance(prompt, str):
+                raise CheckpointError(
+                    "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
+                    "strings, or a tokenizer with a template"
+                )
             return self.tokenizer(prompt)["input_ids"]
-        turn = [{"role": "user", "content": prompt}]
+        turn = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)  # type: ignore
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import StipuleError
-from stipule.tasks.problem import Grade, Problem, Task
+from stipule.tasks.problem import BatchGrader, Grade, Problem, Task
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Grad
 
     Raises StipuleError if a reward is not a finite number.
     """
-    grades = [task.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
+    if isinstance(task, BatchGrader):
+        grades = task.grade_all(problems, texts)
+    else:
+        grades = [task.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
     reward = torch.tensor([g.reward for g in grades], dtype=torch.float32)
     if not bool(reward.isfinite().all()):
         row = int((~reward.isfinite()).nonzero()[0])

@@ -55,7 +55,7 @@ def pregenerate(
         part = problems[start : start + rows]
         if not all(p.key in store.rows for p in part):
             noise = sampler.draw(len(part), stream(seed, start, "pregenerate"))
-            responses = sampler(policy, policy.encode([p.prompt for p in part]), noise)
+            responses = sampler(policy, policy.encode([p.turns for p in part]), noise)
             graded = grade(task, part, policy.decode(responses.tokens))
             store.put([p.key for p in part], responses, eligible_tokens(policy, task, part, responses), graded.correct)
             store.model_calls += int(responses.forwards.sum())
@@ -91,7 +91,7 @@ def from_texts(
         encoded = [policy.tokenizer(texts[p.key], add_special_tokens=False)["input_ids"][:length] for p in part]
         tokens = torch.tensor([ids + [policy.eos_id] * (length - len(ids)) for ids in encoded], device=policy.device)
         reach = torch.tensor([[i < len(ids) for i in range(length)] for ids in encoded], device=policy.device)
-        prompts = policy.encode([p.prompt for p in part])
+        prompts = policy.encode([p.turns for p in part])
         responses = Responses(
             prompt=prompts.tokens,
             prompt_mask=prompts.mask,

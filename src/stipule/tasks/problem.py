@@ -21,11 +21,18 @@ class Problem:
     key: stable identity; the same puzzle has the same key in every split, run and version of the prompt.
     prompt: the user's turn; the chat template is the model's business.
     data: what the grader needs, plain values only.
+    messages: the whole conversation before the response, where it is more than the user's turn.
     """
 
     key: str
     prompt: str
     data: Mapping[str, object]
+    messages: tuple[Mapping[str, str], ...] | None = None
+
+    @property
+    def turns(self) -> "str | tuple[Mapping[str, str], ...]":
+        """What a policy encodes: the messages of a conversation where there are any, else the user's turn."""
+        return self.messages or self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,13 @@ class Task(Protocol):
     def reference(self, problem: Problem) -> str | None:
         """A right response in the format asked for, if one is known: what `ground_truth` anchors are cut from."""
         ...
+
+
+@runtime_checkable
+class BatchGrader(Protocol):
+    """A task whose rewards are functions of a whole batch."""
+
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]: ...
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ def explore(
     without a right response once more, with them. That costs calls instead of saving them.
     """
     group, spatial = recipe.training.group, recipe.pruning.spatial
-    prompts = policy.encode([p.prompt for p in asked]).repeat(group)
+    prompts = policy.encode([p.turns for p in asked]).repeat(group)
     hints = spatial.when == "all_wrong"
     with clock.part("rollout"):
         anchors = None if hints else place_anchors(recipe, store, asked, step)

@@ -24,8 +24,9 @@ from stipule.models.loading import save_policy
 from stipule.models.policy import MaskedPolicy
 from stipule.models.tokenizer import build_tokenizer
 from stipule.streams import stream
+from stipule.tasks.countdown import Countdown
 from stipule.tasks.problem import Demonstrator
-from stipule.training.settings import AnyTask
+from stipule.tasks.sudoku import Sudoku
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class PretrainRecipe:
     """One pre-training of a tiny base."""
 
     name: str  # the name it is bundled under, e.g. tiny/sudoku
-    task: AnyTask
+    task: Sudoku | Countdown
     shape: Shape = field(default_factory=Shape)
     pretraining: Pretraining = field(default_factory=Pretraining)
 

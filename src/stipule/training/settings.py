@@ -20,10 +20,11 @@ from stipule.objectives.sequence import SequenceRatio
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Pruning
 from stipule.tasks.countdown import Countdown
+from stipule.tasks.custom import Custom
 from stipule.tasks.sudoku import Sudoku
 
 # The unions that `kind:` picks from. A new member is one name here.
-AnyTask = Sudoku | Countdown
+AnyTask = Sudoku | Countdown | Custom
 AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
 AnyCredit = GroupRelative | LeaveOneOut | Exponential
 AnyObjective = Grpo | SequenceRatio | PolicyGradient
