@@ -22,6 +22,9 @@ def eval(
     task: Annotated[
         str | None, typer.Option(help="sudoku, countdown, ...; a run or a tiny base knows its own.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Ask the problems of this recipe, with its sampler.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n problems.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Responses denoised at once; changes no response.")] = 64,
@@ -36,7 +39,7 @@ def eval(
     from stipule.report.live import bar
     from stipule.training.folder import environment
 
-    resolved = recipe_for_model(model, task, overrides or [])
+    resolved = recipe_for_model(model, task, overrides or [], recipe)
     problems = resolved.task.problems(split)[:limit]
     sampler = resolved.sampler
     asked = {
