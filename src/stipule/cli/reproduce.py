@@ -29,7 +29,6 @@ def reproduce(
     ),
 ) -> None:
     """Run rows of the paper's tables in a small world, beside its own numbers, with a verdict for each claim."""
-    from stipule.files import replace_file
     from stipule.recipe import load_recipe
     from stipule.report.live import bar
     from stipule.report.reproduction_figure import variance_over_training
@@ -50,17 +49,20 @@ def reproduce(
         found = reproduction(name, world, seeds, out)
         place = out / world / name
         command = f"stipule reproduce {name} --seeds {seeds} --world {world}"
-        replace_file(
-            place.with_suffix(".json"), lambda p, found=found: p.write_text(json.dumps(found, indent=1) + "\n")
-        )
-        page = reproduction_page(found, command)
-        replace_file(place.with_suffix(".md"), lambda p, page=page: p.write_text(page))
+        _write(place.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+        _write(place.with_suffix(".md"), reproduction_page(found, command))
         console.print(reproduction_tables(found))
         written = [f"{place}.md", f"{place}.json"]
         if name == "figure3":
             variance_over_training(found, place.with_suffix(".png"))
             written.append(f"{place}.png")
         console.print(", ".join(written))
+
+
+def _write(path: Path, text: str) -> None:
+    from stipule.files import replace_file
+
+    replace_file(path, lambda place: place.write_text(text))
 
 
 def _on_gpus(wanted: list[str]) -> None:
