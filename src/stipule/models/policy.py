@@ -33,7 +33,7 @@ class Policy(Protocol):
     @property
     def vocabulary(self) -> int: ...
     def encode(self, prompts: Sequence[Turns]) -> Prompts: ...
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]: ...
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]: ...
     def states(
         self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None, at: Bool[Tensor, "N T"], count: int | None
     ) -> Float[Tensor, "M D"]: ...
@@ -115,9 +115,11 @@ class MaskedPolicy:
         encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         return [*encoded, *start]
 
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]:
-        """The text of each row up to its first end-of-text, without special tokens."""
-        rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in tokens.tolist()]
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]:
+        """The text of each row up to its first end-of-text, without special tokens; without `cut`, all of it."""
+        rows = tokens.tolist()
+        if cut:
+            rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in rows]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
