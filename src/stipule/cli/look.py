@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from stipule.cli.app import Model, Out, Overrides, RecipePath, app, console, free_place
-from stipule.errors import StipuleError
 
 
 @app.command(
@@ -117,10 +116,7 @@ def generate(
 
     resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])])
     policy = load_policy(resolved.model)
-    try:
-        prompts = policy.encode([prompt])
-    except Exception as cause:  # the tiny tokenizers raise a plain Exception on a word they do not have
-        raise StipuleError(f"the prompt {prompt!r} cannot be encoded by {model}: {cause}") from cause
+    prompts = policy.encode([prompt])
     noise = resolved.sampler.draw(1, stream(seed, 0, "generate"))
     response = resolved.sampler(policy, prompts, noise)
     if show_steps:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stipule.errors import CheckpointError
+from stipule.errors import CheckpointError, StipuleError
 from stipule.types import Prompts
 
 Turns = str | Sequence[Mapping[str, str]]
@@ -92,9 +92,18 @@ class MaskedPolicy:
     def encode(self, prompts: Sequence[Turns]) -> Prompts:
         """Chat template where the tokenizer has one, then left padding to the longest.
 
-        Raises CheckpointError for a conversation where the tokenizer has no chat template.
+        Raises CheckpointError for a conversation where the tokenizer has no chat template, StipuleError for words that
+        the tokenizer has no tokens for.
         """
-        rows = [self._encode(prompt) for prompt in prompts]
+        try:
+            rows = [self._encode(prompt) for prompt in prompts]
+        except CheckpointError:
+            raise
+        except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
+            raise StipuleError(
+                f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
+                "base knows the words of its own task alone"
+            ) from cause
         longest = max(map(len, rows))
         tokens = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
