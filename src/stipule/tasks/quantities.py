@@ -60,10 +60,13 @@ def quantity(text: str) -> Fraction | None:
 
 
 def number_spans(text: str, value: Fraction) -> Iterator[Span]:
-    """Where a free text writes this number (its size, whatever the sign)."""
+    """Where a free text writes this number (its size, whatever the sign), as a fraction or as a part of one too."""
     for found in _VALUE.finditer(text):
         if _value(found) in (value, -value):
             yield found.span()
+    for number in re.finditer(_NUMBER, text):
+        if Fraction(number.group().replace(",", "")) in (value, -value):
+            yield number.span()
 
 
 def _simplified(text: str) -> str:
