@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,8 +46,6 @@ class LoRA:
 
 def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, seed: int) -> torch.nn.Module:
     """The network with fresh adapters, which change nothing yet."""
-    from peft import get_peft_model  # seconds to import, and full fine-tuning needs none of it
-
     if lora.dropout and family.lora_parameters:
         raise RecipeError(
             f"model.lora.dropout is {lora.dropout}, but adapters on stacked experts ({family.name}) have no dropout; "
@@ -54,7 +53,15 @@ def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, s
         )
     with torch.random.fork_rng():  # peft draws its first weights from the global generator; put it back after
         torch.random.manual_seed(seed)
-        return get_peft_model(model, adapter_config(family, lora, base))  # type: ignore[return-value]
+        return _wrapped(model, adapter_config(family, lora, base))
+
+
+def _wrapped(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module:
+    from peft import get_peft_model  # seconds to import, and full fine-tuning needs none of it
+
+    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 def adapter_config(family: Family, lora: LoRA, base: str) -> LoraConfig:
@@ -78,7 +85,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     Raises CheckpointError unless every key of the file finds its place and every place its key: peft itself passes
     over what it does not know, and the policy would quietly be the base.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import LoraConfig, set_peft_model_state_dict
 
     try:
         config = LoraConfig.from_pretrained(str(folder))
@@ -94,7 +101,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     )
     config.inference_mode = False
     try:
-        adapted = get_peft_model(model, config)
+        adapted = _wrapped(model, config)
     except ValueError as cause:
         raise CheckpointError(f"the adapter at {str(folder)!r} does not fit: {first_line(cause)}; {hint}") from cause
     places = {n.replace(".default", ""): p for n, p in adapted.named_parameters() if ".lora_" in n}
@@ -107,7 +114,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
         said = "; ".join(f"{len(keys)} {what}, e.g. {keys[0]}" for what, keys in wrong.items() if keys)
         raise CheckpointError(f"the adapter at {str(folder)!r} does not fit its base: {said}; {hint}")
     set_peft_model_state_dict(adapted, tensors)
-    return adapted  # type: ignore[return-value]
+    return adapted
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Denoiser(Protocol):
 def conformance(policy: MaskedPolicy, sampler: Denoiser, prompts: Sequence[Turns], group: int = 4) -> list[Check]:
     """All checks in order; the policy's adapters are stirred, so throw it away after.
 
-    `prompts` should differ in length; `group` responses are drawn of the first prompt at the sampler's temperature.
+    `prompts` should differ in length; `group` responses of each are drawn at the sampler's temperature.
     """
     probe = Probe(policy, sampler, list(prompts), group)
     return [check(probe) for check in CHECKS]
@@ -273,16 +273,19 @@ def precision(probe: Probe) -> Check:
 
 
 def diversity(probe: Probe) -> Check:
-    """A group's responses differ at the recipe's temperature."""
-    prompts = probe.prompts[:1].repeat(probe.group)
-    found = probe.sampler(probe.policy, prompts, probe.sampler.draw(probe.group, stream(0, 0, "group")))
-    distinct = len({tuple(row) for row in found.tokens.tolist()})
+    """A group's responses differ at the recipe's temperature, for some prompt at least."""
+    prompts = probe.prompts.repeat(probe.group)
+    rows = len(probe.texts) * probe.group
+    found = probe.sampler(probe.policy, prompts, probe.sampler.draw(rows, stream(0, 0, "group")))
+    groups = found.tokens.unflatten(0, (-1, probe.group)).tolist()
+    distinct = [len({tuple(row) for row in group}) for group in groups]
     return Check(
         "diversity",
-        distinct > 1,
-        f"{distinct} distinct of {probe.group} responses at temperature {probe.sampler.temperature:g}",
+        max(distinct) > 1,
+        f"{', '.join(map(str, distinct))} distinct of {probe.group} responses at temperature "
+        f"{probe.sampler.temperature:g}",
         "equal responses have equal rewards: no advantage, nothing to learn",
-        "raise sampler.temperature (table 8: 0.9)",
+        "raise sampler.temperature, or give harder problems",
     )
 
 
@@ -316,7 +319,7 @@ def step_map(probe: Probe) -> Check:
     for revealed, calls, tokens in zip(
         found.revealed.tolist(), found.forwards.tolist(), found.tokens.tolist(), strict=True
     ):
-        wrong += set(revealed) - {-1} != set(range(calls)) or probe.policy.mask_id in tokens
+        wrong += int(set(revealed) - {-1} != set(range(calls)) or probe.policy.mask_id in tokens)
     spent = found.forwards.tolist()
     return Check(
         "step map",
@@ -356,4 +359,4 @@ def _stir(policy: MaskedPolicy) -> None:
     generator = stream(0, 0, "stir")
     with torch.no_grad():
         for parameter in policy.trainable().values():
-            parameter += (torch.randn(parameter.shape, generator=generator) / 50).to(parameter)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) / 50).to(parameter))

@@ -100,7 +100,13 @@ class MaskedPolicy:
 
         Raises CheckpointError for a conversation where the tokenizer has no chat template.
         """
-        rows = [self._encode(prompt) for prompt in prompts]
+        return self._padded([self._encode(prompt) for prompt in prompts])
+
+    def encode_raw(self, texts: Sequence[str]) -> Prompts:
+        """The texts as they are, without a chat template, then left padding to the longest."""
+        return self._padded([self.tokenizer(text)["input_ids"] for text in texts])
+
+    def _padded(self, rows: Sequence[list[int]]) -> Prompts:
         longest = max(map(len, rows))
         tokens = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])

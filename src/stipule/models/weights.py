@@ -79,8 +79,19 @@ def load_network(
     if lost:
         raise CheckpointError(f"the weights at {place!r} do not fit config.json: {lost}; is the checkpoint complete?")
     if choice.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     return (model if held else model.to(device)).eval()  # type: ignore[arg-type]
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    plain = {"use_reentrant": False}  # the other way needs inputs that want gradients, and runs backward twice
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=plain)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=plain)
+    except ValueError as cause:
+        raise CheckpointError(f"model.checkpointing is true, but {first_line(cause)} set it to false") from cause
 
 
 def check_files(place: str) -> None:

@@ -112,12 +112,15 @@ LLADA_MOE = Family(
 )
 
 
-def _turned(config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str) -> Family:
+def _turned(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str, like: Family = DREAM
+) -> Family:
     return Family(
         name="a2d",
         model_class=model_class,
         read_config=_reader(config_class, f"a {name} checkpoint turned into a diffusion model", _WHOLE),
-        lora_targets=TARGETS,
+        lora_targets=like.lora_targets,
+        lora_parameters=like.lora_parameters,
         mask_words=("<|mask|>",),
     )
 
@@ -127,4 +130,5 @@ TURNED: Mapping[str, Family] = {
     "llama": _turned(LlamaConfig, LlamaForCausalLM, "Llama"),
     "qwen2": _turned(Qwen2Config, Qwen2ForCausalLM, "Qwen2"),
     "qwen3": _turned(Qwen3Config, Qwen3ForCausalLM, "Qwen3"),
+    "qwen3_moe": _turned(Qwen3MoeConfig, Qwen3MoeForCausalLM, "Qwen3-MoE", like=LLADA_MOE),
 }
