@@ -139,5 +139,10 @@ def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPol
         if wanted:
             policy.frozen = load_policy(choice, reference=True, device=device).frozen
     if choice.lora is None:
+        if choice.quantize:
+            raise RecipeError(
+                f"model.quantize is {choice.quantize} without model.lora; a 4-bit base is frozen and needs adapters to "
+                "train; add model.lora.rank=128, or leave model.quantize out"
+            )
         policy.model.requires_grad_(True)
     return policy

@@ -70,7 +70,7 @@ def learn(
     first: list[Tensor] = []  # scores of the first update, by portion
     draws: list[Tensor] = []  # and the spread of its draws
     for update, view in enumerate(views):
-        with clock.part("update"):
+        with clock.part("update"), policy.updating(stream(settings.seed, step, f"dropout {update}")):
             optimizer.zero_grad(set_to_none=True)
             for index, part in enumerate(parts):
                 logp = hidden_log_probabilities(policy, responses[part], view[part])
