@@ -21,6 +21,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"report", "cli", "quickstart"},
     "matplotlib": {"report"},
+    "math_verify": {"tasks"},
 }
 
 

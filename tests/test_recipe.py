@@ -3,7 +3,8 @@
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, recipe_folder
+from stipule.protocol import load_protocol
+from stipule.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, recipe_folder, recipe_for_model
 from stipule.training.pretrain import PretrainRecipe
 from stipule.training.settings import Recipe
 
@@ -72,6 +73,11 @@ def test_every_shipped_recipe_is_valid():
     paths = sorted(recipe_folder().rglob("*.yaml"))
     assert paths
     for path in paths:
+        if path.parent.name == "protocols":
+            protocol = load_protocol(path.stem)
+            for task in protocol.tasks:
+                recipe_for_model("nowhere", fixed=protocol.settings(task))
+            continue
         kind = PretrainRecipe if "pretraining" in read_yaml(path) else Recipe
         load_recipe(str(path), kind=kind)
 

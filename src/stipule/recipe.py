@@ -45,20 +45,31 @@ def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: t
         raise RecipeError("; ".join(dict.fromkeys(map(_explain, errors)))) from cause
 
 
-def recipe_for_model(model: str, task: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe to evaluate or sample a model with: a run's own, what a tiny base was made for, or the defaults.
+def recipe_for_model(
+    model: str,
+    task: str | None = None,
+    overrides: Sequence[str] = (),
+    given: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe to evaluate or sample a model with: the given one, a run's own, what a tiny base was made for, or the
+    defaults; `fixed` are whole sections that take the place of its own.
 
     Raises RecipeError if the task is not known from the model and not given.
     """
     data: dict[str, Any] = {}
     place = Path(locate(model))
-    if (Path(model) / "recipe.yaml").exists():
+    if given is not None:
+        data = read_yaml(find_recipe(given))
+    elif (Path(model) / "recipe.yaml").exists():
         data = read_yaml(Path(model) / "recipe.yaml")
     elif (place / "pretrain.yaml").exists():
         made = read_yaml(place / "pretrain.yaml")
         length = made["pretraining"]["length"]
         data = {"task": made["task"], "sampler": {"length": length, "steps": length, "block": length}}
-    if task is not None and data.get("task", {}).get("kind") != task:
+    if fixed is not None:
+        data |= fixed
+    elif task is not None and data.get("task", {}).get("kind") != task:
         data["task"] = {"kind": task}
     data["model"] = {**data.get("model", {}), "path": model, "lora": None}
     if "task" not in data and not any(o.startswith("task.kind=") for o in overrides):

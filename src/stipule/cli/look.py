@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,19 @@ from stipule.errors import StipuleError
 
 @app.command(
     epilog="Examples:  stipule eval tiny/sudoku --limit 100  ·  stipule eval runs/quickstart --out runs/after  ·  "
-    "stipule eval GSAI-ML/LLaDA-8B-Instruct --task countdown --limit 16"
+    "stipule eval GSAI-ML/LLaDA-8B-Instruct --protocol d1-256 --task gsm8k --limit 16"
 )
 def eval(
     model: Model,
     overrides: Overrides = None,
     task: Annotated[
         str | None, typer.Option(help="sudoku, countdown, ...; a run or a tiny base knows its own.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Ask the problems of this recipe, with its sampler.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="d1-128, d1-256, d1-512, spg-256, strict-256, or a YAML file.")
     ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n problems.")] = None,
@@ -32,11 +39,13 @@ def eval(
     """Greedy solve rate on held-out problems, with a 95 % interval; nothing is pruned."""
     from stipule.evidence.folder import EvaluationFolder, split_hash
     from stipule.models.loading import load_policy
+    from stipule.protocol import load_protocol
     from stipule.recipe import recipe_for_model
     from stipule.report.live import bar
     from stipule.training.folder import environment
 
-    resolved = recipe_for_model(model, task, overrides or [])
+    chosen = load_protocol(protocol) if protocol else None
+    resolved = recipe_for_model(model, task, overrides or [], recipe, chosen.settings(task) if chosen else None)
     problems = resolved.task.problems(split)[:limit]
     sampler = resolved.sampler
     asked = {
@@ -45,13 +54,16 @@ def eval(
         "split": split,
         "problems": len(problems),
         "split_hash": split_hash(problems),
+        "protocol": chosen.mark if chosen else None,
+        "settings": asdict(resolved.task),
         "sampler": {"length": sampler.length, "steps": sampler.steps, "block": sampler.block, "temperature": 0},
     }
     place = out or free_place(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
     folder = EvaluationFolder(place, asked)
     policy = load_policy(resolved.model)
+    cut = chosen is None or chosen.cuts
     with bar(console, "evaluating") as progress:
-        found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment())
+        found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)
     low, high = found["interval"]
     console.print(
         f"{model} on {resolved.task.kind} ({split}): {found['solved']} of {found['total']} solved = "

@@ -33,7 +33,7 @@ class Policy(Protocol):
     @property
     def vocabulary(self) -> int: ...
     def encode(self, prompts: Sequence[Turns]) -> Prompts: ...
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]: ...
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]: ...
     def states(
         self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None, at: Bool[Tensor, "N T"], count: int | None
     ) -> Float[Tensor, "M D"]: ...
@@ -101,19 +101,25 @@ class MaskedPolicy:
         return Prompts(tokens.to(self.device), mask.to(self.device))
 
     def _encode(self, prompt: Turns) -> list[int]:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        # A last message of the assistant's is the start of its response: it follows the template's own header.
+        begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        start = self.tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
         if self.tokenizer.chat_template is None:
-            if not isinstance(prompt, str):
+            if len(turns) > 1 or not turns:
                 raise CheckpointError(
                     "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
                     "strings, or a tokenizer with a template"
                 )
-            return self.tokenizer(prompt)["input_ids"]
-        turn = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)  # type: ignore
+            return [*self.tokenizer(turns[0]["content"])["input_ids"], *start]
+        encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return [*encoded, *start]
 
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]:
-        """The text of each row up to its first end-of-text, without special tokens."""
-        rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in tokens.tolist()]
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]:
+        """The text of each row up to its first end-of-text, without special tokens; without `cut`, all of it."""
+        rows = tokens.tolist()
+        if cut:
+            rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in rows]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:

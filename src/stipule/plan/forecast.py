@@ -120,19 +120,19 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
 
 def prompts_of_task(recipe: Recipe, published: Mapping[str, Any], given: int | None) -> Prompting:
     """Encodes a sample of the training prompts where model folder and problems are on this machine."""
-    problems = _problems(recipe)
-    count = len(problems) if problems is not None else None
+    count = getattr(recipe.task, "train_problems", None)
     several = recipe.training.problems > 1
     if given is not None:
         if given < 1:
             raise RecipeError(f"--prompt is {given}; it is the prompts' width in tokens; try {PROMPT}")
         return Prompting(given, several, count, "as given")
     place = locate(recipe.model.path)
-    if problems is None or not Path(place).is_dir():
+    problems = _problems(recipe) if Path(place).is_dir() else None  # neither weights nor data are downloaded to plan
+    if problems is None:
         return Prompting(PROMPT, several, count, "assumed; give --prompt if yours are longer")
     policy = stand_in(published, recipe.model, "meta", layers=1)
     policy.tokenizer = _load_tokenizer(place, family_of(published).read_config(published))
-    at_once = recipe.training.problems
+    at_once, count = recipe.training.problems, len(problems)
     sample = problems[: max(1, SAMPLE // at_once) * at_once]
     lengths = [policy.encode([problem.turns]).tokens.shape[1] for problem in sample]
     batches = [lengths[i : i + at_once] for i in range(0, len(lengths), at_once)]

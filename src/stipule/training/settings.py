@@ -19,12 +19,15 @@ from stipule.objectives.policy_gradient import PolicyGradient
 from stipule.objectives.sequence import SequenceRatio
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Pruning
+from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.custom import Custom
+from stipule.tasks.gsm8k import Gsm8k
+from stipule.tasks.math import Math
 from stipule.tasks.sudoku import Sudoku
 
 # The unions that `kind:` picks from. A new member is one name here.
-AnyTask = Sudoku | Countdown | Custom
+AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
 AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
 AnyCredit = GroupRelative | LeaveOneOut | Exponential
 AnyObjective = Grpo | SequenceRatio | PolicyGradient
