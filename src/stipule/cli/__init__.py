@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from stipule.cli import grade, look, plan, reproduce, run  # noqa: F401  (they register their commands)
+from stipule.cli import look, plan, reproduce, run  # noqa: F401  (they register their commands)
 from stipule.cli.app import app
 from stipule.errors import DivergenceError, StipuleError
 
