@@ -114,7 +114,8 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
         _make_fake(policy.model)
         score = _scoring(policy, asked, prompt, sampler.length, padded, hidden, backward=False)
         # Gradients come into being in the backward pass itself, and are counted there.
-        update = _scoring(policy, asked, prompt, sampler.length, padded, hidden, backward=True)
+        several = len(responses) > settings.score_rows
+        update = _scoring(policy, asked, prompt, sampler.length, padded, hidden, backward=True, again=several)
         rollout = _denoising(policy, recipe, rows, prompt, padded)
     held = quiet + gradients
     return Peaks(
@@ -138,18 +139,29 @@ def _largest(recipe: Recipe, views: list[Views]) -> tuple[slice, Views]:
 
 
 def _scoring(
-    policy: MaskedPolicy, rows: int, prompt: int, length: int, padded: bool, hidden: int, backward: bool
+    policy: MaskedPolicy,
+    rows: int,
+    prompt: int,
+    length: int,
+    padded: bool,
+    hidden: int,
+    backward: bool,
+    again: bool = False,
 ) -> int:
-    """Bytes on top of what is held: `estimators/score.py` with the counts known beforehand."""
+    """Bytes on top of what is held: `estimators/score.py` with the counts known beforehand.
+
+    `again`: a second portion, which finds the gradients of the first there.
+    """
     live = LiveBytes()
     live.ignore([*policy.model.parameters(), *policy.model.buffers()])
     with live, torch.set_grad_enabled(backward):
-        canvas = torch.zeros(rows, prompt + length, dtype=torch.long)
-        attend = _attend(canvas, padded)
-        states = policy.states(canvas, attend, canvas.bool(), hidden)
-        logp = target_log_probabilities(policy, states, torch.zeros(hidden, dtype=torch.long))
-        if backward:
-            logp.sum().backward()
+        for _ in range(1 + again):
+            canvas = torch.zeros(rows, prompt + length, dtype=torch.long)
+            states = policy.states(canvas, _attend(canvas, padded), canvas.bool(), hidden)
+            logp = target_log_probabilities(policy, states, torch.zeros(hidden, dtype=torch.long))
+            if backward:
+                logp.sum().backward()
+            del canvas, states, logp
     policy.model.zero_grad(set_to_none=True)
     return live.peak
 
