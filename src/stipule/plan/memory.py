@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from stipule.models.loading import LoRA, ModelChoice
 from stipule.plan.devices import FRAGMENTATION, OVERHEAD
-from stipule.plan.rehearsal import Peaks, rehearse
+from stipule.plan.rehearsal import Peaks, quantized, rehearse
 from stipule.training.settings import Recipe
+
+SMALL_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,12 @@ def _next(recipe: Recipe, peaks: Peaks, budget: int) -> tuple[Recipe, str, str] 
         return _model(recipe, "dtype", "bfloat16")
     if "quantize" in known and not quantized(recipe):
         return _model(recipe, "quantize", "nf4")
-    if model.lora.rank > 16:
-        rank = model.lora.rank // 2
-        smaller = replace(model.lora, rank=rank, alpha=max(1, model.lora.alpha // 2))
-        return replace(recipe, model=replace(model, lora=smaller)), "model.lora.rank", str(rank)
+    if model.lora.rank > SMALL_RANK:
+        smaller = replace(model.lora, rank=SMALL_RANK)
+        return replace(recipe, model=replace(model, lora=smaller)), "model.lora.rank", str(SMALL_RANK)
     return None
-
-
-def quantized(recipe: Recipe) -> bool:
-    """Whether the base is held in 4 bits."""
-    return getattr(recipe.model, "quantize", None) not in (None, "none")
 
 
 def _model(recipe: Recipe, name: str, value: Any) -> tuple[Recipe, str, str]:
     changed: dict[str, Any] = {name: value}
     return replace(recipe, model=replace(recipe.model, **changed)), f"model.{name}", str(value).lower()
-
-
-def words(settings: Sequence[str]) -> str:
-    return " ".join(settings)

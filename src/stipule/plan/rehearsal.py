@@ -26,6 +26,9 @@ from stipule.training.settings import Recipe
 from stipule.training.update import portions
 from stipule.types import Views
 
+# bitsandbytes' NF4 with double quantisation: 4 bits, an 8-bit scale for 64 numbers, a float32 for 256 scales.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -101,14 +104,14 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
     asked, hidden = int(view.busy[:, portion].sum()), int((view.weight[:, portion] != 0).sum())
     rows = min(len(responses), settings.rollout_rows)
     policy = stand_in(published, recipe.model, "meta")
-    weights = sum(_bytes(p) for p in policy.core.parameters() if not (recipe.model.lora and p.requires_grad))
-    gradients = sum(_bytes(p) for p in trained(policy))
+    weights, unpacked = _base(policy, recipe)
+    sizes = [_bytes(p) for p in trained(policy)]
+    gradients = sum(sizes)
     adapters = gradients if recipe.model.lora else 0
     reference = weights if recipe.objective.kl > 0 and recipe.model.lora is None else 0
     optimizer = 2 * gradients
-    quiet = weights + adapters + optimizer + reference
-    sizes = [_bytes(p) for p in trained(policy)]
-    stepping = sum(sizes) if accelerator else 2 * max(sizes)
+    quiet = weights + adapters + optimizer + reference + unpacked
+    stepping = gradients if accelerator else 2 * max(sizes)
 
     with FakeTensorMode():
         _make_fake(policy.model)
@@ -129,6 +132,27 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
         quiet + update,
         held + stepping,
     )
+
+
+def quantized(recipe: Recipe) -> bool:
+    """Whether the base is held in 4 bits."""
+    return getattr(recipe.model, "quantize", None) is not None
+
+
+def _base(policy: MaskedPolicy, recipe: Recipe) -> tuple[int, int]:
+    """Bytes of the weights without adapters, and of the largest matrix that is unpacked to be multiplied.
+
+    Only matrices of the blocks are held in 4 bits: embedding, head and norms stay as they are.
+    """
+    lora = recipe.model.lora is not None
+    numbers = {id(p): _bytes(p) for n, p in policy.core.named_parameters() if not (lora and "lora_" in n)}
+    if not quantized(recipe):
+        return sum(numbers.values()), 0
+    head = policy.core.get_output_embeddings()
+    packed = [m.weight for m in policy.core.modules() if isinstance(m, nn.Linear) and m is not head]
+    packed = [w for w in packed if id(w) in numbers]
+    kept = sum(numbers.values()) - sum(map(_bytes, packed))
+    return kept + int(NF4_BYTES * sum(w.numel() for w in packed)), max(map(_bytes, packed))
 
 
 def _largest(recipe: Recipe, views: list[Views]) -> tuple[slice, Views]:
@@ -155,6 +179,9 @@ def _scoring(
     live = LiveBytes()
     live.ignore([*policy.model.parameters(), *policy.model.buffers()])
     with live, torch.set_grad_enabled(backward):
+        for module in policy.model.modules():  # adapters may have dropout, in updates alone
+            if isinstance(module, nn.Dropout):
+                module.training = backward
         for _ in range(1 + again):
             canvas = torch.zeros(rows, prompt + length, dtype=torch.long)
             states = policy.states(canvas, _attend(canvas, padded), canvas.bool(), hidden)

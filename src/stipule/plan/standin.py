@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,9 +37,11 @@ def stand_in(
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     dtype = getattr(torch, choice.dtype)
-    with torch.device(device), torch.random.fork_rng():
+    with torch.device(device), torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(0)
         network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=choice.attention)
+        network.name_or_path = choice.path  # peft warns of a network without one
         if choice.lora:
             network = _with_lora(network, choice.lora, None, choice.path, 0)
     ids = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
@@ -52,7 +55,9 @@ def stand_in(
 
 def recompute_blocks(policy: MaskedPolicy) -> None:
     """Gradient checkpointing: every block keeps its input and computes the rest again in the backward pass."""
-    policy.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():  # of a name that transformers 5 still shares with 4
+        warnings.simplefilter("ignore", FutureWarning)
+        policy.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in policy.core.modules():
         if hasattr(module, "gradient_checkpointing"):
             module.training = True  # transformers checkpoints only then; dropout has modules of its own
