@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stipule.models.families import family_of
-from stipule.models.loading import locate, read_published
-from stipule.rollouts.schedule import anchors_for, plan
+from stipule.rollouts.schedule import Plan, anchors_for, plan
 from stipule.training.settings import Recipe
 
 
@@ -27,12 +28,17 @@ class StepCost:
 
 def calls_per_response(recipe: Recipe) -> int:
     """The plan's calls for a full set of anchors, spread evenly over the blocks."""
+    return plan_of(recipe).forwards
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """What each call commits and looks at, for a full set of anchors spread evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
     blocks = sampler.length // sampler.block
     fixed = anchors_for(pruning.spatial.ratio, sampler.length)
     masks = tuple(sampler.block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
     temporal = pruning.temporal
-    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope).forwards
+    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope)
 
 
 def step_cost(recipe: Recipe) -> StepCost:
@@ -57,11 +63,10 @@ class Held:
     reference: int
 
 
-def memory_held(recipe: Recipe) -> Held:
-    """From `config.json` alone. Raises CheckpointError if that is not to be had."""
+def memory_held(recipe: Recipe, published: Mapping[str, Any]) -> Held:
+    """From the model's `config.json` alone."""
     import torch
 
-    published = read_published(locate(recipe.model.path))
     family = family_of(published)
     with torch.device("meta"):
         network = family.model_class(family.read_config(published))
