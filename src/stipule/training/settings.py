@@ -22,6 +22,8 @@ from stipule.rollouts.pruning import Pruning
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.custom import Custom
 from stipule.tasks.sudoku import Sudoku
+from stipule.training.alarms import Alarms
+from stipule.training.tracking import Tracker
 
 # The unions that `kind:` picks from. A new member is one name here.
 AnyTask = Sudoku | Countdown | Custom
@@ -103,6 +105,8 @@ class Recipe:
     objective: AnyObjective = field(default_factory=Grpo)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    alarms: Alarms = field(default_factory=Alarms)
+    tracking: tuple[Tracker, ...] = ()  # where metrics.jsonl is mirrored
 
     def __post_init__(self) -> None:
         if isinstance(self.estimator, Spg):
