@@ -35,7 +35,7 @@ def metrics(step, chance, height=0.5):
         "response/length": 16.0,
         "response/anchors": 2.0,
         "response/distinct": 0.8,
-        "response/stuck": 0.0,
+        "response/copies": 0.0,
         "response/repetition": 0.01,
         "response/confidence": 0.8 + 0.05 * chance.random(),
         "policy/loss": chance.gauss(0, 0.01),

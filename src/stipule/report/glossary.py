@@ -26,7 +26,7 @@ GLOSSARY = (
     Entry(
         "reward/spread",
         "share of groups whose rewards differ: only they teach",
-        "it is near 0 before the task is solved: alarm `spread`; raise `sampler.temperature` or set "
+        "it stays near 0 before the task is solved: alarm `spread`; raise `sampler.temperature` or set "
         "`sampler.order=random`",
     ),
     Entry("reward/<part>", "mean of each named part of the grade", "`reward/format` falls"),
@@ -38,9 +38,9 @@ GLOSSARY = (
     ),
     Entry("response/distinct", "different texts / responses", "it is near 1 / group: the group is one response"),
     Entry(
-        "response/stuck",
-        "share of groups in which every response is one and the same wrong text",
-        "above 0.5: alarm `stuck`",
+        "response/copies",
+        "share of groups in which every response is a copy of the first, token by token and call by call",
+        "above 0.95 before the task is solved: alarm `copies`",
     ),
     Entry(
         "response/repetition",

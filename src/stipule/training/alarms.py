@@ -34,10 +34,10 @@ class Alarms:
     kl: float | None = 1.0  # policy/kl in nats per token, mean of 3 steps
     variance: float | None = 10.0  # variance/estimate (or /draw) of 5 steps, as a multiple of the first 5
     gradient: float | None = 20.0  # policy/gradient_norm of 3 steps, as a multiple of the first 5
-    confidence: float | None = 0.995  # response/confidence, mean of 3 steps, while less than half is solved
+    confidence: float | None = 0.998  # response/confidence, mean of 3 steps, while less than half is solved
     repetition: float | None = 0.5  # response/repetition, mean of 3 steps
-    stuck: float | None = 0.5  # response/stuck, mean of 3 steps
-    spread: float | None = 0.02  # reward/spread at most this, mean of 5 steps, while less than 0.9 is solved
+    copies: float | None = 0.95  # response/copies, mean of 5 steps, while less than 0.9 is solved
+    spread: float | None = 0.02  # reward/spread at most this, mean of 20 steps, while less than 0.9 is solved
     collapse: float | None = 0.5  # share of its best 10 steps that the mean reward may lose
     stop: bool = False  # end the run at the first alarm, and name the last checkpoint before it
 
@@ -54,7 +54,7 @@ class Alarms:
                 raise RecipeError(
                     f"alarms.{name} is {limit}; it is a multiple of the first steps' value and must be above 1; try 10"
                 )
-        for name in ("clipped", "confidence", "repetition", "stuck", "spread", "collapse"):
+        for name in ("clipped", "confidence", "repetition", "copies", "spread", "collapse"):
             if (limit := getattr(self, name)) is not None and limit > 1:
                 raise RecipeError(f"alarms.{name} is {limit}; it is a share and must lie in [0, 1]; null turns it off")
 
@@ -68,12 +68,11 @@ class Alarms:
             limit, value = getattr(self, name), _recent(lines, key, steps)
             if limit is None or value is None:
                 continue
-            if name == "confidence" and (_recent(lines, "reward/solved", steps) or 0.0) >= 0.5:
+            if (_recent(lines, "reward/solved", steps) or 0.0) >= SOLVED.get(name, float("inf")):
                 continue
             if value > limit:
                 yield _event(name, key, value, limit, words)
-        value = _recent(lines, "reward/spread", 5)
-        solved = _recent(lines, "reward/solved", 5)
+        value, solved = (_recent(lines, key, 20) for key in ("reward/spread", "reward/solved"))
         if self.spread is not None and value is not None and value <= self.spread and (solved or 0.0) < 0.9:
             yield _event("spread", "reward/spread", value, self.spread, SPREAD)
 
@@ -168,14 +167,16 @@ LEVELS = (
         "model loops; go back to an earlier checkpoint, lower optimizer.learning_rate or raise objective.kl",
     ),
     (
-        "stuck",
-        "response/stuck",
-        3,
-        "in {value:.0%} of the groups every response is one and the same wrong text (limit {limit:.0%}), so there is "
-        "nothing to compare; raise sampler.temperature (0 is greedy), set sampler.order=random, or lower "
+        "copies",
+        "response/copies",
+        5,
+        "in {value:.0%} of the groups every response is a copy of the first (limit {limit:.0%}), so there is nothing "
+        "to compare; raise sampler.temperature (0 is greedy), set sampler.order=random, or lower "
         "pruning.spatial.ratio",
     ),
 )
+# Where so much is solved, these are what success looks like.
+SOLVED = {"confidence": 0.5, "copies": 0.9}
 GROWTH = (
     (
         "variance",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,8 +16,6 @@ from stipule.types import Responses
 
 def describe(graded: Graded, responses: Responses, group: int) -> dict[str, float]:
     rewards = graded.reward.view(-1, group)
-    groups = [set(graded.texts[start : start + group]) for start in range(0, len(graded.texts), group)]
-    wrong = (~graded.correct.view(-1, group)).any(1).tolist()
     names = graded.grades[0].parts
     return {
         "reward/mean": float(rewards.mean()),
@@ -26,10 +25,16 @@ def describe(graded: Graded, responses: Responses, group: int) -> dict[str, floa
         "response/length": float(responses.live.sum(1).float().mean()),
         "response/anchors": float((~responses.free).sum(1).float().mean()),
         "response/distinct": len(set(graded.texts)) / len(graded.texts),
-        "response/stuck": sum(len(g) == 1 and w for g, w in zip(groups, wrong, strict=True)) / len(groups),
+        "response/copies": copies(responses, group),
         "response/repetition": repetition(responses),
         "response/confidence": float(responses.confidence[responses.scored].mean()) if responses.scored.any() else 0.0,
     }
+
+
+def copies(responses: Responses, group: int) -> float:
+    """Share of groups whose responses all have the same tokens from the same calls: chance has changed nothing."""
+    paths = torch.cat([responses.tokens, responses.revealed], 1).unflatten(0, (-1, group))
+    return float((paths == paths[:, :1]).flatten(1).all(1).float().mean())
 
 
 def repetition(responses: Responses, run: int = 4) -> float:

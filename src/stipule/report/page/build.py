@@ -165,6 +165,6 @@ def _alarms(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         "policy/kl": alarms.kl,
         "response/confidence": alarms.confidence,
         "response/repetition": alarms.repetition,
-        "response/stuck": alarms.stuck,
+        "response/copies": alarms.copies,
     }
     return list(found.values()), {key: limit for key, limit in limits.items() if limit is not None}

@@ -10,7 +10,7 @@ const CURVES = [
   { title: "Confidence (the reverse of entropy)", keys: ["response/confidence"], percent: true },
   { title: "Groups that teach", keys: ["reward/spread"], from: 0, to: 1, percent: true },
   { title: "Different responses", keys: ["response/distinct"], from: 0, to: 1, percent: true },
-  { title: "Groups stuck on one wrong text", keys: ["response/stuck"], from: 0, percent: true },
+  { title: "Groups of copies", keys: ["response/copies"], from: 0, percent: true },
   { title: "Repetition", keys: ["response/repetition"], from: 0, percent: true },
   { title: "Length of a response", keys: ["response/length"], from: 0 },
   { title: "Gradient norm", keys: ["policy/gradient_norm"], log: true },
