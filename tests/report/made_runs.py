@@ -95,7 +95,11 @@ def write_run(path, steps=40, every=5, length=16, recipe=RECIPE, rise=0.5, seed=
     (path / "environment.json").write_text(json.dumps({"stipule": __version__, "platform": "test"}))
     lines = [metrics(step, chance, 0.25 + rise * step / steps) for step in range(1, steps + 1)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = []
     for step in range(every, steps + 1, every):
+        if rows and length > 64:  # long responses are made once
+            (path / "rollouts" / f"step-{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            continue
         rows = [rollout(step, problem, member, chance, length) for problem in (1, 2) for member in range(4)]
         if hostile:
             rows[0] = {**rows[0], "response": HOSTILE, "pieces": [HOSTILE, *rows[0]["pieces"][1:]]}

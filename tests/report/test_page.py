@@ -197,3 +197,11 @@ def test_the_page_is_made_without_torch(tmp_path):
 def test_no_file_of_the_report_names_torch():
     for file in (SOURCE / "report").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (torch|transformers)", file.read_text(), re.MULTILINE), file
+
+
+def test_text_that_grows_when_it_is_escaped_does_not_break_the_limit(tmp_path):
+    path = write_run(tmp_path / "run", steps=100, every=5, length=16)
+    for file in (path / "rollouts").iterdir():
+        rows = [json.loads(line) | {"response": "<&>" * 2500} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert 1_000 < write_page([path], tmp_path / "page.html") < 2_000_000

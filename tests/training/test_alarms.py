@@ -52,7 +52,7 @@ def test_a_healthy_run_raises_nothing_at_any_step():
 @pytest.mark.parametrize(
     ("name", "key", "value", "steps"),
     [
-        ("ratio", "policy/ratio_max", 11.0, 1),
+        ("ratio", "policy/ratio_max", 31.0, 1),
         ("clipped", "policy/clipped", 0.6, 3),
         ("kl", "policy/kl", 2.0, 2),
         ("confidence", "response/confidence", 0.9995, 3),

@@ -54,7 +54,7 @@ GLOSSARY = (
     ),
     Entry("policy/loss", "eq. 1, negated", "it is not a number: alarm `diverged`, the run stops and dumps the step"),
     Entry("policy/ratio", "mean of rho of eq. 4; 1 in the first inner update", "it leaves 1 by more than the clip"),
-    Entry("policy/ratio_max", "largest rho of the step", "above 10: alarm `ratio`"),
+    Entry("policy/ratio_max", "largest rho of the step", "above 30: alarm `ratio`"),
     Entry(
         "policy/clipped",
         "share of scored tokens whose gradient the clip has stopped",

@@ -29,7 +29,7 @@ Line = Mapping[str, Any]
 class Alarms:
     """Thresholds; null turns one off. The defaults stay silent while the bundled base learns (docs/metrics.md)."""
 
-    ratio: float | None = 10.0  # policy/ratio_max, of one step
+    ratio: float | None = 30.0  # policy/ratio_max, of one step
     clipped: float | None = 0.5  # policy/clipped, mean of 3 steps
     kl: float | None = 1.0  # policy/kl in nats per token, mean of 3 steps
     variance: float | None = 10.0  # variance/estimate (or /draw) of 5 steps, as a multiple of the first 5

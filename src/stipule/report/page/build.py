@@ -27,7 +27,8 @@ from stipule.report.page.verdict import verdict
 from stipule.training.alarms import Alarms
 
 SCRIPTS = ("elements.js", "charts.js", "curves.js", "viewer.js", "table.js", "page.js")
-SAMPLES_BYTES = 1_300_000  # of the page's 2 MB
+LARGEST = 2_000_000  # bytes of a page
+SAMPLES_BYTES = 1_300_000  # of them
 SAMPLES = 600  # responses
 NUMBERS = 60_000  # points of all curves together
 MARK = "<!-- a stipule report -->"
@@ -37,12 +38,14 @@ def write_page(paths: Sequence[Path], out: Path) -> int:
     """Writes the page of these runs; returns its bytes. Raises RecipeError over a file that is no such page."""
     if out.exists() and MARK not in (out.read_text(encoding="utf-8", errors="replace")[:200] if out.is_file() else ""):
         raise RecipeError(f"{out} already exists and is no report; it was left as it is; give another place with --out")
-    text = page(gather(paths)).encode("utf-8", "replace")
+    budget = SAMPLES_BYTES
+    while len(text := page(gather(paths, budget=budget)).encode("utf-8", "replace")) > LARGEST and budget > 1000:
+        budget //= 2  # signs that HTML must not see are longer in the page than in the estimate
     replace_file(out, lambda place: place.write_bytes(text))
     return len(text)
 
 
-def gather(paths: Sequence[Path], live: bool = False) -> dict[str, Any]:
+def gather(paths: Sequence[Path], live: bool = False, budget: int = SAMPLES_BYTES) -> dict[str, Any]:
     """All that the page shows, as plain data. `live`: the page asks its server for news."""
     runs = read_runs(paths)
     widest = max((len(line) for run in runs for line in run.lines[-1:]), default=1)
@@ -54,7 +57,7 @@ def gather(paths: Sequence[Path], live: bool = False) -> dict[str, Any]:
         "live": live,
         "runs": shown,
         "glossary": {k: [entry.meaning, entry.look] for k in [*keys, "alarms"] if (entry := explain(k))},
-        "samples": samples(runs, SAMPLES, SAMPLES_BYTES),
+        "samples": samples(runs, SAMPLES, budget),
     }
 
 
