@@ -1,12 +1,16 @@
 """The page in a real browser, without a network."""
 
+import json
+import random
 import shutil
+import threading
 import time
 
 import pytest
 
 from stipule.report.page.build import write_page
-from tests.report.made_runs import HOSTILE, write_run
+from stipule.report.page.serve import PageServer
+from tests.report.made_runs import HOSTILE, metrics, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -170,3 +174,25 @@ def test_two_thousand_steps_and_five_hundred_responses_open_in_two_seconds(show)
     assert time.perf_counter() - started < 2
     assert int(tab.locator("#count").inner_text().split()[0]) >= 480
     assert "2000 steps are drawn as" in tab.locator("#summary").inner_text()
+
+
+def test_a_served_page_follows_its_run_and_keeps_what_is_typed(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("stipule.report.page.serve.PAUSE", 0.0)
+    path = write_run(tmp_path / "run", steps=10)
+    with PageServer([path], port=0) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        context = browser.new_context()
+        tab, heard = context.new_page(), []
+        tab.on("console", lambda message: heard.append(message.text))
+        tab.on("pageerror", lambda error: heard.append(str(error)))
+        tab.goto(server.address)
+        tab.wait_for_selector("html[data-ready]")
+        tab.fill("#least", "0.1")
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics(11, random.Random(0))) + "\n")
+        tab.get_by_text("Live: step 11").wait_for(timeout=10_000)
+        assert "11 of 10 steps" in tab.locator("#summary").inner_text()
+        assert tab.locator("#least").input_value() == "0.1"
+        context.close()
+        server.shutdown()
+    assert heard == []

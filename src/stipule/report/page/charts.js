@@ -51,7 +51,7 @@ function path(points, x, y) {
   let line = "", pen = "M";
   for (const [a, b] of points) {
     if (b === null || b === undefined) { pen = "M"; continue; }
-    line += `${pen}${x(a).toFixed(1)} ${y(b).toFixed(1)}`;
+    line += `${pen}${x(a).toFixed(1)} ${y(b).toFixed(1)}${pen === "M" ? "h0" : ""}`; // a point alone is a dot
     pen = "L";
   }
   return line;
@@ -67,6 +67,7 @@ function lineChart(spec, series, glossary) {
   let high = Math.max(spec.to ?? -Infinity, ...all);
   const limit = spec.limit;
   if (limit && limit.value <= high * (log ? 20 : 2)) high = Math.max(high, limit.value * (log ? 1.6 : 1.08));
+  if (spec.percent) high = Math.min(high, 1);
   if (high === low) { high = low + (Math.abs(low) || 1) * 0.5; low -= log ? 0 : (Math.abs(low) || 1) * 0.5 * (spec.from === undefined); }
   const first = Math.min(...drawn.flatMap((s) => s.x)), last = Math.max(...drawn.flatMap((s) => s.x));
   const x = scale(first, last === first ? first + 1 : last, LEFT, WIDE - RIGHT, false);

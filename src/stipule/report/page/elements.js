@@ -25,6 +25,7 @@ function replaceChildren(node, ...children) {
 
 function short(value) {
   if (value === null || value === undefined) return "–";
+  if (value === 0) return "0"; // and no -0
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
   if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(2);

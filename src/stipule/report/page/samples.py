@@ -13,6 +13,7 @@ from stipule.report.page.series import number
 from stipule.rollouts.schedule import plan
 
 LONGEST_PROMPT = 4000  # characters shown
+STEPS = 12  # that a run should show responses of, where it has so many
 
 Group = dict[str, Any]
 Item = TypeVar("Item")
@@ -37,22 +38,25 @@ def samples(runs: Sequence[Run], most: int, budget: int) -> dict[str, Any]:
 def _of_run(run: Run, index: int, most: int, budget: int, pieces: dict[str, int]) -> tuple[list[Group], list[str]]:
     if not run.rollouts:
         return [], []
+    # A few groups of many steps tell more than all groups of a few.
+    groups_a_step = max(1, most // (min(len(run.rollouts), STEPS) * _group(run)))
     rows = max(1, len(read_lines(run.rollouts[0])[0]))
-    files = evenly(run.rollouts, max(2, most // rows))
-    by_step, broken = [], 0
+    files = evenly(run.rollouts, max(2, most // min(rows, groups_a_step * _group(run))))
+    by_step, broken, left_out = [], 0, len(run.rollouts) - len(files)
     for file in files:
         lines, bad = read_lines(file)
         groups, worse = _groups(lines, run, index, file, pieces)
         broken += bad + worse
-        by_step.append(groups)
+        left_out += max(0, len(groups) - groups_a_step)
+        by_step.append(evenly(groups, groups_a_step))
     while _size(by_step) > budget and len(by_step) > 2:
-        by_step = evenly(by_step, max(2, len(by_step) * 3 // 4))
+        by_step, left_out = evenly(by_step, max(2, len(by_step) * 3 // 4)), left_out + 1
     while _size(by_step) > budget and max(map(len, by_step)) > 1:
-        by_step = [groups[: max(1, len(groups) // 2)] for groups in by_step]
+        by_step, left_out = [evenly(groups, max(1, len(groups) // 2)) for groups in by_step], left_out + 1
     notes = []
     if broken:
         notes.append(f"{run.name}: {broken} half-written or foreign lines of saved responses were left out.")
-    if len(by_step) < len(run.rollouts) or max(map(len, by_step)) * 2 < rows // max(1, _group(run)):
+    if left_out:
         shown = sum(len(group["responses"]) for groups in by_step for group in groups)
         notes.append(
             f"{run.name}: to keep the page small, {shown} responses of {len(by_step)} of the {len(run.rollouts)} saved "
@@ -63,8 +67,8 @@ def _of_run(run: Run, index: int, most: int, budget: int, pieces: dict[str, int]
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """At most this many of the items, evenly spaced, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
+    if len(items) <= most or most < 2:
+        return list(items[: max(most, 1)])
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
@@ -143,4 +147,4 @@ def _size(by_step: Sequence[Sequence[Group]]) -> int:
 
 def _group(run: Run) -> int:
     found = run.section("training").get("group", 1)
-    return found if isinstance(found, int) else 1
+    return found if isinstance(found, int) and found > 0 else 1

@@ -83,10 +83,11 @@ def _look(recent: Sequence[Line], saved: dict[str, Any] | None) -> list[str]:
     if saved and saved["unpruned"]:
         share = 1 - saved["spent"] / saved["unpruned"]
         paid = saved["pregeneration"] / saved["unpruned"]
-        words = f"The rollouts took {share:.0%} fewer model calls than unpruned ones"
-        if share < 0:
-            words = f"The rollouts took {-share:.0%} more model calls than unpruned ones"
-        found.append(words + (f"; making the anchors cost {paid:.0%}." if paid else "."))
+        if abs(share) >= 0.005:
+            words = (
+                f"The rollouts took {abs(share):.0%} {'fewer' if share > 0 else 'more'} model calls than unpruned ones"
+            )
+            found.append(words + (f"; making the anchors cost {paid:.0%} once." if paid else "."))
     return found
 
 
