@@ -69,17 +69,17 @@ GLOSSARY = (
         "variance/estimate",
         "variance of a response's estimate per counted token, over the independent views of the mu updates under one "
         "policy; needs `training.updates` >= 2, an objective with a ratio and an estimator with noise",
-        "it grows tenfold: alarm `variance`",
+        "it grows thirtyfold: alarm `variance`",
     ),
     Entry(
         "variance/draw",
         "the same of a single view, over the K views of the first update (only where they are independent draws)",
-        "it grows tenfold",
+        "it grows thirtyfold: alarm `variance`, where there is no variance/estimate",
     ),
     Entry(
         "policy/gradient_norm",
         "before clipping, mean over inner updates",
-        "it grows twentyfold: alarm `gradient`",
+        "it grows fiftyfold: alarm `gradient`",
     ),
     Entry(
         "policy/skipped",

@@ -32,8 +32,8 @@ class Alarms:
     ratio: float | None = 30.0  # policy/ratio_max, of one step
     clipped: float | None = 0.5  # policy/clipped, mean of 3 steps
     kl: float | None = 1.0  # policy/kl in nats per token, mean of 3 steps
-    variance: float | None = 10.0  # variance/estimate (or /draw) of 5 steps, as a multiple of the first 5
-    gradient: float | None = 20.0  # policy/gradient_norm of 3 steps, as a multiple of the first 5
+    variance: float | None = 30.0  # variance/estimate (or /draw) of 5 steps, as a multiple of the first 5
+    gradient: float | None = 50.0  # policy/gradient_norm of 3 steps, as a multiple of the first 5
     confidence: float | None = 0.998  # response/confidence, mean of 3 steps, while less than half is solved
     repetition: float | None = 0.5  # response/repetition, mean of 3 steps
     copies: float | None = 0.95  # response/copies, mean of 5 steps, while less than 0.9 is solved
@@ -52,7 +52,7 @@ class Alarms:
         for name in ("variance", "gradient"):
             if (limit := getattr(self, name)) is not None and limit <= 1:
                 raise RecipeError(
-                    f"alarms.{name} is {limit}; it is a multiple of the first steps' value and must be above 1; try 10"
+                    f"alarms.{name} is {limit}; it is a multiple of the first steps' value and must be above 1; try 30"
                 )
         for name in ("clipped", "confidence", "repetition", "copies", "spread", "collapse"):
             if (limit := getattr(self, name)) is not None and limit > 1:
@@ -81,9 +81,10 @@ class Alarms:
         for name, keys, steps, words in GROWTH:
             limit = getattr(self, name)
             key = next((k for k in keys if lines and k in lines[-1]), None)
-            if limit is None or key is None:
+            if limit is None or key is None or not lines[-1].get("reward/spread", 1.0):
                 continue
-            values = [line[key] for line in lines if key in line]
+            # A step without advantages has next to no gradient: nothing to measure growth by.
+            values = [line[key] for line in lines if key in line and line.get("reward/spread", 1.0)]
             early, late = values[:5], values[5:][-steps:]
             if len(late) < steps or median(early) <= 0:
                 continue

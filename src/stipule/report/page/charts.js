@@ -51,7 +51,7 @@ function path(points, x, y) {
   let line = "", pen = "M";
   for (const [a, b] of points) {
     if (b === null || b === undefined) { pen = "M"; continue; }
-    line += `${pen}${x(a).toFixed(1)} ${y(b).toFixed(1)}${pen === "M" ? "h0" : ""}`; // a point alone is a dot
+    line += `${pen}${x(a).toFixed(1)} ${y(b).toFixed(1)}`;
     pen = "L";
   }
   return line;
@@ -62,11 +62,12 @@ function lineChart(spec, series, glossary) {
   const drawn = series.filter((s) => s.y.some((v) => v !== null));
   const all = drawn.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((v) => v !== null);
   const positive = all.filter((v) => v > 0);
-  const log = spec.log && positive.length > 0 && Math.max(...positive) / Math.min(...positive) > 20;
+  const limit = spec.limit;
+  const reach = limit && spec.log ? limit.value : 0; // a limit far above is kept in the picture by a logarithmic scale
+  const log = spec.log && positive.length > 0 && Math.max(reach, ...positive) / Math.min(...positive) > 8;
   let low = log ? Math.min(...positive) : Math.min(spec.from ?? Infinity, ...all);
   let high = Math.max(spec.to ?? -Infinity, ...all);
-  const limit = spec.limit;
-  if (limit && limit.value <= high * (log ? 20 : 2)) high = Math.max(high, limit.value * (log ? 1.6 : 1.08));
+  if (limit && (log || limit.value <= high * 2)) high = Math.max(high, limit.value * (log ? 1.6 : 1.08));
   if (spec.percent) high = Math.min(high, 1);
   if (high === low) { high = low + (Math.abs(low) || 1) * 0.5; low -= log ? 0 : (Math.abs(low) || 1) * 0.5 * (spec.from === undefined); }
   const first = Math.min(...drawn.flatMap((s) => s.x)), last = Math.max(...drawn.flatMap((s) => s.x));
@@ -93,9 +94,10 @@ function lineChart(spec, series, glossary) {
     if (s.dots) {
       shapes.push(...points.filter((p) => p[1] !== null).map((p) => svg("circle", { cx: x(p[0]), cy: y(p[1]), r: 3, fill: "var(--card)", stroke: runColour(s.run), "stroke-width": 1.8 })));
     } else {
-      const alone = points.filter((p) => p[1] !== null).length === 1;
-      shapes.push(alone ? svg("circle", { cx: x(points.find((p) => p[1] !== null)[0]), cy: y(points.find((p) => p[1] !== null)[1]), r: 3, fill: runColour(s.run) })
-        : svg("path", { d: path(points, x, y), class: s.faint ? "faint" : "line", stroke: runColour(s.run), "stroke-dasharray": s.faint ? "" : runDash(s.run) }));
+      shapes.push(svg("path", { d: path(points, x, y), class: s.faint ? "faint" : "line", stroke: runColour(s.run), "stroke-dasharray": s.faint ? "" : runDash(s.run) }));
+      const there = (p) => p !== undefined && p[1] !== null; // a point between gaps makes no line
+      const alone = points.filter((p, i) => there(p) && !there(points[i - 1]) && !there(points[i + 1]));
+      if (!s.faint) shapes.push(alone.map((p) => svg("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.5, fill: runColour(s.run) })));
     }
   }
   const told = drawn.filter((s) => !s.faint);
