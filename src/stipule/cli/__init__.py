@@ -13,19 +13,20 @@ from stipule.cli import (  # noqa: F401  (they register their commands)
     generate,
     grade,
     look,
+    pages,
     plan,
     reproduce,
     run,
 )
 from stipule.cli.app import app
-from stipule.errors import DivergenceError, StipuleError
+from stipule.errors import AlarmError, DivergenceError, StipuleError
 
 
 def main() -> None:
-    """Runs the command; a user's error is one message and exit code 2, a diverged run exit code 1."""
+    """Runs the command; a user's error is one message and exit code 2, a run that went wrong exit code 1."""
     try:
         app()
-    except DivergenceError as error:
+    except (AlarmError, DivergenceError) as error:
         _complain(error)
         sys.exit(1)
     except StipuleError as error:

@@ -150,6 +150,10 @@ class MaskedPolicy:
             self._pieces[token] = self.tokenizer.decode([token], skip_special_tokens=True)
         return self._pieces[token]
 
+    def label(self, token: int) -> str:
+        """What to show of one token: its text, or the name of a special one."""
+        return self.piece(token) or str(self.tokenizer.convert_ids_to_tokens(token))
+
     def fingerprint(self) -> str:
         """A short hash of the weights without adapters, from names, shapes and a sample of each tensor."""
         digest = hashlib.sha256()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stipule.errors import StipuleError
+from stipule.errors import RewardError
 from stipule.tasks.problem import BatchGrader, Grade, Problem, Task
 
 
@@ -26,7 +26,7 @@ class Graded:
 def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Graded:
     """Grades row by row. A grader that raises stops the run: a silent 0 would be trained on.
 
-    Raises StipuleError if a reward is not a finite number.
+    Raises RewardError if a reward is not a finite number.
     """
     if isinstance(task, BatchGrader):
         grades = task.grade_all(problems, texts)
@@ -35,7 +35,7 @@ def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Grad
     reward = torch.tensor([g.reward for g in grades], dtype=torch.float32)
     if not bool(reward.isfinite().all()):
         row = int((~reward.isfinite()).nonzero()[0])
-        raise StipuleError(
+        raise RewardError(
             f"the reward of {problems[row].key!r} is {grades[row].reward}; rewards must be finite numbers; "
             f"the response was {texts[row]!r}"
         )

@@ -36,8 +36,9 @@ def save_checkpoint(
     store: AnchorStore | None,
     base: str,
     keep: int,
+    spare: Path | None = None,
 ) -> None:
-    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep`."""
+    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep` and `spare`."""
 
     def write(place: Path) -> None:
         save_policy(policy, place / "model", base)
@@ -48,7 +49,8 @@ def save_checkpoint(
 
     replace_folder(folder / f"step-{progress.step:06d}", write)
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old != spare:
+            shutil.rmtree(old)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -16,7 +16,14 @@ from stipule.errors import CheckpointError, RecipeError
 from stipule.files import refused, replace_file
 
 # What may differ between a run and its continuation without changing a step that both have.
-MAY_CHANGE = ("training.steps", "training.save_every", "training.keep", "training.rollouts_every")
+MAY_CHANGE = (
+    "training.steps",
+    "training.save_every",
+    "training.keep",
+    "training.rollouts_every",
+    "alarms",
+    "tracking",
+)
 
 
 class RunFolder:
@@ -45,7 +52,8 @@ class RunFolder:
         if not kept.exists():
             raise RecipeError(f"there is no run to resume in {path}; leave out --resume to start one")
         changed = _differences(_yaml(kept.read_text()), _yaml(recipe))
-        changed = [line for line in changed if not line.startswith(tuple(f"{key}:" for key in MAY_CHANGE))]
+        free = tuple(f"{key}{mark}" for key in MAY_CHANGE for mark in ":.")
+        changed = [line for line in changed if not line.startswith(free)]
         if changed:
             raise RecipeError(
                 f"{path} was started with another recipe ({'; '.join(changed[:4])}); a resumed run must repeat it "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from stipule.errors import DivergenceError, RecipeError
+from stipule.errors import DivergenceError, RecipeError, RewardError
 from stipule.evidence.evaluate import evaluate
 from stipule.models.loading import load_policy
 from stipule.models.policy import MaskedPolicy
@@ -24,12 +25,14 @@ from stipule.training.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from stipule.training.clock import Clock
+from stipule.training.clock import Clock, peak_memory
 from stipule.training.explore import audit_step, explore
 from stipule.training.folder import RunFolder
+from stipule.training.guard import Guard
 from stipule.training.interrupt import Interrupted, graceful
 from stipule.training.records import describe, records
 from stipule.training.settings import Recipe
+from stipule.training.tracking import Trackers, check_trackers
 from stipule.training.update import learn
 
 
@@ -49,6 +52,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     folder.forget_after(progress.step)
 
     check_source(recipe.pruning.spatial)
+    check_trackers(recipe.tracking)
     policy = _load(recipe, place, accelerator.device)
     parameters = policy.trainable()
     optimizer = torch.optim.AdamW(
@@ -64,18 +68,34 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     store = anchor_store(recipe, folder, place, policy, problems, progress, watch)
     moving = store if recipe.pruning.spatial.source == "last_visit" else None
 
+    guard = Guard(recipe.alarms, folder, watch)
+
     def save() -> None:
-        save_checkpoint(folder.checkpoints, progress, policy, optimizer, moving, recipe.model.path, settings.keep)
+        save_checkpoint(
+            folder.checkpoints,
+            progress,
+            policy,
+            optimizer,
+            moving,
+            recipe.model.path,
+            settings.keep,
+            guard.last_good(),
+        )
         watch("saved", {"step": progress.step})
 
-    with graceful() as asked_to_stop:
+    trackers = closing(Trackers(recipe.tracking, folder.path, asdict(recipe)))
+    with graceful() as asked_to_stop, trackers as mirrors:
         for step in range(progress.step, settings.steps):
             started = time.perf_counter()
             clock = Clock(policy.device)
             asked = batch(problems, settings.problems, settings.seed, step)
             repeated = [problem for problem in asked for _ in range(settings.group)]
 
-            responses, graded = explore(recipe, policy, asked, store, step, clock)  # eq. 5 to 9
+            try:
+                responses, graded = explore(recipe, policy, asked, store, step, clock)  # eq. 5 to 9
+            except RewardError as cause:
+                guard.broken(step + 1, cause, "not_a_number")
+                raise
             advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
             if moving is not None:
                 remember(recipe, moving, policy, asked, responses, graded)
@@ -85,7 +105,8 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             try:
                 learned = learn(recipe, policy, optimizer, accelerator, responses, advantage, step, clock)
             except DivergenceError as cause:
-                saved = folder.write_rollouts(step + 1, records(repeated, responses, graded, advantage))
+                guard.broken(step + 1, cause, "diverged")
+                saved = folder.write_rollouts(step + 1, records(repeated, responses, graded, advantage, policy.label))
                 raise DivergenceError(
                     f"step {step + 1}: {cause}; its rollouts are in {saved}; the last checkpoint is untouched; "
                     "lower optimizer.learning_rate or raise estimator.t_min, and start anew or --resume"
@@ -103,15 +124,20 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
                 "seconds/total": round(progress.seconds, 3),
                 "learning_rate": recipe.optimizer.rate(step),
             }
+            if (memory := peak_memory(policy.device)) is not None:
+                line["memory/peak"] = memory
             if settings.audit_every and progress.step % settings.audit_every == 0:
                 line |= audit_step(recipe, policy, asked, step)
             if settings.evaluate_every and progress.step % settings.evaluate_every == 0:
                 found = evaluate(policy, recipe.task, held_out, recipe.sampler, settings.rollout_rows)
                 line |= {"held_out/solved": found.solved, "held_out/total": found.total}
             if settings.rollouts_every and progress.step % settings.rollouts_every == 0:
-                folder.write_rollouts(progress.step, records(repeated, responses, graded, advantage))
+                folder.write_rollouts(progress.step, records(repeated, responses, graded, advantage, policy.label))
+            guard.check(line)
             folder.append_metrics(line)
+            mirrors.log(line)
             watch("step", line)
+            guard.end_if_asked()
             if progress.step % settings.save_every == 0 or progress.step == settings.steps or asked_to_stop():
                 save()
             if asked_to_stop() and progress.step < settings.steps:
