@@ -125,14 +125,18 @@ def load_network(place: str, choice: ModelChoice, device: torch.device | str) ->
     return model.to(device)  # type: ignore[arg-type]
 
 
-def save_policy(policy: MaskedPolicy, folder: Path, base: str) -> None:
-    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer."""
+def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer.
+
+    `state` are the weights to write where the model does not hold them itself (models/sharding.py).
+    """
+    given: dict[str, Any] = {} if state is None else {"state_dict": state}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]
             config.base_model_name_or_path = base
-        policy.model.save_pretrained(str(folder))  # type: ignore[operator]
+        policy.model.save_pretrained(str(folder), **given)  # type: ignore[operator]
     else:
-        policy.core.save_pretrained(folder)
+        policy.core.save_pretrained(folder, **given)
         (folder / "config.json").write_text(json.dumps(policy.published, indent=2) + "\n")
         (folder / "generation_config.json").unlink(missing_ok=True)
     policy.tokenizer.save_pretrained(folder)

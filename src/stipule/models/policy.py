@@ -68,6 +68,7 @@ class MaskedPolicy:
         self.published = dict(published)  # config.json as it was found: it is written back unchanged
         self.autocast = autocast
         self.frozen: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.sharded = False  # weights are spread over ranks (models/sharding.py)
         self._pieces: dict[int, str] = {}
         self.mask_id, self.eos_id, self.pad_id = check_ids(published, tokenizer)
 
