@@ -97,8 +97,10 @@ def load_policy(
     policy = MaskedPolicy(network, tokenizer, published, choice.autocast)
     policy.precision = choice.precision
     check_bidirectional(policy)
+    if adapter or choice.lora:
+        policy.base_fingerprint = policy.fingerprint()
     if adapter:
-        check_base(record, policy.fingerprint(), choice.precision, adapter, place)
+        check_base(record, policy.base_fingerprint, choice.precision, adapter, place)
         policy.model = load_adapter(policy.core, adapter).eval()
     elif choice.lora:
         policy.model = new_adapter(policy.core, family, choice.lora, place, seed).eval()
@@ -129,23 +131,27 @@ def bundled() -> list[str]:
     return sorted(f"tiny/{p.parent.name}" for p in BUNDLED.glob("*/config.json"))
 
 
-def save_policy(policy: MaskedPolicy, folder: Path, base: str) -> None:
-    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer."""
+def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer.
+
+    `state` are the weights to write where the model does not hold them itself (models/sharding.py).
+    """
+    given: dict[str, Any] = {} if state is None else {"state_dict": state}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]
             config.base_model_name_or_path = base
         # "auto" would read the base's config.json by its model_type, which may name another class than ours.
-        policy.model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
-        record = {"base": base, "base_fingerprint": policy.fingerprint(), "precision": policy.precision}
+        policy.model.save_pretrained(str(folder), save_embedding_layers=False, **given)  # type: ignore[operator]
+        record = {"base": base, "base_fingerprint": policy.base_fingerprint, "precision": policy.precision}
         write_record(folder, {**record, DIFFUSION: policy.published.get(DIFFUSION, {})})
     else:
-        save_network(policy, folder)
+        save_network(policy, folder, given)
     policy.tokenizer.save_pretrained(folder)
 
 
-def save_network(policy: MaskedPolicy, folder: Path) -> None:
-    """The network's weights under their published names, and the published config.json."""
-    policy.core.save_pretrained(folder)
+def save_network(policy: MaskedPolicy, folder: Path, given: Mapping[str, Any] | None = None) -> None:
+    """The network's weights, or those that are given, under their published names, and the published config.json."""
+    policy.core.save_pretrained(folder, **(given or {}))
     (folder / "config.json").write_text(json.dumps(policy.published, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
 

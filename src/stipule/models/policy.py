@@ -70,8 +70,10 @@ class MaskedPolicy:
         self.published = dict(published)  # config.json as it was found: it is written back unchanged
         self.autocast = autocast
         self.frozen: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.base_fingerprint = ""  # of the weights that adapters are trained on; set by load_policy
         self.precision = "float32"  # how the base's weights are held, in a word
         self.family = family_of(published)
+        self.sharded = False  # weights are spread over ranks (models/sharding.py)
         self._pieces: dict[int, str] = {}
         config = self.core.config
         self._first = self.family.first_position(config)
