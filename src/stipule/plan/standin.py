@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from stipule.models.families import family_of
 from stipule.models.adapters import new_adapter
+from stipule.models.families import family_of
 from stipule.models.loading import ModelChoice
 from stipule.models.policy import MaskedPolicy
 from stipule.models.tokenizer import build_tokenizer
