@@ -2,6 +2,8 @@
 
 import csv
 import json
+import random
+from itertools import islice
 
 import pytest
 
@@ -222,6 +224,9 @@ def test_arithmetic_asks_and_grades():
     compact = Arithmetic(prompt="compact")
     problem = compact.problem(7, "-", 12)
     assert (problem.prompt, compact.reference(problem)) == ("7-12", "-5")
+    shown = list(islice(compact.demonstrations(random.Random(0)), 50))
+    assert {asked for asked, _ in shown} <= {p.prompt for p in compact.problems("train")}
+    assert all(value == str(eval(asked)) for asked, value in shown)  # safe: the task wrote them itself
     assert compact.grade(problem, "-5").correct and not compact.grade(problem, "5").correct
 
 

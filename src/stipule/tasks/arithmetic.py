@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, cast
@@ -99,6 +100,15 @@ class Arithmetic:
         if self.prompt == "compact":
             return gold
         return in_format(self.prompt, f"{problem.data['sum']} = {gold}", gold)
+
+    def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
+        """Compact (sum, value) pairs from the training sums, all right.
+
+        RecipeError if the task's prompts are not compact ones.
+        """
+        check_compact(self.prompt)
+        problems = self.problems("train")
+        return ((problem.prompt, str(problem.data["gold"])) for problem in iter(lambda: rng.choice(problems), None))
 
 
 @lru_cache(maxsize=8)

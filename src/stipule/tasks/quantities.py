@@ -13,6 +13,7 @@ _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})"  # commas only between grou
 _NUMBER = rf"{_WHOLE}(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}}"
 _VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<under>[1-9][0-9]{{0,30}}))?")
 _BARE = re.compile(rf"(?P<value>{_NUMBER})")
+_DIGITS = re.compile(r"(?<![0-9])(?P<value>[0-9]{1,30})(?![0-9])")
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?{_VALUE.pattern}")
 _CURRENCY = "[$£€¥]"
 _QUANTITY = re.compile(
@@ -61,9 +62,10 @@ def quantity(text: str) -> Fraction | None:
 
 
 def number_spans(text: str, value: Fraction) -> Iterator[Span]:
-    """Where a free text writes this number (its size, whatever the sign), as a fraction or as a part of one too."""
+    """Where a free text writes this number (its size, whatever the sign): as a fraction, as a part of one or of a
+    decimal too, because "14.14" can be two sentences."""
     seen: dict[str, bool] = {}  # a long response repeats its numbers
-    for pattern in (_VALUE, _BARE):
+    for pattern in (_VALUE, _BARE, _DIGITS):
         for found in pattern.finditer(text):
             word = found.group()
             if word not in seen:
