@@ -194,11 +194,15 @@ def test_a_recipe_that_cannot_work_is_refused(model, words):
         parse_recipe({"task": {"kind": "countdown"}, "model": model})
 
 
-def test_full_training_of_a_four_bit_base_is_refused(root, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "lora", "words"),
+    [("meta", None, "needs adapters to train"), ("cpu", {"rank": 2}, "pass no gradient on")],
+)
+def test_training_of_a_four_bit_base_without_gradients_is_refused(root, monkeypatch, device, lora, words):
     monkeypatch.setattr("stipule.training.loop.load_policy", lambda *a, **b: load(root / "llada"))
-    recipe = parse_recipe({"task": {"kind": "countdown"}, "model": {"quantize": "nf4"}})
-    with pytest.raises(RecipeError, match="needs adapters to train"):
-        _load(recipe, None, torch.device("cpu"))
+    recipe = parse_recipe({"task": {"kind": "countdown"}, "model": {"quantize": "nf4", "lora": lora}})
+    with pytest.raises(RecipeError, match=words):
+        _load(recipe, None, torch.device(device))
 
 
 def test_dropout_on_stacked_experts_is_refused(root):

@@ -116,4 +116,4 @@ def test_a_shift_that_is_not_there_is_noticed(tmp_path):
             loss.backward()
             optimizer.step()
         policy.model.requires_grad_(False)
-        assert alignment(Probe(policy, sampler, prompts, 2)).ok is ok
+        assert alignment(Probe(policy, sampler, prompts, prompts, 2)).ok is ok

@@ -12,6 +12,7 @@ from stipule.rollouts.denoise import BlockDenoiser
 from stipule.tasks.problem import Task
 
 LONGEST = 32  # response tokens denoised in a check
+PROMPTS = 64
 
 
 def examine(choice: ModelChoice, task: Task, sampler: BlockDenoiser) -> list[Check]:
@@ -24,9 +25,10 @@ def examine(choice: ModelChoice, task: Task, sampler: BlockDenoiser) -> list[Che
     if choice.lora is None:
         choice = replace(choice, lora=LoRA(rank=8, alpha=8))
     policy = load_policy(choice, device=device)
-    problems = sorted(task.problems("train")[:64], key=lambda problem: len(problem.prompt))
-    picked = [problems[0], problems[len(problems) // 2], problems[-1]]  # of different lengths where the task has them
-    return conformance(policy, shortened(sampler), [problem.turns for problem in picked])
+    asked = task.problems("train")[:PROMPTS]
+    shortest = min(asked, key=lambda problem: len(problem.prompt))
+    longest = max(asked, key=lambda problem: len(problem.prompt))
+    return conformance(policy, shortened(sampler), [p.turns for p in (shortest, longest, *asked)])
 
 
 def shortened(sampler: BlockDenoiser) -> BlockDenoiser:

@@ -160,7 +160,8 @@ class MaskedPolicy:
         """A short hash of the weights without adapters, from names, shapes and a sample of each tensor."""
         digest = hashlib.sha256()
         for name, parameter in self.core.named_parameters():
-            if "lora_" not in name:
+            # Matrices in 4 bits are packed anew by the first call on some processors, and are left out.
+            if "lora_" not in name and parameter.is_floating_point():
                 flat = parameter.detach().flatten()
                 sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
                 digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())

@@ -171,6 +171,11 @@ def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPol
         policy = load_policy(replace(choice, path=str(place / "model"), lora=None), device=device)
         if wanted:
             policy.frozen = load_policy(choice, reference=True, device=device).frozen
+    if choice.quantize and device.type == "cpu":
+        raise RecipeError(
+            f"model.quantize is {choice.quantize} on a CPU, where bitsandbytes' 4-bit matrices pass no gradient on; "
+            "train on a GPU, or leave model.quantize out; sampling and evaluation work on both"
+        )
     if choice.lora is None:
         if choice.quantize:
             raise RecipeError(
