@@ -17,7 +17,7 @@ BELOW = {
 OWNERS = {
     "peft": {"models"},
     "accelerate": {"training", "variance"},
-    "pydantic": {"recipe"},
+    "pydantic": {"recipe", "protocol"},
     "typer": {"cli"},
     "rich": {"report", "cli", "quickstart"},
     "matplotlib": {"report"},

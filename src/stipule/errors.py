@@ -15,3 +15,11 @@ class CheckpointError(StipuleError):
 
 class DivergenceError(StipuleError):
     """Training met a loss or gradient that is not a number; the step's rollouts were saved."""
+
+
+class RewardError(StipuleError):
+    """A reward that is not a finite number; nothing was learned from its step."""
+
+
+class AlarmError(StipuleError):
+    """A run that its alarms have ended (`alarms.stop`); the message names the checkpoint to go back to."""

@@ -51,11 +51,12 @@ def recipe_for_model(
     overrides: Sequence[str] = (),
     given: str | None = None,
     fixed: Mapping[str, Any] | None = None,
+    needs_task: bool = True,
 ) -> Recipe:
     """The recipe to evaluate or sample a model with: the given one, a run's own, what a tiny base was made for, or the
     defaults; `fixed` are whole sections that take the place of its own.
 
-    Raises RecipeError if the task is not known from the model and not given.
+    Raises RecipeError if the task is needed, not known from the model and not given.
     """
     data: dict[str, Any] = {}
     place = Path(locate(model))
@@ -72,6 +73,8 @@ def recipe_for_model(
     elif task is not None and data.get("task", {}).get("kind") != task:
         data["task"] = {"kind": task}
     data["model"] = {**data.get("model", {}), "path": model, "lora": None}
+    if not needs_task:
+        data.setdefault("task", {"kind": "countdown"})  # a recipe has one, and here nobody asks for it
     if "task" not in data and not any(o.startswith("task.kind=") for o in overrides):
         raise RecipeError(f"{model} does not say which task it is for; give one: --task sudoku or --task countdown")
     return parse_recipe(data, overrides)

@@ -71,3 +71,17 @@ def test_denoising_is_shown_call_by_call():
 @pytest.mark.parametrize("values", [[0.0], [0.0, 0.0]])
 def test_nothing_but_zeros_is_drawn_as_nothing(values):
     assert set(sparkline(values)) == {"▁"}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_alarm_is_told_in_its_own_words(terminal):
+    out = io.StringIO()
+    with LiveRun(Console(file=out, force_terminal=terminal, width=100), 20) as watch:
+        watch("step", {**LINE, "step": 1})
+        watch("alarm", {"step": 1, "name": "ratio", "words": "a token jumped [50 times]; lower it"})
+    assert "alarm at step 1: a token jumped [50 times]; lower it" in out.getvalue()
+
+
+def test_a_step_that_broke_has_no_place_in_the_curve():
+    watch = LiveRun(Console(file=io.StringIO()), 20, [{**LINE, "step": 1}, {"step": 2, "alarms": []}])
+    assert [line["step"] for line in watch.lines] == [1]

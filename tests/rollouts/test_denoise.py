@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.rollouts.denoise import BlockDenoiser, Noise, pick
+from stipule.rollouts.denoise import BlockDenoiser, Noise
+from stipule.rollouts.pick import pick
 from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import plan
 from stipule.types import Prompts

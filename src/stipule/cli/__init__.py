@@ -7,16 +7,26 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from stipule.cli import look, plan, reproduce, run  # noqa: F401  (they register their commands)
+from stipule.cli import (  # noqa: F401  (they register their commands)
+    doctor,
+    export,
+    generate,
+    grade,
+    look,
+    pages,
+    plan,
+    reproduce,
+    run,
+)
 from stipule.cli.app import app
-from stipule.errors import DivergenceError, StipuleError
+from stipule.errors import AlarmError, DivergenceError, StipuleError
 
 
 def main() -> None:
-    """Runs the command; a user's error is one message and exit code 2, a diverged run exit code 1."""
+    """Runs the command; a user's error is one message and exit code 2, a run that went wrong exit code 1."""
     try:
         app()
-    except DivergenceError as error:
+    except (AlarmError, DivergenceError) as error:
         _complain(error)
         sys.exit(1)
     except StipuleError as error:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from stipule.cli.app import Model, Out, Overrides, RecipePath, app, console, free_place
-from stipule.errors import StipuleError
 
 
 @app.command(
@@ -94,43 +93,6 @@ def compare(
     console.print(comparison_table(rows))
     if json_file:
         replace_file(json_file, lambda p: p.write_text(json.dumps(rows, indent=2) + "\n"))
-
-
-@app.command(
-    epilog="Examples:  stipule generate tiny/sudoku 0243000001202030 --show-steps  ·  "
-    'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.length=64 sampler.steps=32'
-)
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="The user's turn.")],
-    overrides: Overrides = None,
-    show_steps: Annotated[
-        bool, typer.Option("--show-steps", help="Print the response after every model call.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the noise, where the temperature is above 0.")] = 0,
-) -> None:
-    """Denoise one response to a prompt, greedily unless sampler.temperature is given."""
-    from stipule.models.loading import load_policy
-    from stipule.recipe import recipe_for_model
-    from stipule.report.steps import denoising_steps
-    from stipule.streams import stream
-
-    resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])])
-    policy = load_policy(resolved.model)
-    try:
-        prompts = policy.encode([prompt])
-    except Exception as cause:  # the tiny tokenizers raise a plain Exception on a word they do not have
-        raise StipuleError(f"the prompt {prompt!r} cannot be encoded by {model}: {cause}") from cause
-    noise = resolved.sampler.draw(1, stream(seed, 0, "generate"))
-    response = resolved.sampler(policy, prompts, noise)
-    if show_steps:
-        pieces = [
-            policy.piece(token) or ("" if token == policy.eos_id else "?") for token in response.tokens[0].tolist()
-        ]
-        for line in denoising_steps(pieces, response.revealed[0].tolist(), response.confidence[0].tolist()):
-            console.print(line)
-    else:
-        console.print(policy.decode(response.tokens)[0], markup=False, highlight=False)
 
 
 @app.command(

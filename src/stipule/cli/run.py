@@ -29,7 +29,8 @@ def quickstart(overrides: Overrides = None, out: Out = None, seed: Seed = None, 
 
 @app.command(
     epilog="Examples:  stipule train recipes/quickstart.yaml --out runs/a  ·  "
-    "stipule train quickstart pruning.temporal.cutoff=0  ·  stipule train quickstart --out runs/a --resume"
+    "stipule train quickstart pruning.temporal.cutoff=0  ·  stipule train quickstart --out runs/a --resume  ·  "
+    "torchrun --nproc_per_node 8 -m stipule train my.yaml"
 )
 def train(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, seed: Seed = None, resume: Resume = False
@@ -39,11 +40,15 @@ def train(
     from stipule.report.live import LiveRun
     from stipule.training.folder import RunFolder
     from stipule.training.loop import train as run
+    from stipule.training.ranks import leads
 
     place = out or Path("runs") / Path(recipe).stem
 
     def go() -> None:
         resolved = load_recipe(recipe, _with_seed(overrides, seed))
+        if not leads():
+            run(resolved, RunFolder.follow(place))
+            return
         folder = (RunFolder.reopen if resume else RunFolder.create)(place, dump_recipe(resolved))
         with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
             done = run(resolved, folder, watch)

@@ -158,7 +158,7 @@ def _base(policy: MaskedPolicy, recipe: Recipe) -> tuple[int, int]:
 def _largest(recipe: Recipe, views: list[Views]) -> tuple[slice, Views]:
     """The portion of an inner update that asks for the most tokens."""
     rows = views[0].hidden.shape[1]
-    every = [(part, view) for view in views for part in portions(rows, recipe.training.score_rows)]
+    every = [(part, view) for view in views for part in portions(slice(0, rows), recipe.training.score_rows)]
     return max(every, key=lambda pair: int((pair[1].weight[:, pair[0]] != 0).sum()))
 
 

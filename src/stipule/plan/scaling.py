@@ -101,10 +101,10 @@ def _gathers(recipe: Recipe, devices: int) -> dict[str, int]:
     """How often a device sees all the weights in each part of a step: batched calls, not rows."""
     settings = recipe.training
     rows = settings.problems * settings.group // devices
-    scoring = len(portions(rows, settings.score_rows))
+    scoring = len(portions(slice(0, rows), settings.score_rows))
     old = settings.updates - 1 if recipe.objective.compares else 0
     return {
-        "rollout": plan_of(recipe).forwards * len(portions(rows, settings.rollout_rows)),
+        "rollout": plan_of(recipe).forwards * len(portions(slice(0, rows), settings.rollout_rows)),
         "old": old * scoring,
         "reference": settings.updates * scoring if recipe.objective.kl > 0 else 0,
         "update": 2 * settings.updates * scoring,  # forward, and again for the backward pass

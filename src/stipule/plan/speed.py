@@ -144,7 +144,7 @@ def _times(
     """Seconds of a row's call in a rollout, in scoring and in an update, and of an optimizer step."""
     policy = stand_in(published, recipe.model, device, depth)
     whole = full_responses(recipe, prompt, padded, device)
-    part = portions(len(whole), recipe.training.score_rows)[0]
+    part = portions(slice(0, len(whole)), recipe.training.score_rows)[0]
     view, responses = views_of_step(recipe, whole)[0][part], whole[part]
     calls = max(1, int(view.busy.sum()))
     optimizer = torch.optim.AdamW(trained(policy), lr=1e-9)

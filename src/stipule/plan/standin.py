@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from stipule.models.adapters import new_adapter
 from stipule.models.families import family_of
-from stipule.models.loading import ModelChoice, _with_lora
+from stipule.models.loading import ModelChoice
 from stipule.models.policy import MaskedPolicy
 from stipule.models.tokenizer import build_tokenizer
 from stipule.rollouts.pruning import Anchors
@@ -43,7 +44,7 @@ def stand_in(
         network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=choice.attention)
         network.name_or_path = choice.path  # peft warns of a network without one
         if choice.lora:
-            network = _with_lora(network, choice.lora, None, choice.path, 0)
+            network = new_adapter(network, family, choice.lora, choice.path, 0)
     ids = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
     policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**published, **ids}, choice.autocast)
     if choice.lora is None:

@@ -54,8 +54,9 @@ class LiveRun:
 
     def __init__(self, console: Console, steps: int, earlier: Sequence[Mapping[str, Any]] = ()):
         self.console, self.steps = console, steps
-        self.lines = list(earlier)
+        self.lines = [line for line in earlier if "reward/mean" in line]  # a broken step has only its alarm
         self.note = ""
+        self.alarms: dict[str, str] = {}  # by name: the last sentence
         self.progress = progress_bar(console)
         self.task = self.progress.add_task("training", total=steps, completed=len(self.lines))
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
@@ -76,6 +77,10 @@ class LiveRun:
             self.note = f"pre-generating anchors: {data['done']} of {data['total']} problems"
         elif event == "saved":
             self.note = f"saved step {data['step']}"
+        elif event == "alarm":
+            self.alarms[data["name"]] = f"alarm at step {data['step']}: {data['words']}"
+            if not self.console.is_terminal:
+                self.console.print(self.alarms[data["name"]], markup=False, highlight=False, soft_wrap=True)
         elif event == "step":
             self.lines.append(data)
             self.progress.update(self.task, completed=data["step"])
@@ -92,6 +97,7 @@ class LiveRun:
         parts: list[Any] = [self.progress]
         if self.lines:
             parts.append(self._table(self.lines[-1]))
+        parts += [Text(words, style="bold red") for words in self.alarms.values()]
         if self.note:
             parts.append(Text(self.note, style="dim"))
         return Group(*parts)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stipule.errors import StipuleError
+from stipule.errors import RewardError
 from stipule.tasks.problem import BatchGrader, Grade, Problem, Task
 
 
@@ -26,17 +26,29 @@ class Graded:
 def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Graded:
     """Grades row by row. A grader that raises stops the run: a silent 0 would be trained on.
 
-    Raises StipuleError if a reward is not a finite number.
+    Raises RewardError if a reward is not a finite number.
     """
-    if isinstance(task, BatchGrader):
+    if isinstance(task, BatchGrader) and texts:
         grades = task.grade_all(problems, texts)
     else:
         grades = [task.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
     reward = torch.tensor([g.reward for g in grades], dtype=torch.float32)
     if not bool(reward.isfinite().all()):
         row = int((~reward.isfinite()).nonzero()[0])
-        raise StipuleError(
+        raise RewardError(
             f"the reward of {problems[row].key!r} is {grades[row].reward}; rewards must be finite numbers; "
             f"the response was {texts[row]!r}"
         )
-    return Graded(list(texts), grades, reward, torch.tensor([g.correct for g in grades]))
+    return Graded(list(texts), grades, reward, torch.tensor([g.correct for g in grades], dtype=torch.bool))
+
+
+def join_graded(parts: Sequence[Graded]) -> Graded:
+    """The rows of several batches, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Graded(
+        [text for part in parts for text in part.texts],
+        [one for part in parts for one in part.grades],
+        torch.cat([part.reward for part in parts]),
+        torch.cat([part.correct for part in parts]),
+    )

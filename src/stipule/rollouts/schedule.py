@@ -22,6 +22,12 @@ def anchors_for(ratio: float, length: int) -> int:
     return share_of(ratio * length + 0.5, 1)
 
 
+def even_masks(length: int, block: int, fixed: int) -> tuple[int, ...]:
+    """Masks at the start of each block if this many anchors are spread evenly over them."""
+    blocks = length // block
+    return tuple(block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What each model call of one response commits, known before the first call.

@@ -12,6 +12,7 @@ MAX_LENGTH = 100
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})"  # commas only between groups of three
 _NUMBER = rf"{_WHOLE}(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}}"
 _VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<under>[1-9][0-9]{{0,30}}))?")
+_BARE = re.compile(rf"(?P<value>{_NUMBER})")
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?{_VALUE.pattern}")
 _CURRENCY = "[$£€¥]"
 _QUANTITY = re.compile(
@@ -54,16 +55,21 @@ def quantity(text: str) -> Fraction | None:
     if len(words) > MAX_UNIT_WORDS or any(word.lower() in _NO_UNIT for word in words):
         return None
     value = _value(found)
-    if value is not None and words:
+    if words:
         value *= _SCALES.get(words[0].lower(), 1)
     return value
 
 
 def number_spans(text: str, value: Fraction) -> Iterator[Span]:
-    """Where a free text writes this number (its size, whatever the sign)."""
-    for found in _VALUE.finditer(text):
-        if _value(found) in (value, -value):
-            yield found.span()
+    """Where a free text writes this number (its size, whatever the sign), as a fraction or as a part of one too."""
+    seen: dict[str, bool] = {}  # a long response repeats its numbers
+    for pattern in (_VALUE, _BARE):
+        for found in pattern.finditer(text):
+            word = found.group()
+            if word not in seen:
+                seen[word] = abs(_value(found)) == abs(value)
+            if seen[word]:
+                yield found.span()
 
 
 def _simplified(text: str) -> str:
@@ -74,8 +80,9 @@ def _simplified(text: str) -> str:
     return text.strip()
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
-    value = Fraction(found["value"].replace(",", ""))
-    if found["under"]:
-        value /= int(found["under"])
-    return -value if found.groupdict().get("sign") == "-" else value
+def _value(found: re.Match[str]) -> Fraction:
+    given = found.groupdict()
+    value = Fraction(given["value"].replace(",", ""))
+    if given.get("under"):
+        value /= int(given["under"])
+    return -value if given.get("sign") == "-" else value

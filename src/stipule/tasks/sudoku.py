@@ -121,32 +121,33 @@ class Sudoku:
     def problems(self, split: str) -> tuple[Problem, ...]:
         return _problems(self, check_split(split))
 
-    def problem(self, puzzle: str) -> Problem:
-        """The problem that a 16-character puzzle poses.  RecipeError unless it has blanks and exactly one solution."""
+    def problem(self, puzzle: str, solution: str | None = None) -> Problem:
+        """The problem that a 16-character puzzle poses.
+
+        RecipeError unless it has blanks and exactly one solution, or this is one of several.
+        """
         solved = solutions(puzzle)
-        if len(solved) != 1 or "0" not in puzzle:
+        if solution is None and len(solved) == 1:
+            solution = solved[0]
+        if solution not in solved or "0" not in puzzle:
+            given = f" and the solution {solution!r}" if solution else ""
             raise RecipeError(
-                f"the puzzle is {puzzle!r} with {len(solved)} solutions; it must be 16 digits 0-4, 0 for a blank, with"
-                " at least one blank and exactly one solution; add or correct clues"
+                f"the puzzle is {puzzle!r} with {len(solved)} solutions{given}; it must be 16 digits 0-4, 0 for a blank"
+                ", with at least one blank, and have this or exactly one solution; add or correct clues"
             )
         text = puzzle
         if self.prompt != "compact":
             text = worded(self.kind, self.prompt, puzzle=puzzle, examples=self.examples)
-        data = {"puzzle": puzzle, "solution": solved[0]}
+        data = {"puzzle": puzzle, "solution": solution}
         return Problem(f"sudoku:{puzzle}", text, data, prefill=prefill(self.prompt))
 
     def read(self, where: str, row: Any) -> Problem:
-        """The problem of a row; RecipeError if it is none, or if its solution is not that of the puzzle."""
+        """The problem of a row; RecipeError if it is none."""
         puzzle, solution = (str(column(where, row, name, name.title())) for name in ("puzzle", "solution"))
         try:
-            problem = self.problem(puzzle)
+            return self.problem(puzzle, solution)
         except RecipeError as cause:
             raise RecipeError(f"{where}: {cause}") from cause
-        if solution != problem.data["solution"]:
-            raise RecipeError(
-                f"{where} gives {solution!r} as the solution of {puzzle}; it is {problem.data['solution']}; correct it"
-            )
-        return problem
 
     def grade(self, problem: Problem, response: str) -> Grade:
         """strict: solved; format = 16 digits 1-4 that keep the clues; cells = share of blank cells that agree with the

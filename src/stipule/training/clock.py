@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,3 +33,16 @@ class Clock:
         return {f"seconds/{k}": round(v, 4) for k, v in self.seconds.items()} | {
             f"calls/{k}": v for k, v in self.calls.items()
         }
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB: the most that the device has held since the start, or the process where that is the CPU; None if unknown."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

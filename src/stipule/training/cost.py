@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stipule.models.families import family_of
-from stipule.rollouts.schedule import Plan, anchors_for, plan
+from stipule.rollouts.schedule import Plan, anchors_for, even_masks, plan
 from stipule.training.settings import Recipe
 
 
@@ -34,9 +34,7 @@ def calls_per_response(recipe: Recipe) -> int:
 def plan_of(recipe: Recipe) -> Plan:
     """What each call commits and looks at, for a full set of anchors spread evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
-    blocks = sampler.length // sampler.block
-    fixed = anchors_for(pruning.spatial.ratio, sampler.length)
-    masks = tuple(sampler.block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
+    masks = even_masks(sampler.length, sampler.block, anchors_for(pruning.spatial.ratio, sampler.length))
     temporal = pruning.temporal
     return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope)
 

@@ -16,14 +16,26 @@ from stipule.errors import CheckpointError, RecipeError
 from stipule.files import refused, replace_file
 
 # What may differ between a run and its continuation without changing a step that both have.
-MAY_CHANGE = ("training.steps", "training.save_every", "training.keep", "training.rollouts_every")
+MAY_CHANGE = (
+    "training.steps",
+    "training.save_every",
+    "training.keep",
+    "training.rollouts_every",
+    "alarms",
+    "tracking",
+)
 
 
 class RunFolder:
     """Files of one run. Opening never overwrites: a folder with another run in it is refused."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+
+    @classmethod
+    def follow(cls, path: Path) -> RunFolder:
+        """The run as all ranks but the first see it: they read, and write nothing."""
+        return cls(path, writes=False)
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
@@ -45,7 +57,8 @@ class RunFolder:
         if not kept.exists():
             raise RecipeError(f"there is no run to resume in {path}; leave out --resume to start one")
         changed = _differences(_yaml(kept.read_text()), _yaml(recipe))
-        changed = [line for line in changed if not line.startswith(tuple(f"{key}:" for key in MAY_CHANGE))]
+        free = tuple(f"{key}{mark}" for key in MAY_CHANGE for mark in ":.")
+        changed = [line for line in changed if not line.startswith(free)]
         if changed:
             raise RecipeError(
                 f"{path} was started with another recipe ({'; '.join(changed[:4])}); a resumed run must repeat it "
@@ -64,6 +77,8 @@ class RunFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """One line a step: the record of the run."""
+        if not self.writes:
+            return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -82,13 +97,16 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps from `step` on: a resumed run takes them again."""
+        if not self.writes:
+            return
         kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
         replace_file(self.metrics, lambda p: p.write_text("".join(kept)))
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
         """The responses of one step, a line each."""
         path = self.path / "rollouts" / f"step-{step:06d}.jsonl"
-        replace_file(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        if self.writes:
+            replace_file(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
         return path
 
 

@@ -25,6 +25,8 @@ from stipule.tasks.custom import Custom
 from stipule.tasks.gsm8k import Gsm8k
 from stipule.tasks.math import Math
 from stipule.tasks.sudoku import Sudoku
+from stipule.training.alarms import Alarms
+from stipule.training.tracking import Tracker
 
 # The unions that `kind:` picks from. A new member is one name here.
 AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
@@ -106,6 +108,8 @@ class Recipe:
     objective: AnyObjective = field(default_factory=Grpo)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    alarms: Alarms = field(default_factory=Alarms)
+    tracking: tuple[Tracker, ...] = ()  # where metrics.jsonl is mirrored
 
     def __post_init__(self) -> None:
         if isinstance(self.estimator, Spg):

@@ -1,0 +1,53 @@
+"""Model calls of the rollouts: what was spent, and what each kind of pruning kept from being spent."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Any
+
+from stipule.errors import RecipeError
+from stipule.report.page.read import Run
+from stipule.rollouts.schedule import check_schedule, even_masks, plan
+
+
+def savings(run: Run) -> dict[str, Any] | None:
+    """Sums over the recorded steps, in rows x calls; None where recipe or metrics do not tell.
+
+    Both prunings come from the sampler's own plan, for the anchors that each step really had: spatial pruning is
+    N - calls(m, no cut), temporal pruning the rest of the plan. What was spent below or above the plan is apart: rows
+    that ended early, or second attempts with hints.
+    """
+    sampler, pruning = run.section("sampler"), run.section("pruning")
+    try:
+        length, steps, block = (int(sampler[key]) for key in ("length", "steps", "block"))
+        temporal = pruning["temporal"]
+        cutoff, scope = float(temporal["cutoff"]), temporal["scope"]
+        check_schedule(length, steps, block)
+    except (KeyError, TypeError, ValueError, RecipeError):
+        return None
+    rows = run.rows
+    lines = [line for line in run.lines if {"calls/rollout", "response/anchors"} <= line.keys()]
+    if not lines or rows is None:
+        return None
+
+    def calls(fixed: float, cut: float) -> float:
+        """Of one response with this many anchors; between whole numbers for a mean over rows."""
+        fixed = min(max(fixed, 0.0), float(length))
+        below, part = floor(fixed), fixed - floor(fixed)
+        ends = [
+            plan(even_masks(length, block, min(m, length)), length, steps, block, cut, scope).forwards
+            for m in (below, below + 1)
+        ]
+        return ends[0] * (1 - part) + ends[1] * part
+
+    spatial = sum(rows * (steps - calls(line["response/anchors"], 0.0)) for line in lines)
+    planned = sum(rows * calls(line["response/anchors"], cutoff) for line in lines)
+    unpruned, spent = rows * steps * len(lines), sum(line["calls/rollout"] for line in lines)
+    return {
+        "unpruned": unpruned,
+        "spatial": round(spatial),
+        "temporal": round(unpruned - spatial - planned),
+        "beyond": round(planned - spent),
+        "spent": spent,
+        "pregeneration": run.pregeneration_calls,
+    }

@@ -1,0 +1,198 @@
+"""The page in a real browser, without a network."""
+
+import json
+import random
+import shutil
+import threading
+import time
+
+import pytest
+
+from stipule.report.page.build import write_page
+from stipule.report.page.serve import PageServer
+from tests.report.made_runs import HOSTILE, metrics, write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no chromium on this machine: apt-get install chromium", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A page of two runs, one of them hostile, and a page of 2,000 steps and 500 responses of 256 tokens."""
+    place = tmp_path_factory.mktemp("pages")
+    two = [write_run(place / "learns"), write_run(place / "flat", rise=0, seed=1, hostile=True)]
+    write_page(two, place / "two.html")
+    big = write_run(place / "big", steps=2000, every=32, length=256)
+    assert write_page([big], place / "big.html") < 2_000_000
+    return place
+
+
+@pytest.fixture
+def show(browser, pages):
+    """Opens a page from disk with the network cut off; fails if it complains or asks for anything."""
+    heard, opened = [], []
+
+    def open_page(name, **options):
+        context = browser.new_context(offline=True, **options)
+        opened.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: heard.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on("pageerror", lambda error: heard.append(str(error)))
+        tab.on("request", lambda request: heard.append(request.url) if not request.url.startswith("file:") else None)
+        tab.goto((pages / name).as_uri())
+        tab.wait_for_selector("html[data-ready]")
+        return tab
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert heard == []
+
+
+def test_curves_are_pictures_with_words_and_tables(show):
+    tab = show("two.html")
+    charts = tab.locator("svg[role=img]")
+    assert charts.count() >= 12
+    for index in range(charts.count()):
+        chart = charts.nth(index)
+        assert chart.locator("> title").text_content() and len(chart.locator("> desc").text_content()) > 10
+    assert tab.locator("#charts path.line").count() >= 20  # two runs overlaid
+    assert "learns: " in charts.first.locator("> desc").text_content()
+    table = tab.locator("#charts details.data").first
+    assert table.locator("tbody tr").count() == 0
+    table.locator("summary").click()
+    table.locator("tbody tr").first.wait_for()
+    assert table.locator("tbody tr").count() == 80
+
+
+def test_the_summary_says_whether_it_learns(show):
+    tab = show("two.html")
+    assert "It is learning" in tab.locator(".run.good").inner_text()
+    assert "No clear change" in tab.locator(".run.flat").inner_text()
+
+
+def test_a_hostile_response_runs_nothing_and_is_shown_as_text(show):
+    tab = show("two.html")
+    assert tab.evaluate("window.owned") is None
+    tab.fill("#text", "window.owned")
+    assert tab.locator(".responses tbody tr").count() == 8
+    shown = tab.locator(".responses tbody .open").first.inner_text()
+    assert shown.startswith(HOSTILE[:40])
+    tab.locator(".responses tbody .open").first.click()
+    assert HOSTILE[:40] in tab.locator(".member.chosen .token").first.inner_text()
+    assert tab.locator("pre.prompt").inner_text().startswith(HOSTILE[:40])
+    assert tab.evaluate("window.owned") is None
+    assert tab.locator("img").count() == 0
+
+
+def test_sorting_and_filtering_by_reward(show):
+    tab = show("two.html")
+    tab.click("[data-sort=reward]")
+    column = tab.locator(".responses tbody tr td:nth-child(4)")
+    values = [float(text) for text in column.all_inner_texts()]
+    assert values == sorted(values, reverse=True) and len(set(values)) > 3
+    assert tab.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+    tab.click("[data-sort=reward]")
+    values = [float(text) for text in column.all_inner_texts()]
+    assert values == sorted(values)
+    tab.fill("#least", "0.2")
+    tab.fill("#most", "0.5")
+    values = [float(text) for text in column.all_inner_texts()]
+    assert values and all(0.2 <= value <= 0.5 for value in values)
+    tab.fill("#least", "")
+    tab.fill("#most", "")
+    tab.select_option("#right", "1")
+    assert set(tab.locator(".responses tbody tr td:nth-child(5)").all_inner_texts()) == {"✓"}
+
+
+def test_the_slider_and_the_keys_move_through_calls_and_responses(show):
+    tab = show("two.html")
+    hidden = tab.locator(".member.chosen .hidden-token")
+    assert hidden.count() == 0
+    assert tab.locator(".member.chosen .anchor").count() == 2 and tab.locator(".member.chosen .cut").count() == 2
+    tab.locator("#call").evaluate("s => { s.value = 0; s.dispatchEvent(new Event('input', {bubbles: true})); }")
+    assert tab.locator("#call-words").inner_text() == "call 1 of 13"
+    assert hidden.count() == 13  # of 16: two anchors and one token are there
+    assert tab.locator(".member.chosen .fresh").count() == 1
+    tab.focus("#stage")
+    tab.keyboard.press("ArrowRight")
+    assert (tab.locator("#call-words").inner_text(), hidden.count()) == ("call 2 of 13", 12)
+    tab.keyboard.press("ArrowLeft")
+    assert hidden.count() == 13
+    tab.keyboard.press("End")
+    assert hidden.count() == 0
+    tab.keyboard.press("Home")
+    members = tab.locator(".member")
+    assert members.count() == 4 and "chosen" in members.nth(0).get_attribute("class")
+    tab.keyboard.press("ArrowDown")
+    assert "chosen" in members.nth(1).get_attribute("class")
+    for _ in range(3):
+        tab.keyboard.press("ArrowDown")
+    assert tab.locator("#group").input_value() == "1" and "chosen" in members.nth(0).get_attribute("class")
+    tab.keyboard.press("ArrowUp")
+    assert tab.locator("#group").input_value() == "0" and "chosen" in members.nth(3).get_attribute("class")
+    tab.focus("#call")  # the slider's own keys are the viewer's too
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#call-words").inner_text() == "call 3 of 13"
+
+
+def test_light_and_dark_and_a_phone(show):
+    tab = show("two.html", color_scheme="dark", viewport={"width": 375, "height": 700})
+    colour = "getComputedStyle(document.body).backgroundColor"
+    dark = tab.evaluate(colour)
+    tab.click("#theme")
+    light = tab.evaluate(colour)
+    assert dark != light
+    tab.click("#theme")
+    assert tab.evaluate(colour) == dark
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 375  # nothing hangs over the edge
+
+
+def test_two_thousand_steps_and_five_hundred_responses_open_in_two_seconds(show):
+    started = time.perf_counter()
+    tab = show("big.html")
+    assert time.perf_counter() - started < 2
+    assert int(tab.locator("#count").inner_text().split()[0]) >= 480
+    assert "2000 steps are drawn as" in tab.locator("#summary").inner_text()
+
+
+def test_a_served_page_follows_its_run_and_keeps_what_is_typed(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("stipule.report.page.serve.PAUSE", 0.0)
+    path = write_run(tmp_path / "run", steps=10)
+    with PageServer([path], port=0) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        context = browser.new_context()
+        tab, heard = context.new_page(), []
+        tab.on("console", lambda message: heard.append(message.text))
+        tab.on("pageerror", lambda error: heard.append(str(error)))
+        tab.goto(server.address)
+        tab.wait_for_selector("html[data-ready]")
+        tab.fill("#least", "0.1")
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics(11, random.Random(0))) + "\n")
+        tab.get_by_text("Live: step 11").wait_for(timeout=10_000)
+        assert "11 of 10 steps" in tab.locator("#summary").inner_text()
+        assert tab.locator("#least").input_value() == "0.1"
+        context.close()
+        server.shutdown()
+    assert heard == []

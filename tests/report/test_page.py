@@ -1,0 +1,206 @@
+"""The page of a run, as a file."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stipule.errors import RecipeError
+from stipule.evidence.intervals import wilson
+from stipule.report.page.build import embedded, gather, page, write_page
+from stipule.report.page.read import read_run
+from stipule.report.page.samples import samples
+from stipule.report.page.savings import savings
+from stipule.report.page.series import smoothed, thinned
+from stipule.report.page.verdict import verdict
+from tests.report.made_runs import HOSTILE, RECIPE, write_run
+
+SOURCE = Path(__file__).parents[2] / "src" / "stipule"
+
+
+def run_with(path, lines, **options):
+    """A run whose metrics are these lines."""
+    write_run(path, **options)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_run(path, path.name)
+
+
+def rewards(values):
+    return [{"step": i + 1, "reward/mean": v, "reward/solved": v} for i, v in enumerate(values)]
+
+
+def test_hostile_text_stays_text_and_comes_back_whole(tmp_path):
+    made = gather([write_run(tmp_path / "run", hostile=True)])
+    text = page(made)
+    assert "window.owned" in text  # it is there, as text
+    assert "<script>window" not in text and "onerror='window" not in text.replace("\\u003c", "<").split("<img")[0]
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    assert json.loads(block) == made
+    assert any(HOSTILE in piece for piece in made["samples"]["pieces"])
+    assert not set("<>&\u2028\u2029") & set(embedded(made))
+
+
+def test_a_run_name_is_escaped_too(tmp_path):
+    text = page(gather([write_run(tmp_path / "<b>bold")]))
+    assert "<b>bold" not in text and "&lt;b&gt;bold" in text
+
+
+def test_half_written_lines_are_left_out_and_counted(tmp_path):
+    path = write_run(tmp_path / "run")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"no": "step"}\n{"step": 41, "reward/me')
+    with next((path / "rollouts").glob("*.jsonl")).open("a") as file:
+        file.write('{"key": "x", "tokens": [1], "revealed": [0], "confidence": []}\n{"key"')
+    made = gather([path])
+    assert made["runs"][0]["steps"] == 40
+    assert any("3 half-written" in note for note in made["runs"][0]["notes"])
+    assert any("2 half-written" in note for note in made["samples"]["notes"])
+
+
+def test_a_run_that_has_not_written_a_step_says_so(tmp_path):
+    path = write_run(tmp_path / "run", steps=4)
+    (path / "metrics.jsonl").unlink()
+    made = gather([path])
+    assert "Too early" in made["runs"][0]["verdict"]["words"]
+    assert any("No step" in note for note in made["runs"][0]["notes"])
+    assert any("No responses" in note for note in made["runs"][0]["notes"])
+    assert page(made)
+
+
+def test_a_run_of_an_older_version_is_shown_without_what_it_lacks(tmp_path):
+    recipe = {key: value for key, value in RECIPE.items() if key not in ("alarms", "tracking", "pruning")}
+    path = write_run(tmp_path / "run", recipe=recipe)
+    (path / "environment.json").write_text('{"stipule": "0.0.1"}')
+    for file in (path / "rollouts").iterdir():
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        lean = [{k: v for k, v in row.items() if k not in ("pieces", "live", "parts")} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in lean))
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["policy/ratio_max"] = 50.0
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = gather([path])
+    run, group = made["runs"][0], made["samples"]["groups"][0]
+    assert run["made_by"] == "0.0.1" and run["savings"] is None
+    assert [alarm["name"] for alarm in run["alarms"]] == ["ratio"]  # judged by today's defaults
+    assert [made["samples"]["pieces"][t] for t in group["responses"][0]["t"]] == list(rows_text(path))
+    assert page(made)
+
+
+def rows_text(path):
+    file = min((path / "rollouts").iterdir())
+    return json.loads(file.read_text().splitlines()[0])["response"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no run folder"):
+        gather([tmp_path])
+
+
+def test_a_report_is_replaced_and_anything_else_is_not(tmp_path):
+    path = write_run(tmp_path / "run", steps=10)
+    write_page([path], tmp_path / "page.html")
+    write_page([path], tmp_path / "page.html")
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    with pytest.raises(RecipeError, match="is no report"):
+        write_page([path], tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_thousands_of_steps_stay_below_two_megabytes_and_the_page_says_so(tmp_path, runs):
+    paths = [write_run(tmp_path / f"run-{i}", steps=3000, every=25, length=256, seed=i) for i in range(runs)]
+    made = gather(paths)
+    assert len(page(made).encode()) < 2_000_000
+    assert any("3000 steps are drawn as" in note for note in made["runs"][0]["notes"])
+    assert any("of the 120 saved steps are shown" in note for note in made["samples"]["notes"])
+    steps = [group["step"] for group in made["samples"]["groups"] if group["run"] == 0]
+    assert (min(steps), max(steps)) == (25, 3000)
+
+
+def test_a_number_that_is_none_leaves_a_gap(tmp_path):
+    run = run_with(tmp_path / "run", [{"step": 1, "a": 1.0}, {"step": 2, "a": float("nan")}, {"step": 3, "a": 3.0}])
+    assert thinned(run.lines, 10) == {"x": [1, 2, 3], "y": {"a": [1.0, None, 3.0]}}
+    assert page(gather([tmp_path / "run"]))
+
+
+def test_thinning_averages_and_keeps_the_peak_of_a_maximum():
+    lines = [{"step": s, "a": float(s), "b_max": float(s)} for s in (1, 2, 3, 4)]
+    assert thinned(lines, 2) == {"x": [2, 4], "y": {"a": [1.5, 3.5], "b_max": [2.0, 4.0]}}
+
+
+def test_a_share_has_wilsons_interval_over_its_window():
+    lines = [{"step": s, "reward/solved": 0.25} for s in range(1, 6)]
+    found = smoothed(lines, "reward/solved", 8, points=5)
+    low, high = wilson(10, 40)  # the middle step sees all five: 10 of 40 right
+    assert found["x"][2] == 3
+    assert (found["mean"][2], found["low"][2], found["high"][2]) == (0.25, float(f"{low:.4g}"), float(f"{high:.4g}"))
+
+
+def test_savings_are_the_plans(tmp_path):
+    # L = N = 16, 2 anchors: 14 calls; the last 2 of the masks in one call: 13. 8 rows, 40 steps.
+    found = savings(read_run(write_run(tmp_path / "run"), "run"))
+    assert found == {
+        "unpruned": 16 * 8 * 40,
+        "spatial": 2 * 8 * 40,
+        "temporal": 1 * 8 * 40,
+        "beyond": 0,
+        "spent": 13 * 8 * 40,
+        "pregeneration": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "tone", "words"),
+    [
+        ([0.1, 0.12, 0.1] * 4 + [0.8, 0.82, 0.8] * 4, "good", "levelled off"),
+        ([i / 24 for i in range(24)], "good", "still rising"),
+        ([0.8, 0.82, 0.8] * 4 + [0.1, 0.12, 0.1] * 4, "bad", "It got worse"),
+        ([0.5, 0.6, 0.4] * 8, "flat", "No clear change"),
+        ([0.1, 0.9], "early", "Too early to say: 2 steps"),
+    ],
+)
+def test_the_verdict_says_in_words_whether_it_learns(tmp_path, values, tone, words):
+    found = verdict(run_with(tmp_path / "run", rewards(values)), [], None)
+    assert found["tone"] == tone and words in found["words"]
+
+
+def test_alarms_lead_what_to_look_at(tmp_path):
+    event = {"name": "ratio", "key": "policy/ratio_max", "value": 50.0, "limit": 10.0, "words": "it jumped; lower it"}
+    lines = [{**line, **({"alarms": [event]} if line["step"] in (7, 8) else {})} for line in rewards([0.5] * 10)]
+    run_with(tmp_path / "run", lines)
+    shown = gather([tmp_path / "run"])["runs"][0]
+    assert shown["verdict"]["look"][0] == "Alarm at step 7, 2 times: it jumped; lower it."
+
+
+def test_the_calls_of_the_one_step_cut_are_marked(tmp_path):
+    run = read_run(write_run(tmp_path / "run"), "run")
+    response = samples([run], 100, 1_000_000)["groups"][0]["responses"][0]
+    assert response["cut"] == [12]  # the 13th and last
+    assert sum(v == 12 for v in response["v"]) == 2 and sum(v == -1 for v in response["v"]) == 2
+
+
+def test_the_page_is_made_without_torch(tmp_path):
+    path = write_run(tmp_path / "run", steps=5)
+    code = (
+        "import sys; from pathlib import Path; from stipule.report.page.build import write_page; "
+        "import stipule.report.page.serve; "
+        f"write_page([Path({str(path)!r})], Path({str(tmp_path / 'page.html')!r})); "
+        "print(sorted({'torch', 'transformers', 'accelerate'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_no_file_of_the_report_names_torch():
+    for file in (SOURCE / "report").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) (torch|transformers)", file.read_text(), re.MULTILINE), file
+
+
+def test_text_that_grows_when_it_is_escaped_does_not_break_the_limit(tmp_path):
+    path = write_run(tmp_path / "run", steps=100, every=5, length=16)
+    for file in (path / "rollouts").iterdir():
+        rows = [json.loads(line) | {"response": "<&>" * 2500} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert 1_000 < write_page([path], tmp_path / "page.html") < 2_000_000

@@ -1,0 +1,98 @@
+"""What the docs name exists, what exists is named, and the README's commands run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stipule.cli import app
+from stipule.cli.reference import commands, recipes, reference
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"stipule [a-z]|python[3]? |make [a-z]|pip install")
+
+
+def readme_commands():
+    """The first column of the README's table of commands."""
+    return re.findall(r"^\| `stipule (.+?)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_reference_is_what_the_code_says():
+    kept = (ROOT / "docs" / "reference.md").read_text()
+    assert kept == reference(), "run: python -m stipule.cli.reference > docs/reference.md"
+
+
+def test_every_command_is_in_the_readme_and_nothing_else_is():
+    names = {name for name, _ in commands()}
+    listed = [next((n for n in names if f"{command} ".startswith(f"{n} ")), command) for command in readme_commands()]
+    assert set(listed) == names
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_the_readme_names_options_that_exist(command):
+    name = next(n for n, _ in commands() if f"{command} ".startswith(f"{n} "))
+    said = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert said.exit_code == 0
+    for option in re.findall(r"--[a-z-]+", command):
+        assert option in said.stdout, f"stipule {name} has no {option}"
+
+
+def test_every_recipe_says_in_its_first_line_what_it_is():
+    for name, words in recipes():
+        assert len(words) > 10, name
+
+
+def test_links_and_pictures_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_table_and_picture_has_its_command():
+    for page in PAGES:
+        for section in re.split(r"(?m)^(?=#{1,2} )", page.read_text()):
+            if re.search(r"(?m)^\||!\[", section):
+                assert COMMAND.search(section), f"{page.name}: {section.splitlines()[0]}"
+
+
+def test_make_targets_of_the_docs_exist():
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    for page in PAGES:
+        named = re.findall(r"(?m)(?:^    |`)make (?:[A-Z]+=\S+ )?([a-z-]+)", page.read_text())
+        assert set(named) <= targets, page.name
+
+
+TINY = ["task.train_problems=8", "task.test_problems=4"]
+STEPS = ["training.problems=2", "training.group=2", "training.steps=1", "training.rollouts_every=1"]
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(tmp_path):
+    """Each command of the table once, on a world small enough."""
+    demonstrations = ["pretraining.steps=2", "pretraining.batch=2"]
+    arguments = {
+        "quickstart": [*TINY, *STEPS, "--out", "runs/quickstart"],
+        "train": ["quickstart", *TINY, *STEPS, "--out", "runs/a"],
+        "check": ["quickstart"],
+        "eval": ["tiny/sudoku", "--limit", "4", "--out", "runs/before"],
+        "compare": ["runs/before", "runs/before"],
+        "generate": ["tiny/sudoku", "0243000001202030", "--show-steps"],
+        "variance": ["quickstart", *TINY, *STEPS, "--responses", "2", "--draws", "4", "--steps", "0"],
+        "anchors build": ["quickstart", *TINY, "--out", "runs/anchors.safetensors"],
+        "anchors audit": ["quickstart", *TINY, "--problems", "2"],
+        "pretrain": ["tiny/sudoku_base", *demonstrations, "--out", "runs/base"],
+        "report": ["runs/quickstart", "runs/a", "--out", "both.html"],
+    }
+    served = {"watch"}  # goes on until it is stopped: tests/report/test_serve.py
+    assert set(arguments) | served <= {name for name, _ in commands()}
+    for name, words in arguments.items():
+        command = [sys.executable, "-m", "stipule", *name.split(), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, (name, done.stdout[-500:], done.stderr[-500:])
+    assert json.loads((tmp_path / "runs" / "quickstart" / "result.json").read_text())["steps"] == 1
+    assert (tmp_path / "both.html").stat().st_size > 10_000

@@ -1,0 +1,174 @@
+"""Alarms: silent while a run learns, in words when it goes wrong."""
+
+import json
+import math
+
+import pytest
+
+from stipule.errors import AlarmError, RecipeError, RewardError
+from stipule.models.loading import save_policy
+from stipule.recipe import dump_recipe, parse_recipe
+from stipule.training.alarms import Alarms
+from stipule.training.folder import RunFolder
+from stipule.training.loop import train
+from tests.toys import random_policy
+
+HEALTHY = {
+    "reward/mean": 0.3,
+    "reward/solved": 0.2,
+    "reward/spread": 0.5,
+    "response/copies": 0.2,
+    "response/repetition": 0.05,
+    "response/confidence": 0.9,
+    "policy/ratio_max": 1.5,
+    "policy/clipped": 0.1,
+    "policy/kl": 0.05,
+    "policy/gradient_norm": 1.0,
+    "variance/estimate": 0.01,
+}
+
+
+def run_of(steps, changed=(), after=0):
+    """Healthy lines, some keys of which take other values from a step on."""
+    return [
+        {
+            "step": s,
+            **HEALTHY,
+            **({k: v(s) if callable(v) else v for k, v in dict(changed).items()} if s > after else {}),
+        }
+        for s in range(1, steps + 1)
+    ]
+
+
+def names(lines, **thresholds):
+    return [event["name"] for event in Alarms(**thresholds).raised(lines)]
+
+
+def test_a_healthy_run_raises_nothing_at_any_step():
+    lines = run_of(60, {"reward/mean": lambda s: 0.3 + s / 100 + 0.05 * math.sin(s)})
+    assert all(not Alarms().raised(lines[:step]) for step in range(len(lines) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "steps"),
+    [
+        ("ratio", "policy/ratio_max", 31.0, 1),
+        ("clipped", "policy/clipped", 0.6, 3),
+        ("kl", "policy/kl", 2.0, 2),
+        ("confidence", "response/confidence", 0.9995, 3),
+        ("repetition", "response/repetition", 0.7, 3),
+        ("copies", "response/copies", 1.0, 5),
+        ("spread", "reward/spread", 0.0, 20),
+        ("variance", "variance/estimate", 0.5, 3),
+        ("gradient", "policy/gradient_norm", 60.0, 2),
+        ("collapse", "reward/mean", 0.01, 6),
+    ],
+)
+def test_each_alarm_rings_at_its_step_with_a_remedy_and_can_be_turned_off(name, key, value, steps):
+    lines = run_of(20 + steps, {key: value}, after=20)
+    assert names(lines[:20]) == []
+    (event,) = Alarms().raised(lines)
+    assert (event["name"], event["key"]) == (name, key)
+    assert names(lines[:-1]) == []  # not a step earlier
+    assert any(word in event["words"] for word in ("lower", "raise", "choose")) and "{" not in event["words"]
+    assert names(lines, **{name: None}) == []
+
+
+@pytest.mark.parametrize("key", ["response/confidence", "response/copies", "reward/spread"])
+def test_success_is_no_alarm(key):
+    value = {"response/confidence": 1.0, "response/copies": 1.0, "reward/spread": 0.0}[key]
+    assert names(run_of(30, {key: value, "reward/solved": 1.0, "reward/mean": 1.0})) == []
+
+
+def test_a_noisy_reward_does_not_collapse_and_a_falling_one_does():
+    assert names(run_of(40, {"reward/mean": lambda s: 0.1 * (s % 3)})) == []
+    assert names(run_of(40, {"reward/mean": lambda s: 0.8 if s <= 30 else 0.05 * (s % 3)})) == ["collapse"]
+
+
+def test_a_reward_that_is_no_number_is_told():
+    assert names(run_of(5, {"reward/mean": float("nan")})) == ["not_a_number"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["alarms.ratio=-1", "alarms.copies=1.5", "alarms.variance=1", "alarms.kl=.nan", "alarms.stop=3"]
+)
+def test_a_threshold_out_of_range_is_refused(setting):
+    with pytest.raises(RecipeError, match=setting.split("=")[0]):
+        parse_recipe({"task": {"kind": "sudoku"}}, [setting])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_policy(random_policy(), folder, "x")
+    return folder
+
+
+def run(base, folder, *overrides):
+    """Trains a random base on Countdown for 5 steps; the lines it left, and what the watcher was told."""
+    data = {
+        "task": {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]}
+        | {"train_problems": 12, "test_problems": 8},
+        "model": {"path": str(base), "attention": "eager"},
+        "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
+        "objective": {"kind": "grpo", "kl": 0.04},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"steps": 5, "problems": 4, "group": 4, "updates": 2, "save_every": 1, "keep": 1},
+    }
+    recipe, heard = parse_recipe(data, overrides), []
+    told = RunFolder.create(folder, dump_recipe(recipe))
+    try:
+        train(recipe, told, lambda event, data: heard.append((event, data)))
+        error = None
+    except (AlarmError, RewardError) as cause:
+        error = cause
+    return told.read_metrics(), [data for event, data in heard if event == "alarm"], error
+
+
+def test_a_learning_rate_a_hundred_times_too_high_rings_within_five_steps(base, tmp_path):
+    lines, heard, _ = run(base, tmp_path / "fine")
+    assert heard == [] and not any("alarms" in line for line in lines)
+    lines, heard, _ = run(base, tmp_path / "hot", "optimizer.learning_rate=0.1")
+    assert "ratio" in {event["name"] for event in heard}
+    assert "lower optimizer.learning_rate" in heard[0]["words"]
+    assert lines[heard[0]["step"] - 1]["alarms"][0]["words"] == heard[0]["words"]
+
+
+def test_identical_group_members_ring_within_five_steps(base, tmp_path):
+    _, heard, _ = run(base, tmp_path / "run", "sampler.temperature=0")
+    (event,) = [event for event in heard if event["name"] == "copies"]
+    assert event["step"] == 5
+    assert "100% of the groups every response is a copy" in event["words"] and "raise sampler.temp" in event["words"]
+
+
+def test_a_reward_of_nan_rings_is_written_down_and_ends_the_run(base, tmp_path, monkeypatch):
+    module = tmp_path / "rewards_for_alarms.py"
+    module.write_text("def broken(prompts, completions, **columns):\n    return [float('nan') for _ in completions]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("train", "test"):
+        rows = [json.dumps({"prompt": f"{i},2={i + 2}"}) for i in range(1, 5)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows if name == "train" else ['{"prompt": "5=5"}']))
+    task = f"task={{kind: custom, train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl, "
+    lines, (event,), error = run(base, tmp_path / "run", task + "reward: {functions: [rewards_for_alarms:broken]}}")
+    assert event["name"] == "not_a_number" and event["step"] == 1
+    assert "is not a finite number" in event["words"] and "look at the reward function" in event["words"]
+    assert [line["step"] for line in lines] == [1] and lines[0]["alarms"][0]["name"] == "not_a_number"
+    assert "rewards must be finite numbers" in str(error)
+
+
+def test_the_last_checkpoint_before_the_first_alarm_is_never_removed(base, tmp_path):
+    quiet = ["alarms.ratio=null", "alarms.kl=null", "alarms.clipped=null", "alarms.gradient=null"]
+    run(base, tmp_path / "run", "optimizer.learning_rate=0.1", *quiet, "alarms.repetition=0", "training.steps=5")
+    lines = RunFolder(tmp_path / "run").read_metrics()
+    first = next(line["step"] for line in lines if "alarms" in line)
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [f"step-{first - 1:06d}", "step-000005"]
+
+
+def test_stop_ends_the_run_and_names_the_checkpoint_to_go_back_to(base, tmp_path):
+    lines, _, error = run(base, tmp_path / "run", "alarms.repetition=0", "alarms.stop=true")
+    assert isinstance(error, AlarmError)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    good = tmp_path / "run" / "checkpoints" / "step-000002"
+    assert f"the last good checkpoint is {good}" in str(error) and "step 3:" in str(error)
+    assert [p.name for p in good.parent.iterdir()] == [good.name]  # nothing was saved since
