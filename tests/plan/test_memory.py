@@ -49,11 +49,8 @@ def allocated(work):
 
 CASES = {
     "eager": (["model.attention=eager"], {}),
-    "sdpa": (["model.attention=sdpa"], {}),
-    "lora": (["model.lora.rank=8"], {}),
-    "bfloat16 lora": (["model.lora.rank=8", "model.dtype=bfloat16"], {}),
+    "bfloat16 lora, sdpa": (["model.lora.rank=8", "model.dtype=bfloat16"], {}),
     "autocast": (["model.autocast=true", "model.attention=eager"], {}),
-    "checkpointing": (["model.attention=eager"], {"checkpointing": True}),
     "checkpointing lora": (["model.lora.rank=8"], {"checkpointing": True}),
 }
 

@@ -61,7 +61,7 @@ def test_calls_are_those_that_a_rollout_spends_and_pruning_lowers_them():
 
 def test_a_reference_and_an_old_policy_are_counted_only_where_they_are_scored():
     shape = shape_of(published_config("tiny/sudoku")[0])
-    spg = ["estimator.kind=spg", "estimator.block=16", "objective.kind=policy_gradient"]
+    spg = ["estimator.kind=spg", "estimator.masks=block", "estimator.block=16", "objective.kind=policy_gradient"]
     assert work_of(small(*spg), shape, 20).old.calls == work_of(small(*spg), shape, 20).reference.calls == 0
     grpo = work_of(small(), shape, 20)
     # mu = 2, K = 3, 12 rows: one old view set, two of the reference, two updates.

@@ -91,7 +91,7 @@ def measured(
     """
     half = recipe.model.dtype == "bfloat16" or recipe.model.autocast
     matmul = matmul_rate(device, half)
-    trial = _trial(recipe, work, matmul * 0.5, budget / (REPEATS + 1), shape, prompt)
+    trial = _trial(recipe, work, matmul * 0.5, budget / (REPEATS + 1), shape)
     if trial is None:
         rates = {name: part.operations / (matmul * 0.5) for name, part in work.parts.items()}
         return Seconds(**rates, how="operations at half the rate of a matrix product on this device", matmul=matmul)
@@ -100,7 +100,8 @@ def measured(
     if len(found) == 1:
         times = found[0]
     else:  # a fixed part, and one for each block
-        times = {k: one + (two - one) * (shape.layers - 1) for (k, one), two in zip(*_paired(found), strict=True)}
+        one, two = found
+        times = {k: one[k] + (two[k] - one[k]) * (shape.layers - 1) for k in one}
     calls = {name: part.calls for name, part in work.parts.items()}
     settings = recipe.training
     how = f"measured on this device with {'all' if len(depths) == 1 else '1 and 2 of its'} {shape.layers} blocks"
@@ -114,12 +115,8 @@ def measured(
     )
 
 
-def _paired(found: list[dict[str, float]]) -> tuple[list[tuple[str, float]], list[float]]:
-    return list(found[0].items()), list(found[1].values())
-
-
 def _trial(
-    recipe: Recipe, work: Work, rate: float, budget: float, shape: NetworkShape, prompt: int
+    recipe: Recipe, work: Work, rate: float, budget: float, shape: NetworkShape
 ) -> tuple[Recipe, tuple[int, ...]] | None:
     """The recipe with no more rows than can be timed, and the depths to time it at."""
     settings = recipe.training
@@ -136,7 +133,7 @@ def _trial(
                 + work.update.operations * 1.5 * scored / every / settings.updates
             )
             if cost / rate <= budget:
-                small = replace(settings, rollout_rows=rolled, score_rows=scored, updates=1, problems=settings.problems)
+                small = replace(settings, rollout_rows=rolled, score_rows=scored, updates=1)
                 return replace(recipe, training=small), depths
     return None
 
