@@ -52,7 +52,8 @@ function memberCard(data, group, index, say) {
   }
   const parts = Object.entries(response.p).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
   return html("div", { class: `member${chosen ? " chosen" : ""}`, "aria-current": chosen ? "true" : null, onclick: () => { if (view.member !== index) { view.member = index; drawStage(data); } } },
-    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ right" : "✗ wrong"} · reward ${short(response.r)}`), ` · advantage ${short(response.a)}`, html("br"), html("span", { class: "small" }, `${parts ? `${parts} · ` : ""}${short(response.f)} model calls`)),
+    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ right" : "✗ wrong"} · reward ${short(response.r)}`), html("br"),
+      html("span", { class: "small" }, `advantage ${short(response.a)} · ${parts ? `${parts} · ` : ""}${short(response.f)} calls`)),
     grid);
 }
 
