@@ -107,6 +107,7 @@ def _summary(
         f"\n{done.step} RL steps in {done.seconds:.0f} s, {done.model_calls:,} model calls in all. What to try next:\n"
         f"  stipule eval {folder.path} --limit 100                 the trained model on more puzzles\n"
         f"  stipule generate {folder.path} {problems[0].prompt} --show-steps    watch it denoise\n"
+        f"  stipule report {folder.path}    one page: curves, costs, responses, a denoising viewer\n"
         "  stipule quickstart pruning.spatial.ratio=0 pruning.temporal.cutoff=0    the same without pruning\n"
         "  stipule train --help                                    your own recipe"
     )

@@ -156,6 +156,21 @@ def test_the_slider_and_the_keys_move_through_calls_and_responses(show):
     assert tab.locator("#call-words").inner_text() == "call 3 of 13"
 
 
+def test_the_slider_can_be_dragged(show):
+    tab = show("two.html")
+    tab.locator("#call").scroll_into_view_if_needed()
+    box = tab.locator("#call").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    tab.mouse.move(box["x"] + box["width"] - 8, middle)
+    tab.mouse.down()
+    seen = set()
+    for share in (0.8, 0.6, 0.4, 0.2, 0.03):
+        tab.mouse.move(box["x"] + share * box["width"], middle)
+        seen.add(tab.locator("#call-words").inner_text())
+    tab.mouse.up()
+    assert len(seen) == 5 and tab.locator(".member.chosen .hidden-token").count() == 13
+
+
 def test_light_and_dark_and_a_phone(show):
     tab = show("two.html", color_scheme="dark", viewport={"width": 375, "height": 700})
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -190,7 +205,11 @@ def test_a_served_page_follows_its_run_and_keeps_what_is_typed(browser, tmp_path
         tab.fill("#least", "0.1")
         with (path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics(11, random.Random(0))) + "\n")
+        tab.locator("#charts details.data summary").first.click()
+        tab.focus("#least")
         tab.get_by_text("Live: step 11").wait_for(timeout=10_000)
+        assert tab.locator("#charts details.data").first.get_attribute("open") is not None
+        assert tab.evaluate("document.activeElement.id") == "least"
         assert "11 of 10 steps" in tab.locator("#summary").inner_text()
         assert tab.locator("#least").input_value() == "0.1"
         context.close()

@@ -12,7 +12,7 @@ from stipule.errors import RecipeError
 from stipule.evidence.intervals import wilson
 from stipule.report.page.build import embedded, gather, page, write_page
 from stipule.report.page.read import read_run
-from stipule.report.page.samples import samples
+from stipule.report.page.samples import samples, telling
 from stipule.report.page.savings import savings
 from stipule.report.page.series import smoothed, thinned
 from stipule.report.page.verdict import verdict
@@ -204,3 +204,9 @@ def test_text_that_grows_when_it_is_escaped_does_not_break_the_limit(tmp_path):
         rows = [json.loads(line) | {"response": "<&>" * 2500} for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert 1_000 < write_page([path], tmp_path / "page.html") < 2_000_000
+
+
+def test_groups_whose_rewards_differ_are_shown_first():
+    groups = [{"key": key, "responses": [{"r": r} for r in rewards]} for key, *rewards in ("a00", "b11", "c01", "d00")]
+    assert [group["key"] for group in telling(groups, 2)] == ["a", "c"]
+    assert [group["key"] for group in telling(groups, 9)] == ["a", "b", "c", "d"]

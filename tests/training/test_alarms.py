@@ -8,6 +8,7 @@ import pytest
 from stipule.errors import AlarmError, RecipeError, RewardError
 from stipule.models.loading import save_policy
 from stipule.recipe import dump_recipe, parse_recipe
+from stipule.report.glossary import explain
 from stipule.training.alarms import Alarms
 from stipule.training.folder import RunFolder
 from stipule.training.loop import train
@@ -128,6 +129,7 @@ def run(base, folder, *overrides):
 def test_a_learning_rate_a_hundred_times_too_high_rings_within_five_steps(base, tmp_path):
     lines, heard, _ = run(base, tmp_path / "fine")
     assert heard == [] and not any("alarms" in line for line in lines)
+    assert all(explain(key) for line in lines for key in line)  # and what it logs is in the glossary
     lines, heard, _ = run(base, tmp_path / "hot", "optimizer.learning_rate=0.1")
     assert "ratio" in {event["name"] for event in heard}
     assert "lower optimizer.learning_rate" in heard[0]["words"]

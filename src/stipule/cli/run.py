@@ -55,7 +55,7 @@ def train(
         console.print(
             f"{done.step} steps, {done.seconds:.0f} s, {done.model_calls:,} model calls"
             + (f" + {done.pregeneration_calls:,} for the anchors" if done.pregeneration_calls else "")
-            + f"; try: stipule eval {place}"
+            + f"; try: stipule eval {place}, stipule report {place}"
         )
 
     words = ["stipule", "train", recipe, *(overrides or []), *(["--seed", str(seed)] if seed is not None else [])]

@@ -26,11 +26,13 @@ class Trackers:
     """The trackers of one run, open; with none asked for it does nothing."""
 
     def __init__(self, names: Sequence[Tracker], run: Path, recipe: Mapping[str, Any]):
+        self.open: list[Any] = []
+        if not names:
+            return
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         PartialState()  # accelerate's trackers ask it whether they are the main process
-        self.open = []
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
             place = [run / "tracking"] if kind.requires_logging_directory else []

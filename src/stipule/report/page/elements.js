@@ -58,7 +58,7 @@ function help(keys, glossary) {
 function tableOnDemand(words, heads, rows) {
   const body = html("tbody");
   const box = html("details", {
-    class: "data",
+    class: "data", "data-key": `${words} ${heads.join()}`,
     ontoggle: () => {
       if (box.open && !body.children.length) {
         body.append(...rows().map((row) => html("tr", {}, row.map((cell) => html("td", {}, String(cell))))));

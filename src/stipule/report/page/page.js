@@ -12,7 +12,7 @@ function runCard(run, index, many) {
     html("p", { class: "small" }, `${run.steps}${run.planned ? ` of ${run.planned}` : ""} steps · ${run.facts.map((pair) => pair.join(" ")).join(" · ")} · stipule ${run.made_by} · ${run.path}`),
     run.made_by !== data.version ? html("p", { class: "note" }, `This run was made by stipule ${run.made_by}, this page by ${data.version}; what the older one did not write down is missing here.`) : null,
     run.notes.map((words) => html("p", { class: "note" }, words)),
-    run.recipe ? html("details", {}, html("summary", {}, "Recipe"), html("pre", {}, run.recipe)) : null);
+    run.recipe ? html("details", { "data-key": `recipe of ${run.name}` }, html("summary", {}, "Recipe"), html("pre", {}, run.recipe)) : null);
 }
 
 function draw() {
@@ -34,7 +34,26 @@ function theme() {
   };
 }
 
-// Asks for news every few seconds; what is selected, sorted and typed stays.
+// Draws news; what is selected, open, sorted and typed stays.
+function renew(fresh) {
+  const name = (all, group) => group && `${all.runs[group.run].name} ${group.step} ${group.key}`;
+  const chosen = name(data, data.samples.groups[view.group]);
+  const place = fresh.samples.groups.findIndex((group) => name(fresh, group) === chosen);
+  if (place < 0) Object.assign(view, { group: 0, member: 0, call: fresh.samples.groups.length ? lastCall(fresh.samples.groups[0]) : 0 });
+  else view.group = place;
+  const open = [...document.querySelectorAll("details[open]")].map((box) => box.dataset.key);
+  const input = byId("table").contains(document.activeElement) ? document.activeElement : null;
+  const caret = input && input.tagName === "INPUT" ? [input.id, input.selectionStart, input.selectionEnd] : null;
+  data = fresh;
+  draw();
+  document.querySelectorAll("details").forEach((box) => { if (open.includes(box.dataset.key)) box.open = true; });
+  if (caret && byId(caret[0])) {
+    byId(caret[0]).focus({ preventScroll: true });
+    byId(caret[0]).setSelectionRange(caret[1], caret[2]);
+  }
+}
+
+// Asks for news every few seconds.
 function follow() {
   let seen = "";
   const words = byId("live");
@@ -42,13 +61,9 @@ function follow() {
     try {
       const answer = await fetch(`data.json?seen=${encodeURIComponent(seen)}`, { cache: "no-store" });
       if (answer.status === 200) {
-        const atEnd = data.samples.groups.length === 0;
-        data = await answer.json();
+        const fresh = await answer.json();
         seen = answer.headers.get("X-Revision") || "";
-        const typing = document.activeElement && document.activeElement.tagName === "INPUT" && byId("table").contains(document.activeElement) ? document.activeElement.id : null;
-        if (atEnd) view.group = 0;
-        draw();
-        if (typing && byId(typing)) byId(typing).focus({ preventScroll: true });
+        renew(fresh);
       }
       words.textContent = `Live: step ${data.runs.map((run) => `${run.steps}${run.planned ? `/${run.planned}` : ""}`).join(", ")}`;
     } catch (error) {

@@ -48,11 +48,11 @@ def _of_run(run: Run, index: int, most: int, budget: int, pieces: dict[str, int]
         groups, worse = _groups(lines, run, index, file, pieces)
         broken += bad + worse
         left_out += max(0, len(groups) - groups_a_step)
-        by_step.append(evenly(groups, groups_a_step))
+        by_step.append(telling(groups, groups_a_step))
     while _size(by_step) > budget and len(by_step) > 2:
         by_step, left_out = evenly(by_step, max(2, len(by_step) * 3 // 4)), left_out + 1
     while _size(by_step) > budget and max(map(len, by_step)) > 1:
-        by_step, left_out = [evenly(groups, max(1, len(groups) // 2)) for groups in by_step], left_out + 1
+        by_step, left_out = [telling(groups, max(1, len(groups) // 2)) for groups in by_step], left_out + 1
     notes = []
     if broken:
         notes.append(f"{run.name}: {broken} half-written or foreign lines of saved responses were left out.")
@@ -60,7 +60,7 @@ def _of_run(run: Run, index: int, most: int, budget: int, pieces: dict[str, int]
         shown = sum(len(group["responses"]) for groups in by_step for group in groups)
         notes.append(
             f"{run.name}: to keep the page small, {shown} responses of {len(by_step)} of the {len(run.rollouts)} saved "
-            "steps are shown; all are in rollouts/."
+            "steps are shown, of each step those groups first whose rewards differ; all are in rollouts/."
         )
     return [group for groups in by_step for group in groups], notes
 
@@ -70,6 +70,13 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
     if len(items) <= most or most < 2:
         return list(items[: max(most, 1)])
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def telling(groups: Sequence[Group], most: int) -> list[Group]:
+    """At most this many groups, those whose rewards differ before the others, in their own order."""
+    alike = [len({response["r"] for response in group["responses"]}) == 1 for group in groups]
+    chosen = sorted(sorted(range(len(groups)), key=lambda place: alike[place])[:most])
+    return [groups[place] for place in chosen]
 
 
 def _groups(

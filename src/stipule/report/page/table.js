@@ -12,7 +12,8 @@ function rowsOf(data) {
 }
 
 function wanted(rows) {
-  const least = list.least === "" ? -Infinity : Number(list.least), most = list.most === "" ? Infinity : Number(list.most);
+  const limit = (text, none) => (text.trim() === "" || Number.isNaN(Number(text)) ? none : Number(text));
+  const least = limit(list.least, -Infinity), most = limit(list.most, Infinity);
   const text = list.text.toLowerCase();
   const found = rows.filter((row) => row.reward >= least && row.reward <= most && (list.right === "" || row.right === Number(list.right)) &&
     (!text || row.text.toLowerCase().includes(text) || row.key.toLowerCase().includes(text)));
@@ -28,7 +29,7 @@ function drawTable(data) {
     return;
   }
   const columns = [...(data.runs.length > 1 ? [["run", "run"]] : []), ["step", "step"], ["key", "problem"], ["reward", "reward"], ["right", "right"], ["advantage", "advantage"], ["length", "tokens"], ["calls", "calls"], ["text", "response"]];
-  const number = (id, words) => html("label", {}, `${words} `, html("input", { type: "number", step: "any", id, value: list[id], oninput: (event) => change({ [id]: event.target.value }) }));
+  const number = (id, words) => html("label", {}, `${words} `, html("input", { type: "text", inputmode: "decimal", class: "number", id, value: list[id], oninput: (event) => change({ [id]: event.target.value }) }));
   const right = html("select", { id: "right", onchange: (event) => change({ right: event.target.value }) }, [["", "all"], ["1", "right"], ["0", "wrong"]].map(([value, words]) => html("option", { value }, words)));
   right.value = list.right;
   const head = html("tr"), body = html("tbody"), count = html("p", { class: "small", role: "status", id: "count" }), more = html("button", { type: "button", id: "more", onclick: () => change({ shown: list.shown + 400 }) }, "Show more");

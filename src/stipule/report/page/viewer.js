@@ -51,9 +51,27 @@ function memberCard(data, group, index, say) {
     grid.style.gridTemplateColumns = `repeat(${columns}, minmax(1.9em, max-content))`;
   }
   const parts = Object.entries(response.p).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
-  return html("div", { class: `member${chosen ? " chosen" : ""}`, "aria-current": chosen ? "true" : null, onclick: () => { if (view.member !== index) { view.member = index; drawStage(data); } } },
-    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ right" : "✗ wrong"} · reward ${short(response.r)}`), ` · advantage ${short(response.a)}`, html("br"), html("span", { class: "small" }, `${parts ? `${parts} · ` : ""}${short(response.f)} model calls`)),
+  return html("div", { class: `member${chosen ? " chosen" : ""}`, "aria-current": chosen ? "true" : null, onclick: () => { if (view.member !== index) { view.member = index; showCall(data); } } },
+    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ right" : "✗ wrong"} · reward ${short(response.r)}`), html("br"),
+      html("span", { class: "small" }, `advantage ${short(response.a)} · ${parts ? `${parts} · ` : ""}${short(response.f)} calls`)),
     grid);
+}
+
+// What changes with the call or the chosen response; the slider itself stays, so that it can be dragged.
+function showCall(data) {
+  const group = data.samples.groups[view.group];
+  const most = lastCall(group);
+  view.call = Math.max(0, Math.min(view.call, most));
+  view.member = Math.min(view.member, group.responses.length - 1);
+  const words = `call ${view.call + 1} of ${most + 1}`;
+  const say = (said) => { byId("token-readout").textContent = said; };
+  const slider = byId("call");
+  slider.max = String(most);
+  slider.value = String(view.call);
+  slider.setAttribute("aria-valuetext", words);
+  byId("call-words").textContent = words;
+  byId("play").textContent = view.timer ? "❚❚ pause" : "▶ play";
+  replaceChildren(byId("members"), group.responses.map((_, i) => memberCard(data, group, i, say)));
 }
 
 function legendOf() {
@@ -71,18 +89,13 @@ function drawStage(data) {
   }
   view.group = Math.min(view.group, groups.length - 1);
   const group = groups[view.group];
-  view.member = Math.min(view.member, group.responses.length - 1);
-  const most = lastCall(group);
-  view.call = Math.min(view.call, most);
   const inside = stage.contains(document.activeElement) ? document.activeElement.id : null;
   const readout = html("p", { class: "readout", id: "token-readout" }, "Point at a token to read its call and probability.");
-  const say = (words) => { readout.textContent = words; };
   const names = groups.map((g, i) => html("option", { value: i }, `${data.runs.length > 1 ? `${data.runs[g.run].name} · ` : ""}step ${g.step} · ${g.key.slice(0, 40)}`));
   const pick = html("select", { id: "group", onchange: () => { view.group = Number(pick.value); view.member = 0; view.call = lastCall(groups[view.group]); drawStage(data); } }, names);
   pick.value = String(view.group);
-  const slider = html("input", { type: "range", id: "call", min: 0, max: most, step: 1, "aria-valuetext": `call ${view.call + 1} of ${most + 1}`, oninput: () => { view.call = Number(slider.value); drawStage(data); } });
-  slider.value = String(view.call);
-  const widths = html("select", { id: "width", onchange: () => { view.width = widths.value === "" ? null : Number(widths.value); drawStage(data); } },
+  const slider = html("input", { type: "range", id: "call", min: 0, max: lastCall(group), step: 1, oninput: () => { view.call = Number(slider.value); showCall(data); } });
+  const widths = html("select", { id: "width", onchange: () => { view.width = widths.value === "" ? null : Number(widths.value); showCall(data); } },
     [["", "by task"], ["0", "as text"], ["4", "4"], ["8", "8"], ["16", "16"], ["32", "32"]].map(([value, words]) => html("option", { value }, words)));
   widths.value = view.width === null ? "" : String(view.width);
   const button = (id, words, label, act) => html("button", { type: "button", id, title: label, "aria-label": label, onclick: act }, words);
@@ -90,17 +103,17 @@ function drawStage(data) {
     html("p", { class: "small" }, "Keys, once the viewer has the focus: ← → one model call back or on, ↑ ↓ the response before or after, Home and End the first and last call, space plays."),
     html("div", { class: "controls" }, html("label", {}, "Group ", pick), html("label", {}, "Tokens a row ", widths)),
     html("div", { class: "controls" },
-      button("before", "◀", "One call back", () => move(data, -1)), button("play", view.timer ? "❚❚" : "▶ play", "Play or pause", () => play(data)), button("after", "▶", "One call on", () => move(data, 1)),
-      html("label", { class: "wide" }, html("output", { id: "call-words", "aria-live": "polite" }, `call ${view.call + 1} of ${most + 1}`), slider)),
+      button("before", "◀", "One call back", () => move(data, -1)), button("play", "", "Play or pause", () => play(data)), button("after", "▶", "One call on", () => move(data, 1)),
+      html("label", { class: "wide" }, html("output", { id: "call-words", "aria-live": "polite" }), slider)),
     html("pre", { class: "prompt" }, group.prompt),
-    html("div", { class: "members", id: "members" }, group.responses.map((_, i) => memberCard(data, group, i, say))),
-    readout, legendOf());
+    html("div", { class: "members", id: "members" }), readout, legendOf());
+  showCall(data);
   if (inside && byId(inside)) byId(inside).focus({ preventScroll: true });
 }
 
 function move(data, calls) {
-  view.call = Math.max(0, Math.min(lastCall(data.samples.groups[view.group]), view.call + calls));
-  drawStage(data);
+  view.call += calls;
+  showCall(data);
 }
 
 function otherResponse(data, step) {
@@ -108,11 +121,12 @@ function otherResponse(data, step) {
   const next = view.member + step;
   if (next >= 0 && next < groups[view.group].responses.length) {
     view.member = next;
+    showCall(data);
   } else if (view.group + step >= 0 && view.group + step < groups.length) {
     view.group += step;
     view.member = step > 0 ? 0 : groups[view.group].responses.length - 1;
+    drawStage(data);
   }
-  drawStage(data);
 }
 
 function play(data) {
@@ -126,7 +140,7 @@ function play(data) {
       if (view.call >= lastCall(data.samples.groups[view.group])) play(data);
     }, 350);
   }
-  drawStage(data);
+  showCall(data);
 }
 
 function stageKeys(data) {
