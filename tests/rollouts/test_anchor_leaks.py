@@ -82,7 +82,7 @@ def secret(name, text):
         for found in re.finditer("1234432121433412", text):
             held |= set(range(*found.span()))
     if name == "countdown":
-        for found in re.finditer(r"3\*\(12-7\)|12 - 7 \* 3", text):
+        for found in re.finditer(r"(?<![0-9])3\*\(12-7\)|(?<![0-9])12 - 7 \* 3(?![0-9])", text):
             held |= set(range(*found.span()))
     return held
 

@@ -230,6 +230,16 @@ def test_arithmetic_asks_and_grades():
     assert compact.grade(problem, "-5").correct and not compact.grade(problem, "5").correct
 
 
+def test_puzzles_of_a_test_file_are_kept_out_of_generated_training(tmp_path):
+    every = Sudoku(train_problems=40).problems("train")
+    rows = ({"puzzle": p.data["puzzle"], "solution": p.data["solution"]} for p in every[:16])
+    task = Sudoku(train_problems=24, test=jsonl(tmp_path / "test.jsonl", *rows))
+    assert [p.key for p in task.problems("train")] == [p.key for p in every[16:]]
+    both = Sudoku(test=task.test, train=task.test)
+    with pytest.raises(RecipeError, match="share 16 problems"):
+        both.problems("train")
+
+
 @needs_shared
 def test_the_real_files_load_and_grade():
     task = Gsm8k(train=str(SHARED / "gsm8k_train.jsonl"), test=str(SHARED / "gsm8k_test.jsonl"))

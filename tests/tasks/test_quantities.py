@@ -62,6 +62,7 @@ def test_one_number_with_its_unit_is_read_exactly(text, value):
         "1,000,00",
         "1.000,50",
         "not 18",
+        "18 not",
         "18 or twenty",
         "18 and a half",
         "5-10",
@@ -117,4 +118,6 @@ def test_numbers_are_found_in_free_text_whole():
         return [text[a:b] for a, b in merge_spans(number_spans(text, Fraction(value)))]
 
     assert found(18) == found(-18) == ["18", "18.0", "36/2", "18"]
-    assert (found(36), found(2), found(1800), found(5)) == (["36"], ["2"], ["1,800"], [])
+    assert (found(36), found(2), found(1800), found(5)) == (["36/2"], ["36/2"], ["1,800"], [])
+    text = "14.14.14.0 and 3.5"
+    assert (found(14), found(5), found(Fraction(1, 2))) == (["14.14.14.0"], ["3.5"], ["3.5"])

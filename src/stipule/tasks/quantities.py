@@ -13,7 +13,9 @@ _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})"  # commas only between grou
 _NUMBER = rf"{_WHOLE}(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}}"
 _VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<under>[1-9][0-9]{{0,30}}))?")
 _BARE = re.compile(rf"(?P<value>{_NUMBER})")
-_DIGITS = re.compile(r"(?<![0-9])(?P<value>[0-9]{1,30})(?![0-9])")
+_DIGITS = re.compile(r"(?P<value>[0-9]{1,30})")
+_RUN = re.compile("[0-9.,/]*[0-9]")
+_START = re.compile(r"(?<![0-9])[0-9]|\.(?=[0-9])")
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?{_VALUE.pattern}")
 _CURRENCY = "[$£€¥]"
 _QUANTITY = re.compile(
@@ -62,16 +64,25 @@ def quantity(text: str) -> Fraction | None:
 
 
 def number_spans(text: str, value: Fraction) -> Iterator[Span]:
-    """Where a free text writes this number (its size, whatever the sign): as a fraction, as a part of one or of a
-    decimal too, because "14.14" can be two sentences."""
-    seen: dict[str, bool] = {}  # a long response repeats its numbers
-    for pattern in (_VALUE, _BARE, _DIGITS):
-        for found in pattern.finditer(text):
-            word = found.group()
-            if word not in seen:
-                seen[word] = abs(_value(found)) == abs(value)
-            if seen[word]:
-                yield found.span()
+    """Where a free text writes this number (its size, whatever the sign).
+
+    Deliberately wide: a run of digits, points, commas and slashes counts whole if the number can be read at any place
+    in it, because "14.14" can be two sentences.
+    """
+    equal: dict[str, bool] = {}  # a long response repeats its numbers
+
+    def reads(found: re.Match[str] | None) -> bool:
+        if found is None:
+            return False
+        if found.group() not in equal:
+            equal[found.group()] = abs(_value(found)) == abs(value)
+        return equal[found.group()]
+
+    for run in _RUN.finditer(text):
+        written = run.group()
+        places = (start.start() for start in _START.finditer(written))
+        if any(reads(p.match(written, at, at + MAX_LENGTH)) for at in places for p in (_VALUE, _BARE, _DIGITS)):
+            yield run.span()
 
 
 def _simplified(text: str) -> str:
