@@ -56,6 +56,17 @@ def test_logits_are_the_stock_classs_own_moved_where_the_family_is_shifted(check
 
 
 @FAMILIES
+def test_padding_moves_no_logit_of_any_real_token(checkpoints, name):
+    policy = load(checkpoints, name)
+    tokens = torch.randint(4, policy.vocabulary, (1, 6), generator=torch.Generator().manual_seed(0))
+    every = torch.ones_like(tokens, dtype=torch.bool)
+    padded = torch.cat([torch.full((1, 3), policy.pad_id), tokens], 1)
+    attend = torch.arange(9)[None] >= 3
+    with torch.no_grad():
+        assert (policy.logits(padded, attend, attend) - policy.logits(tokens, None, every)).abs().max() <= 1e-4
+
+
+@FAMILIES
 def test_a_saved_model_is_the_published_one_again(checkpoints, name, tmp_path):
     _, tensors, config = checkpoints[name]
     policy = load(checkpoints, name)

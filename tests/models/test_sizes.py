@@ -60,8 +60,20 @@ def test_dream_7b_has_the_published_bytes():
     assert len(model.state_dict()) == 339  # 28 layers of 12, embedding, norm, head
 
 
-def test_llada_moe_is_7b():
-    assert round(held(network(MOE)) / 2e9, 2) == 7.36
+def test_llada_moe_is_7b_and_routes_as_published():
+    model = network(MOE)
+    assert round(held(model) / 2e9, 2) == 7.36
+    # Its own code never divides the chosen experts' weights by their sum, whatever config.json says.
+    assert (model.config.norm_topk_prob, model.config.moe_intermediate_size, model.config.head_dim) == (
+        False,
+        1024,
+        128,
+    )
+
+
+def test_mmada_is_a_llada_with_more_words():
+    model = network({**LLADA, "model_type": "mmada", "new_vocab_size": 134656})
+    assert held(model) == 16_031_162_368 + 2 * 2 * 4096 * (134656 - 126464)
 
 
 def test_what_config_says_beats_what_the_types_defaults_say():

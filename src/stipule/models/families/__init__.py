@@ -49,7 +49,7 @@ def family_of(published: Mapping[str, Any]) -> Family:
 
 
 def _by_type(kind: str, published: Mapping[str, Any], asked: str | None) -> Family:
-    if kind in ("llada", "lladamoe", "llada_moe"):
+    if kind in ("llada", "mmada", "lladamoe", "llada_moe"):
         # LLaDA-MoE was published under LLaDA's own type; its experts give it away.
         return LLADA_MOE if "expert_intermediate_size" in published else LLADA
     if kind.lower() == "dream":

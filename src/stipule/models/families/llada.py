@@ -77,7 +77,7 @@ def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
     require_fields(published, ("d_model", "n_heads", "n_layers", "vocab_size"), what)
     width = published["d_model"]
     return LladaConfig(
-        vocab_size=published.get("embedding_size") or published["vocab_size"],
+        vocab_size=_rows(published),
         hidden_size=width,
         intermediate_size=published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
         num_hidden_layers=published["n_layers"],
@@ -92,6 +92,11 @@ def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
         bos_token_id=None,
         is_causal=False,  # honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights
     )
+
+
+def _rows(published: Mapping[str, Any]) -> int:
+    """Rows of the embedding; MMaDA's grew by its image tokens, and its code names the new size apart."""
+    return published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
 
 
 def write_llada_config(

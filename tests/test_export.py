@@ -8,11 +8,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from stipule import export as exporting
 from stipule.errors import CheckpointError, RecipeError
+from stipule.export import convert, export
 from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
 from stipule.recipe import dump_recipe, parse_recipe
-from stipule.training import export as exporting
-from stipule.training.export import convert, export
 from tests.models import published
 
 TOKENS = torch.tensor([[4, 5, 1, 6, 1], [7, 1, 8, 9, 4]])
