@@ -33,6 +33,7 @@ from stipule.recipe import load_recipe
 from stipule.streams import stream
 from stipule.training.clock import Clock
 from stipule.training.explore import rollout
+from stipule.training.ranks import Ranks
 from stipule.training.settings import Recipe
 from stipule.training.update import learn
 
@@ -59,7 +60,7 @@ def one_step(recipe: Recipe, policy: MaskedPolicy, prompt: int) -> dict[str, Any
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     with clock.part("rollout"):
-        responses = rollout(recipe, policy, prompts, anchors, 0, "sample")
+        responses = rollout(recipe, policy, prompts, anchors, 0, "sample", Ranks(accelerator))
         clock.calls["rollout"] = int(responses.forwards.sum())
     after_rollout = _peak(device)
     reward = torch.rand(len(full), generator=stream(0, 0, "rewards"))

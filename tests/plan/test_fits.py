@@ -1,32 +1,19 @@
 """Every recipe for LLaDA-8B fits into the memory that it names, as far as `stipule plan` can say."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 
 import pytest
 
-from stipule.models.loading import ModelChoice
 from stipule.plan.devices import GB
 from stipule.plan.memory import needed
 from stipule.plan.rehearsal import rehearse
 from stipule.plan.shape import published_config
-from stipule.recipe import parse_recipe, read_yaml, recipe_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held(ModelChoice):
-    """What makes a model fit, whether its loader has it yet or not."""
-
-    checkpointing: bool = False
-    quantize: str | None = None
+from stipule.recipe import load_recipe, recipe_folder
 
 
 def holding(path):
     """The recipe, and what its memory depends on."""
-    data = read_yaml(path)
-    wanted = {k: data["model"].pop(k) for k in ("quantize", "checkpointing") if k in data["model"]}
-    recipe = parse_recipe(data)
-    choice = {f.name: getattr(recipe.model, f.name) for f in fields(recipe.model)}
-    recipe = replace(recipe, model=Held(**{**choice, **wanted}))
+    recipe = load_recipe(str(path))
     training, sampler = recipe.training, recipe.sampler
     key = (asdict(recipe.model), asdict(sampler), recipe.estimator.views(sampler.length, sampler.steps))
     return recipe, f"{key} {training.rollout_rows} {training.score_rows} {recipe.objective.kl > 0}"

@@ -1,13 +1,10 @@
 """Rehearsed peaks against torch's own allocator, and remedies that really fit."""
 
-from dataclasses import dataclass, replace
-
 import pytest
 import torch
 
 from stipule.errors import RecipeError
 from stipule.estimators.score import target_log_probabilities
-from stipule.models.loading import ModelChoice
 from stipule.plan.devices import bytes_of, device_named
 from stipule.plan.memory import needed, remedy
 from stipule.plan.rehearsal import LiveBytes, rehearse
@@ -21,18 +18,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held(ModelChoice):
-    """What makes a model fit, whatever the loader can do with it."""
-
-    checkpointing: bool = False
-    quantize: str | None = None
-
-
-def small(*more, **held):
-    recipe = parse_recipe({"task": {"kind": "countdown"}}, [*SMALL, *more])
-    choice = {name: getattr(recipe.model, name) for name in ("path", "lora", "dtype", "autocast", "attention")}
-    return replace(recipe, model=Held(**choice, **held)) if held else recipe
+def small(*more):
+    return parse_recipe({"task": {"kind": "countdown"}}, [*SMALL, *more])
 
 
 def allocated(work):
@@ -48,17 +35,16 @@ def allocated(work):
 
 
 CASES = {
-    "eager": (["model.attention=eager"], {}),
-    "bfloat16 lora, sdpa": (["model.lora.rank=8", "model.dtype=bfloat16"], {}),
-    "autocast": (["model.autocast=true", "model.attention=eager"], {}),
-    "checkpointing lora": (["model.lora.rank=8"], {"checkpointing": True}),
+    "eager": ["model.attention=eager"],
+    "bfloat16 lora, sdpa": ["model.lora.rank=8", "model.dtype=bfloat16"],
+    "autocast": ["model.autocast=true", "model.attention=eager"],
+    "checkpointing, dropout": ["model.lora.rank=8", "model.lora.dropout=0.1", "model.checkpointing=true"],
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_update_needs_what_was_rehearsed(name):
-    more, held = CASES[name]
-    recipe = small(*more, **held)
+    recipe = small(*CASES[name])
     published, _ = published_config(recipe.model.path)
     peaks = rehearse(recipe, published, 16, padded=False, accelerator=False)
     policy, responses = stand_in(published, recipe.model, "cpu"), full_responses(recipe, 16, padded=False)
@@ -72,6 +58,7 @@ def test_an_update_needs_what_was_rehearsed(name):
         states = policy.states(canvas, None, at, asked)
         target_log_probabilities(policy, states, torch.zeros(asked, dtype=torch.long)).sum().backward()
 
+    policy.model.train()
     measured = peaks.weights + peaks.adapters + peaks.optimizer + allocated(update)
     assert peaks.update == pytest.approx(measured, rel=0.02)
 
@@ -80,7 +67,7 @@ def test_checkpointing_keeps_less_and_four_bits_weigh_less():
     recipe = small("model.lora.rank=8", "model.dtype=bfloat16")
     published, _ = published_config(recipe.model.path)
     plain = rehearse(recipe, published, 16, False, False)
-    saving = small("model.lora.rank=8", "model.dtype=bfloat16", checkpointing=True, quantize="nf4")
+    saving = small("model.lora.rank=8", "model.dtype=bfloat16", "model.checkpointing=true", "model.quantize=nf4")
     saved = rehearse(saving, published, 16, False, False)
     assert saved.update - saved.held < 0.6 * (plain.update - plain.held)
     # Everything but embedding, head and norms is in the blocks: 4.127 bits instead of 16.
@@ -106,20 +93,19 @@ def test_remedies_change_portions_first_and_then_fit():
     recipe = small("training.score_rows=12", "model.attention=eager")
     published, _ = published_config(recipe.model.path)
     peaks = rehearse(recipe, published, 16, False, False)
-    budget = int(peaks.held + 0.3 * (peaks.peak - peaks.held))
+    budget = int(peaks.held + 0.6 * (peaks.peak - peaks.held))
     found = remedy(recipe, published, 16, False, False, budget)
     assert found.fits and found.needed <= budget
-    assert found.settings == ("training.score_rows=3",)
+    assert found.settings == ("training.score_rows=6",)
     changed = small("model.attention=eager", *found.settings)
     assert needed(rehearse(changed, published, 16, False, False), False) == found.needed
 
 
 def test_what_no_setting_can_do_is_said():
-    recipe = small()
+    recipe = small("model.lora.rank=32", "model.dtype=bfloat16", "model.quantize=nf4")
     published, _ = published_config(recipe.model.path)
     found = remedy(recipe, published, 16, False, False, budget=1000)
-    assert not found.fits
-    assert "model.lora.rank=16" in found.settings and "model.dtype=bfloat16" in found.settings
+    assert (found.fits, found.settings) == (False, ("model.lora.rank=16",))
 
 
 def test_sizes_are_read_with_their_units_and_nothing_else():

@@ -59,14 +59,15 @@ def hidden_log_probabilities(policy: Policy, responses: Responses, views: Views)
 
 
 def target_log_probabilities(
-    policy: Policy, states: Float[Tensor, "M D"], targets: Int[Tensor, " M"]
+    policy: Policy, states: Float[Tensor, "M D"], targets: Int[Tensor, " M"], at_once: int | None = None
 ) -> Float[Tensor, " M"]:
-    """log softmax(head(state))[target], in chunks of at most LOGITS_AT_ONCE logits.
+    """log softmax(head(state))[target], in chunks of at most `at_once` logits; None: what suits the device.
 
     A trained head is called again in the backward pass. One that is not (LoRA adapts none) is called once: the only
     gradient that is wanted is that of the states, which is no larger than they are, so it is made on the spot.
     """
-    at_once = LOGITS_AT_ONCE if targets.device.type == "cpu" else LOGITS_AT_ONCE_ON_DEVICE
+    if at_once is None:
+        at_once = LOGITS_AT_ONCE if targets.device.type == "cpu" else LOGITS_AT_ONCE_ON_DEVICE
     chunk = max(1, at_once // policy.vocabulary)
     parts = zip(states.split(chunk), targets.split(chunk), strict=True)
     if not (torch.is_grad_enabled() and states.requires_grad):

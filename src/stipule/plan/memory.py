@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stipule.models.loading import LoRA, ModelChoice
+from stipule.models.loading import LoRA
 from stipule.plan.devices import FRAGMENTATION, OVERHEAD
 from stipule.plan.rehearsal import Peaks, quantized, rehearse
 from stipule.training.settings import Recipe
@@ -51,7 +51,6 @@ def remedy(
 def _next(recipe: Recipe, peaks: Peaks, budget: int) -> tuple[Recipe, str, str] | None:
     """The recipe with one more setting changed, and which."""
     training, model = recipe.training, recipe.model
-    known = {f.name for f in fields(ModelChoice)}
     # A portion of one row still needs what is held: where that alone is too much, portions are not the remedy.
     if peaks.held < budget:
         if peaks.worst in ("update", "score") and training.score_rows > 1:
@@ -60,14 +59,14 @@ def _next(recipe: Recipe, peaks: Peaks, budget: int) -> tuple[Recipe, str, str] 
         if peaks.worst == "rollout" and training.rollout_rows > 1:
             rows = min(training.rollout_rows, training.problems * training.group) // 2 or 1
             return replace(recipe, training=replace(training, rollout_rows=rows)), "training.rollout_rows", str(rows)
-        if peaks.worst == "update" and "checkpointing" in known and not getattr(model, "checkpointing", False):
+        if peaks.worst == "update" and not model.checkpointing:
             return _model(recipe, "checkpointing", True)
     if model.lora is None:
         changed = replace(recipe, model=replace(model, lora=LoRA()))
         return changed, "model.lora.rank", str(LoRA().rank)
     if model.dtype == "float32" and not model.autocast:
         return _model(recipe, "dtype", "bfloat16")
-    if "quantize" in known and not quantized(recipe):
+    if not quantized(recipe):
         return _model(recipe, "quantize", "nf4")
     if model.lora.rank > SMALL_RANK:
         smaller = replace(model.lora, rank=SMALL_RANK)

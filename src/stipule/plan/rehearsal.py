@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stipule.estimators.score import target_log_probabilities
+from stipule.estimators.score import LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_DEVICE, target_log_probabilities
 from stipule.models.policy import MaskedPolicy
 from stipule.plan.standin import full_responses, stand_in, trained, views_of_step
-from stipule.rollouts.denoise import pick
-from stipule.training.cost import plan_of
+from stipule.rollouts.pick import pick
+from stipule.training.cost import looked_at
 from stipule.training.settings import Recipe
 from stipule.training.update import portions
 from stipule.types import Views
@@ -113,12 +113,13 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
     quiet = weights + adapters + optimizer + reference + unpacked
     stepping = gradients if accelerator else 2 * max(sizes)
 
+    at_once = LOGITS_AT_ONCE_ON_DEVICE if accelerator else LOGITS_AT_ONCE
     with FakeTensorMode():
         _make_fake(policy.model)
-        score = _scoring(policy, asked, prompt, sampler.length, padded, hidden, backward=False)
+        score = _scoring(policy, asked, prompt, sampler.length, padded, hidden, False, at_once)
         # Gradients come into being in the backward pass itself, and are counted there.
         several = len(responses) > settings.score_rows
-        update = _scoring(policy, asked, prompt, sampler.length, padded, hidden, backward=True, again=several)
+        update = _scoring(policy, asked, prompt, sampler.length, padded, hidden, True, at_once, several)
         rollout = _denoising(policy, recipe, rows, prompt, padded)
     held = quiet + gradients
     return Peaks(
@@ -136,7 +137,7 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
 
 def quantized(recipe: Recipe) -> bool:
     """Whether the base is held in 4 bits."""
-    return getattr(recipe.model, "quantize", None) is not None
+    return recipe.model.quantize is not None
 
 
 def _base(policy: MaskedPolicy, recipe: Recipe) -> tuple[int, int]:
@@ -170,6 +171,7 @@ def _scoring(
     padded: bool,
     hidden: int,
     backward: bool,
+    at_once: int,
     again: bool = False,
 ) -> int:
     """Bytes on top of what is held: `estimators/score.py` with the counts known beforehand.
@@ -179,30 +181,28 @@ def _scoring(
     live = LiveBytes()
     live.ignore([*policy.model.parameters(), *policy.model.buffers()])
     with live, torch.set_grad_enabled(backward):
-        for module in policy.model.modules():  # adapters may have dropout, in updates alone
-            if isinstance(module, nn.Dropout):
-                module.training = backward
+        policy.model.train(backward)  # as in `policy.updating`: dropout of adapters, recomputed blocks
         for _ in range(1 + again):
             canvas = torch.zeros(rows, prompt + length, dtype=torch.long)
             states = policy.states(canvas, _attend(canvas, padded), canvas.bool(), hidden)
-            logp = target_log_probabilities(policy, states, torch.zeros(hidden, dtype=torch.long))
+            logp = target_log_probabilities(policy, states, torch.zeros(hidden, dtype=torch.long), at_once)
             if backward:
                 logp.sum().backward()
             del canvas, states, logp
-    policy.model.zero_grad(set_to_none=True)
+    policy.model.eval().zero_grad(set_to_none=True)
     return live.peak
 
 
 def _denoising(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt: int, padded: bool) -> int:
     """Bytes on top of what is held: a call of `rollouts/denoise.py` with the widest window."""
-    sampler, width = recipe.sampler, rows * max(plan_of(recipe).widths)
+    sampler, width = recipe.sampler, rows * max(looked_at(recipe))
     live = LiveBytes()
     live.ignore([*policy.model.parameters(), *policy.model.buffers()])
     with live, torch.no_grad():
         canvas = torch.zeros(rows, prompt + sampler.length, dtype=torch.long)
         attend = _attend(canvas, padded)
         logits = policy.logits(canvas, attend, canvas.bool(), width)
-        greedy = torch.zeros(width, dtype=torch.bool)
+        greedy = torch.zeros(width, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
         pick(logits, torch.zeros(width), sampler.temperature, greedy, policy.mask_id)
     return live.peak
 

@@ -155,7 +155,8 @@ def _times(
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
-        hidden_log_probabilities(policy, responses, view).sum().backward()
+        with policy.updating(stream(0, 0, "plan")):
+            hidden_log_probabilities(policy, responses, view).sum().backward()
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(trained(policy), 1.0)

@@ -43,25 +43,15 @@ def stand_in(
         torch.manual_seed(0)
         network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=choice.attention)
         network.name_or_path = choice.path  # peft warns of a network without one
+        if choice.checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if choice.lora:
             network = new_adapter(network, family, choice.lora, choice.path, 0)
     ids = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
     policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**published, **ids}, choice.autocast)
     if choice.lora is None:
         policy.model.requires_grad_(True)
-    if getattr(choice, "checkpointing", False):
-        recompute_blocks(policy)
     return policy
-
-
-def recompute_blocks(policy: MaskedPolicy) -> None:
-    """Gradient checkpointing: every block keeps its input and computes the rest again in the backward pass."""
-    with warnings.catch_warnings():  # of a name that transformers 5 still shares with 4
-        warnings.simplefilter("ignore", FutureWarning)
-        policy.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in policy.core.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.training = True  # transformers checkpoints only then; dropout has modules of its own
 
 
 def full_responses(recipe: Recipe, prompt: int, padded: bool, device: torch.device | str = "cpu") -> Responses:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stipule.estimators.score import LOGITS_AT_ONCE
+from stipule.estimators.score import LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_DEVICE
 from stipule.plan.shape import NetworkShape
 from stipule.plan.standin import full_responses, views_of_step
-from stipule.training.cost import plan_of
+from stipule.training.cost import looked_at, plan_of
 from stipule.training.settings import Recipe
 from stipule.types import Views
 
@@ -55,20 +55,20 @@ class Work:
         return sum(part.operations for part in self.parts.values())
 
 
-def work_of(recipe: Recipe, shape: NetworkShape, prompt: int) -> Work:
+def work_of(recipe: Recipe, shape: NetworkShape, prompt: int, accelerator: bool = False) -> Work:
     """Counts a step whose prompts have this many tokens (padding included)."""
     responses = full_responses(recipe, prompt, padded=False)
     views = views_of_step(recipe, responses)
     rows, total = len(responses), prompt + recipe.sampler.length
     schedule = plan_of(recipe)
     calls = rows * schedule.forwards
-    rollout = forward(shape, calls, total, rows * sum(schedule.widths))
+    rollout = forward(shape, calls, total, rows * sum(looked_at(recipe)))
     later = [v for v in views[1:] if v is not views[0]] if recipe.objective.compares else []
     return Work(
         rollout,
         scored(shape, _distinct(later), total),
         scored(shape, _distinct(views) if recipe.objective.kl > 0 else [], total, adapters=False),
-        learned(recipe, shape, views, total),
+        learned(recipe, shape, views, total, LOGITS_AT_ONCE_ON_DEVICE if accelerator else LOGITS_AT_ONCE),
     )
 
 
@@ -92,28 +92,28 @@ def scored(shape: NetworkShape, views: Sequence[Views], total: int, adapters: bo
     return forward(shape, calls, total, asked, adapters)
 
 
-def learned(recipe: Recipe, shape: NetworkShape, views: Sequence[Views], total: int) -> Part:
+def learned(recipe: Recipe, shape: NetworkShape, views: Sequence[Views], total: int, at_once: int) -> Part:
     """Forward and backward of the mu inner updates.
 
     The backward pass of a matrix takes one product for its input and, if it is trained, one for itself. Checkpointed
-    blocks run forward twice, and so does the head where its logits come in chunks.
+    blocks run forward twice, and so does a trained head whose logits come in chunks.
     """
     calls, asked = _counts(views)
     once = forward(shape, calls, total, asked)
     full = shape.adapters == 0
-    again = 1 if getattr(recipe.model, "checkpointing", False) else 0
+    again = int(recipe.model.checkpointing)
     tokens = once.tokens
     base = OPERATIONS * shape.body * tokens * ((3 if full else 2) + again)
     adapters = OPERATIONS * shape.adapters * tokens * (3 + again)
     portion = asked / max(1, len(views)) * min(1.0, recipe.training.score_rows / views[0].hidden.shape[1])
-    chunked = portion > max(1, LOGITS_AT_ONCE // shape.vocabulary)
+    chunked = portion > max(1, at_once // shape.vocabulary)
     return Part(
         calls,
         tokens,
         asked,
         float(base + adapters),
         once.attention * (1 + again + ATTENTION_BACKWARD[recipe.model.attention]),
-        once.head * ((3 if full else 2) + chunked),
+        once.head * (3 + chunked if full else 2),
     )
 
 

@@ -50,6 +50,12 @@ def step_cost(recipe: Recipe) -> StepCost:
     return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.updates)
 
 
+def looked_at(recipe: Recipe) -> tuple[int, ...]:
+    """Positions of a row that meet the LM head in each call: in random order it is known which ones are committed."""
+    schedule = plan_of(recipe)
+    return schedule.quotas if recipe.sampler.order == "random" else schedule.widths
+
+
 @dataclass(frozen=True)
 class Held:
     """Bytes that are held throughout training; activations and logits come on top."""
