@@ -51,8 +51,8 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     if sharding and moving_anchors(recipe):
         raise RecipeError(
             "pruning.spatial.source is last_visit and the launch asks for sharded weights; such a store carries "
-            "a fingerprint of the weights, which no rank holds; set pruning.spatial.source=pregenerated, or launch with "
-            "recipes/launch/ddp.yaml"
+            "a fingerprint of the weights, which no rank holds; set pruning.spatial.source=pregenerated, or launch "
+            "with recipes/launch/ddp.yaml"
         )
     policy = _load(recipe, place, accelerator.device)
     problems = recipe.task.problems("train")
