@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from benchmarks import reference
 from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
+from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
 from stipule.recipe import parse_recipe
 from stipule.streams import stream
@@ -57,7 +58,8 @@ def both(
         reference.updates(policy, optimizer, responses, views, advantage, 0.2, 0.04, 0.2)
 
     def ours() -> None:
-        responses = sampler(policy, asked, noise, anchors)
+        with merged(policy):
+            responses = sampler(policy, asked, noise, anchors)
         learn(settings, policy, optimizer, accelerator, responses, advantage, 0, Clock(policy.device))
 
     def in_bfloat16() -> None:
