@@ -22,8 +22,9 @@ from stipule.errors import RecipeError
 from stipule.types import Responses
 
 Item = TypeVar("Item")
-# A rank may wait this long for one that makes the anchors. A rank that has died is noticed at once, by its connection.
-PATIENCE = timedelta(hours=6)
+# A rank waits this long for the one that makes the anchors; a larger store is made beforehand (stipule anchors build).
+# A rank that has died is noticed at once, by its connection.
+PATIENCE = timedelta(hours=1)
 
 
 class Ranks:
