@@ -74,7 +74,7 @@ def test_defaults_are_table_8():
 
 
 def test_every_shipped_recipe_is_valid():
-    paths = sorted(recipe_folder().rglob("*.yaml"))
+    paths = sorted(p for p in recipe_folder().rglob("*.yaml") if p.parent.name != "launch")
     assert paths
     for path in paths:
         if path.parent.name == "protocols":

@@ -91,7 +91,7 @@ def find_recipe(path: str) -> Path:
     for place in (Path(path), shipped / path, shipped / f"{path}.yaml", shipped / path.removeprefix("recipes/")):
         if place.is_file():
             return place
-    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
+    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml") if p.parent.name != "launch")
     close = difflib.get_close_matches(path.removeprefix("recipes/"), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(known)}"
     raise RecipeError(f"there is no recipe at {path!r}; give a YAML file or a shipped name; {hint}")

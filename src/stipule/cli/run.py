@@ -173,7 +173,10 @@ def _interruptible(work: Any, words: list[str], place: Path) -> None:
         work()
     except KeyboardInterrupt as stop:
         from stipule.training.interrupt import Interrupted
+        from stipule.training.ranks import leads
 
+        if not leads():
+            raise typer.Exit(130) from stop
         saved = "saved" if isinstance(stop, Interrupted) else "stopped; the last checkpoint is whole"
         console.print(f"{saved}; go on with:\n  {' '.join(words)} --out {place} --resume", markup=False, soft_wrap=True)
         raise typer.Exit(130) from stop

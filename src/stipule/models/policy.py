@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
@@ -94,7 +95,10 @@ class MaskedPolicy:
         return self.core.config.vocab_size
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that an optimizer may change, by name."""
+        """The parameters that an optimizer may change, by name; this rank's shards of them where they are sharded."""
+        for module in self.model.modules() if self.sharded else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # gathered weights stand in the shards' place until then
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def encode(self, prompts: Sequence[Turns]) -> Prompts:

@@ -27,6 +27,7 @@ def shard(policy: MaskedPolicy, regather: bool = True) -> None:
         for part in (*body.layers, body):
             fully_shard(part, reshard_after_forward=regather, ignored_params=whole)
             part.set_gradient_divide_factor(1.0)  # losses are shares of one mean: gradients add up
+            part.set_force_sum_reduction_for_comms(True)  # else as a scaled sum, which gloo does not know
     policy.sharded = True
 
 

@@ -19,26 +19,17 @@ def pick(
     """A token for every position, and its probability under the model (temperature 1, before any noise).
 
     The token is the `uniform` quantile of softmax(logits / temperature), or the argmax where `greedy` (None: nowhere)
-    or the temperature is 0. The mask token is never picked: it is not text.
+    or the temperature is 0. The mask token is never picked, for it is not text: its logits are overwritten with -inf.
     """
-    words = (logits[:, :mask_id], logits[:, mask_id + 1 :])
-    best = _argmax(words, mask_id) if temperature == 0 or greedy is not None else None
-    peak = logits.gather(1, best[:, None]) if best is not None else _highest(words)
-    mass = (logits - peak).exp_()
-    mass[:, mask_id] = 0
-    total = mass.sum(1)
+    logits[:, mask_id] = float("-inf")
+    probability = logits.softmax(1)
     if temperature == 0:
-        assert best is not None
-        token = best
+        token = logits.argmax(1)
     else:
-        tempered = mass
-        if temperature != 1:
-            tempered = (logits - peak).mul_(1 / temperature).exp_()
-            tempered[:, mask_id] = 0
-        token = quantile(tempered, uniform)
-        if greedy is not None and best is not None:
-            token = torch.where(greedy, best, token)
-    return token, mass.gather(1, token[:, None])[:, 0] / total
+        token = quantile(probability if temperature == 1 else (logits / temperature).softmax(1), uniform)
+        if greedy is not None:
+            token = torch.where(greedy, logits.argmax(1), token)
+    return token, probability.gather(1, token[:, None])[:, 0]
 
 
 def quantile(mass: Float[Tensor, "M V"], uniform: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
@@ -63,20 +54,3 @@ def _first_above(running: Float[Tensor, "M n"], target: Float[Tensor, "M 1"]) ->
     below = torch.nextafter(last, torch.zeros_like(last))
     # The running sum may stand on its last value for a stretch of zeros: the first place above is never among them.
     return torch.searchsorted(running, torch.minimum(target, below), right=True)
-
-
-def _argmax(words: tuple[Tensor, Tensor], mask_id: int) -> Int[Tensor, " M"]:
-    before, after = words
-    if not before.shape[1]:
-        return after.argmax(1) + mask_id + 1
-    first = before.argmax(1)
-    if not after.shape[1]:
-        return first
-    second = after.argmax(1)
-    higher = after.gather(1, second[:, None]) > before.gather(1, first[:, None])
-    return torch.where(higher[:, 0], second + mask_id + 1, first)
-
-
-def _highest(words: tuple[Tensor, Tensor]) -> Float[Tensor, "M 1"]:
-    found = [part.amax(1, keepdim=True) for part in words if part.shape[1]]
-    return found[0] if len(found) == 1 else torch.maximum(*found)

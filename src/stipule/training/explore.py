@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stipule.evidence.evaluate import evaluate
+from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
 from stipule.models.sharding import is_sharded
 from stipule.rollouts.anchors import AnchorStore
@@ -110,14 +111,15 @@ def rollout(
     rows = len(prompts.tokens)
     noise = sampler.draw(rows, stream(settings.seed, step, purpose))
     part = ranks.share(rows, settings.group)
-    mine = sampler(
-        policy,
-        prompts[part],
-        Noise(noise.uniform[:, part], noise.order[part]),
-        None if anchors is None else Anchors(anchors.tokens[part], anchors.fixed[part]),
-        recipe.pruning.temporal,
-        settings.rollout_rows,
-    )
+    with merged(policy):
+        mine = sampler(
+            policy,
+            prompts[part],
+            Noise(noise.uniform[:, part], noise.order[part]),
+            None if anchors is None else Anchors(anchors.tokens[part], anchors.fixed[part]),
+            recipe.pruning.temporal,
+            settings.rollout_rows,
+        )
     return ranks.join(mine)
 
 

@@ -22,8 +22,9 @@ from stipule.errors import RecipeError
 from stipule.types import Responses
 
 Item = TypeVar("Item")
-# A rank may wait this long for one that makes the anchors. A rank that has died is noticed at once, by its connection.
-PATIENCE = timedelta(hours=6)
+# A rank waits this long for the one that makes the anchors; a larger store is made beforehand (stipule anchors build).
+# A rank that has died is noticed at once, by its connection.
+PATIENCE = timedelta(hours=1)
 
 
 class Ranks:
@@ -132,13 +133,13 @@ def gather_ranks(problems: int) -> tuple[Accelerator, Ranks]:
             f"their number must divide it; start {max(n for n in fits if n <= asked)}, or set training.problems to "
             f"{-(-problems // asked) * asked}"
         )
-    on_cpu = devices == 0 or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_cpu = devices == 0 or _says("ACCELERATE_USE_CPU")
     if not on_cpu and local > devices:
         raise RecipeError(
             f"{local} processes were started on a machine with {devices} GPUs; each needs one of its own; start at "
             f"most {devices} (--nproc_per_node {devices}), or set ACCELERATE_USE_CPU=true to run on the CPU"
         )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+    if _says("ACCELERATE_USE_DEEPSPEED"):
         raise RecipeError(
             "the launch asks for DeepSpeed; sharding is done by PyTorch's FSDP2 here, with the same split of memory; "
             "use recipes/launch/zero2.yaml or zero3.yaml"
@@ -153,11 +154,19 @@ def gather_ranks(problems: int) -> tuple[Accelerator, Ranks]:
 
 
 def sharding_asked() -> str | None:
-    """What the launch says of sharding: `zero3`, `zero2` (weights stay gathered until the backward), or None."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
+    """What the launch says of sharding: `zero3`, `zero2` (weights stay gathered until the backward), or None.
+
+    Raises RecipeError for what an accelerate configuration may ask beyond that.
+    """
+    if not _says("ACCELERATE_USE_FSDP"):
         return None
-    keeps = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("0", "false", "no_shard", "shard_grad_op")
-    return "zero2" if keeps else "zero3"
+    for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"):
+        if _says(name):
+            raise RecipeError(
+                f"the launch sets {name}; weights are sharded without offloading or checkpointing here; remove "
+                f"{name.lower()} from the launch configuration, or start from recipes/launch/fsdp2.yaml"
+            )
+    return "zero3" if _says("FSDP_RESHARD_AFTER_FORWARD", "true") else "zero2"
 
 
 def leads() -> bool:
@@ -167,3 +176,7 @@ def leads() -> bool:
 
 def _number(name: str) -> int:
     return int(os.environ.get(name, "1"))
+
+
+def _says(name: str, otherwise: str = "") -> bool:
+    return os.environ.get(name, otherwise).lower() in ("1", "true", "yes", "full_shard")

@@ -68,10 +68,10 @@ class Training:
     """How much is done, in what portions, and what is kept."""
 
     steps: int = 1000  # RL steps
-    problems: int = 2  # a step; table 8: batch 6 x accumulation 2 / group 6, on each GPU
+    problems: int = 2  # a step, over all processes; table 8: batch 6 x accumulation 2 / group 6 on each GPU
     group: int = 6  # G, responses per problem (table 8)
     updates: int = 4  # mu, inner updates a step (table 8)
-    rollout_rows: int = 64  # responses denoised at once
+    rollout_rows: int = 64  # responses denoised at once in a process; as one ends, the next begins
     score_rows: int = 6  # responses scored at once, each with its K views; smaller needs less memory, changes no result
     seed: int = 42
     save_every: int = 100  # RL steps between checkpoints
