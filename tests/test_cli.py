@@ -24,7 +24,9 @@ def test_help_comes_within_a_second():
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train", "check", "pretrain", "eval", "generate", "variance"])
+@pytest.mark.parametrize(
+    "command", ["quickstart", "train", "check", "pretrain", "eval", "generate", "grade", "variance"]
+)
 def test_every_command_has_help_with_an_example(command):
     said = run(command, "--help").stdout
     assert "xample" in said

@@ -46,7 +46,7 @@ def test_what_hangs_is_undecided_counts_as_wrong_and_does_not_stop_the_next(monk
         started = time.perf_counter()
         grade = task.grade(problem, f"<answer>\\boxed{{{hostile}}}</answer>")
         assert (grade.correct, grade.parts["undecided"]) == (False, 1.0)
-        assert time.perf_counter() - started < 30  # mostly sympy's import in the new process
+        assert time.perf_counter() - started < 60  # mostly sympy's import in the new process
         started = time.perf_counter()
         assert task.grade(problem, f"<answer>\\boxed{{{hostile}}}</answer>").parts["undecided"] == 1
         assert time.perf_counter() - started < 0.1  # remembered

@@ -23,7 +23,8 @@ from stipule.tasks.quantities import plain_number
 
 Verdict = Literal["right", "wrong", "undecided"]
 
-SECONDS = 3.0  # for one comparison; a common one takes a few milliseconds
+SECONDS = 3.0  # of computing for one comparison; a common one takes a few milliseconds
+PATIENCE = 10  # times as many seconds on the clock, for a machine that is busy with other things
 START_SECONDS = 120.0  # for the process to import sympy on a busy machine
 MEGABYTES = 1536  # address space of the process; importing takes a fifth of it
 MAX_LENGTH = 500  # characters of an answer; the longest of MATH's own has 100
@@ -70,12 +71,12 @@ class _Worker:
         process = self._started()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            process.stdin.write(json.dumps([gold, answer, SECONDS]).encode() + b"\n")
             process.stdin.flush()
         except OSError:  # it died between two questions
             self.kill()
             return "undecided"
-        said = self._line(SECONDS)
+        said = self._line(PATIENCE * SECONDS)
         if said not in (b"true", b"false"):
             self.kill()
             return "undecided"
@@ -88,7 +89,7 @@ class _Worker:
         paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             # -P: files beside the user's data must not pass for modules.
-            [sys.executable, "-P", "-m", "stipule.tasks.equivalence_worker", str(MEGABYTES), str(int(SECONDS) + 5)],
+            [sys.executable, "-P", "-m", "stipule.tasks.equivalence_worker", str(MEGABYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """The process that math-verify runs in: one JSON line in, one out, until its input ends.
 
-Started by `equivalence.py` as `python -P -m stipule.tasks.equivalence_worker MEGABYTES SECONDS`.
+Started by `equivalence.py` as `python -P -m stipule.tasks.equivalence_worker MEGABYTES`.
 """
 
 import json
@@ -9,8 +9,11 @@ import signal
 import sys
 
 
-def serve(megabytes: int, seconds: int) -> None:
-    """Answers `[gold, answer]` with true or false. Memory is limited; an item that runs on ends the process."""
+def serve(megabytes: int) -> None:
+    """Answers `[gold, answer, seconds]` with true or false.
+
+    Memory is limited; an item that computes for longer than its seconds ends the process.
+    """
     import resource
 
     # Anything that math-verify prints would be taken for an answer.
@@ -23,15 +26,16 @@ def serve(megabytes: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     print("ready", file=out, flush=True)
     for line in sys.stdin:
+        gold_text, answer_text, seconds = json.loads(line)
         # The system ends the process, not a handler: Python code cannot be relied on to run again, and a parent that
-        # was killed meanwhile will not come to end it.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(seconds)
-        gold, answer = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in json.loads(line))
+        # was killed meanwhile will not come to end it. Computing time, so that a busy machine changes no grade.
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        gold, answer = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold_text, answer_text))
         right = bool(gold) and bool(answer) and verify(gold, answer, timeout_seconds=None)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(bool(right)), file=out, flush=True)
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    serve(int(sys.argv[1]))
