@@ -195,12 +195,16 @@ def test_a_recipe_that_cannot_work_is_refused(model, words):
 
 
 @pytest.mark.parametrize(
-    ("device", "lora", "words"),
-    [("meta", None, "needs adapters to train"), ("cpu", {"rank": 2}, "pass no gradient on")],
+    ("device", "model", "words"),
+    [
+        ("meta", {"quantize": "nf4"}, "needs adapters to train"),
+        ("cpu", {"quantize": "nf4", "lora": {"rank": 2}}, "pass no gradient on"),
+        ("cpu", {"device_map": "auto"}, "spreads layers for evaluation"),
+    ],
 )
-def test_training_of_a_four_bit_base_without_gradients_is_refused(root, monkeypatch, device, lora, words):
+def test_training_what_is_held_for_evaluation_is_refused(root, monkeypatch, device, model, words):
     monkeypatch.setattr("stipule.training.loop.load_policy", lambda *a, **b: load(root / "llada"))
-    recipe = parse_recipe({"task": {"kind": "countdown"}, "model": {"quantize": "nf4", "lora": lora}})
+    recipe = parse_recipe({"task": {"kind": "countdown"}, "model": model})
     with pytest.raises(RecipeError, match=words):
         _load(recipe, None, torch.device(device))
 

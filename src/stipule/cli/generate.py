@@ -37,7 +37,7 @@ def generate(
     ] = 0.0,
 ) -> None:
     """Denoise one response to a prompt, greedily unless sampler.temperature is given; nothing is pruned by itself."""
-    from stipule.models.loading import load_policy
+    from stipule.models.loading import best_device, load_policy
     from stipule.recipe import recipe_for_model
     from stipule.report.steps import animate, denoising_steps, legend
     from stipule.rollouts.fixing import fixed_from_text
@@ -46,7 +46,7 @@ def generate(
 
     resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])], needs_task=False)
     temporal = Temporal(cutoff=cutoff)
-    policy = load_policy(replace(resolved.model, checkpointing=False))
+    policy = load_policy(replace(resolved.model, checkpointing=False), device=best_device())
     if chat and policy.tokenizer.chat_template is None:
         raise RecipeError(f"--chat, but the tokenizer of {model} has no chat template; leave it out, or use --raw")
     try:

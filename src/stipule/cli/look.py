@@ -37,7 +37,7 @@ def eval(
 ) -> None:
     """Greedy solve rate on held-out problems, with a 95 % interval; nothing is pruned."""
     from stipule.evidence.folder import EvaluationFolder, split_hash
-    from stipule.models.loading import load_policy
+    from stipule.models.loading import best_device, load_policy
     from stipule.protocol import load_protocol
     from stipule.recipe import recipe_for_model
     from stipule.report.live import bar
@@ -59,7 +59,7 @@ def eval(
     }
     place = out or free_place(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
     folder = EvaluationFolder(place, asked)
-    policy = load_policy(resolved.model)
+    policy = load_policy(resolved.model, device=best_device())
     cut = chosen is None or chosen.cuts
     with bar(console, "evaluating") as progress:
         found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from stipule.models.conformance import Check, conformance
-from stipule.models.loading import LoRA, ModelChoice, load_policy
+from stipule.models.loading import LoRA, ModelChoice, best_device, load_policy
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.tasks.problem import Task
 
@@ -21,10 +19,9 @@ def examine(choice: ModelChoice, task: Task, sampler: BlockDenoiser) -> list[Che
     A model without adapters is given small ones, so that `reference` and `merged` have something to look at. Raises
     CheckpointError if the model cannot be loaded at all.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if choice.lora is None:
         choice = replace(choice, lora=LoRA(rank=8, alpha=8))
-    policy = load_policy(choice, device=device)
+    policy = load_policy(choice, device=best_device())
     asked = task.problems("train")[:PROMPTS]
     shortest = min(asked, key=lambda problem: len(problem.prompt))
     longest = max(asked, key=lambda problem: len(problem.prompt))

@@ -20,7 +20,7 @@ from stipule.models.ids import check_ids
 from stipule.models.policy import MaskedPolicy, check_bidirectional
 from stipule.models.weights import first_line, load_network
 
-__all__ = ["LoRA", "ModelChoice", "bundled", "load_policy", "locate", "read_published", "save_policy"]
+__all__ = ["LoRA", "ModelChoice", "best_device", "bundled", "load_policy", "locate", "read_published", "save_policy"]
 
 BUNDLED = Path(__file__).parent / "tiny"
 
@@ -72,6 +72,11 @@ def locate(path: str) -> str:
             raise CheckpointError(f"{path} is a run without a checkpoint yet; run it on with --resume, or wait for one")
         return str(kept[-1])
     return str(place / "model") if (place / "model" / "config.json").exists() else path
+
+
+def best_device() -> str:
+    """An accelerator if there is one; training asks accelerate instead."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_policy(

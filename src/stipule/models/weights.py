@@ -118,7 +118,7 @@ def check_files(place: str) -> None:
     if missing:
         raise CheckpointError(
             f"{place!r} lacks {', '.join(missing[:3])} of {len(shards)} shards that its index names; copy or download "
-            f"them again, e.g. huggingface-cli download NAME {missing[0]}"
+            f"them again, e.g. hf download NAME {missing[0]}"
         )
     for file in found:
         try:

@@ -171,6 +171,11 @@ def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPol
         policy = load_policy(replace(choice, path=str(place / "model"), lora=None), device=device)
         if wanted:
             policy.frozen = load_policy(choice, reference=True, device=device).frozen
+    if choice.device_map:
+        raise RecipeError(
+            f"model.device_map is {choice.device_map}, which spreads layers for evaluation; leave it out of "
+            "training, and make the model fit with model.checkpointing=true, model.dtype=bfloat16 or model.quantize=nf4"
+        )
     if choice.quantize and device.type == "cpu":
         raise RecipeError(
             f"model.quantize is {choice.quantize} on a CPU, where bitsandbytes' 4-bit matrices pass no gradient on; "
