@@ -2,7 +2,8 @@
 
 Three recipes, from tiny to medium, on random weights (the bundled base for the first). For each the forecast is made,
 then the recipe is trained for a few steps and measured: seconds from its own record (median over steps), memory from
-torch's allocator. Every row is scored (kl > 0), since a forecast knows nothing of rewards.
+torch's allocator. Every row is scored (kl > 0), since a forecast knows nothing of rewards. `--cpu-seconds` lets both
+sides count the seconds that a core worked for this process: for a machine that others use, with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import gc
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -160,7 +162,10 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--cpu-seconds", action="store_true")
     options = parser.parse_args()
+    if options.cpu_seconds:
+        time.perf_counter = time.process_time
     logging.getLogger().setLevel(logging.ERROR)
     rows = [compare(name, options.steps) for name in ([options.only] if options.only else CASES)]
     for row in rows:

@@ -13,6 +13,7 @@ BELOW = {
     "estimators": {"errors", "types", "models"},
     "objectives": {"errors", "types"},
     "evidence": {"errors", "types", "streams", "files", "models", "tasks", "rollouts", "estimators"},
+    "plan": {"errors", "types", "streams", "models", "tasks", "rollouts", "estimators", "training"},
 }
 OWNERS = {
     "peft": {"models"},
