@@ -10,6 +10,13 @@ test: $(STAMP)  ## set up, then run the tests that take minutes
 test-all: $(STAMP)  ## the long ones too
 	.venv/bin/python -m pytest -n 2
 
+bench: export OMP_NUM_THREADS = 1
+bench: $(STAMP)  ## speed and memory against the published way of doing it, under 10 minutes; runs/bench has the json
+	.venv/bin/python -m benchmarks.memory
+	.venv/bin/python -m benchmarks.rollouts
+	.venv/bin/python -m benchmarks.rl_step
+	.venv/bin/python -m benchmarks.scaling
+
 lint: $(STAMP)  ## style and types
 	.venv/bin/ruff format --check src tests
 	.venv/bin/ruff check src tests
@@ -21,4 +28,4 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-.PHONY: quickstart test test-all lint
+.PHONY: quickstart test test-all bench lint

@@ -1,9 +1,10 @@
-"""Variance of every ELBO form at equal model calls on a model with random weights and responses of 256 tokens.
+"""Variance of every ELBO form at equal model calls, its split, and what fixed tokens alone do to it (theorem 4.3).
 
-    python benchmarks/elbo_variance.py --out runs/elbo_variance.json
+    python benchmarks/elbo_variance.py --out runs/random.json                       # random weights, 256 tokens
+    python benchmarks/elbo_variance.py --recipe tiny/grpo_elbo --responses 48 --draws 128 --out runs/trained.json
 
-The trained model of the same study is `stipule variance`. Context matters here without sense, so the noise part
-dominates; `--coupling 0` makes the model nearly context-free.
+Fixed tokens are a response's own, so that only the number of terms changes and never the text; what pruned rollouts do
+on top is `stipule variance`. `--coupling 0` makes the random model nearly context-free.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 from rich.console import Console
 
 from stipule.estimators.elbo import Elbo
+from stipule.models.loading import load_policy
 from stipule.models.policy import MaskedPolicy
+from stipule.recipe import load_recipe
 from stipule.report.variance_table import variance_tables
 from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pruning import choose_fixed
+from stipule.rollouts.pruning import Pruning, choose_fixed
 from stipule.tasks.countdown import Countdown
 from stipule.training.pretrain import Shape, new_policy
 from stipule.types import Responses
-from stipule.variance import crossing, forms, splits
+from stipule.variance import crossing, forms, rollouts, splits
 
 TASK = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), train_problems=64, test_problems=8)
 
@@ -34,15 +37,16 @@ def main() -> None:
     ask.add_argument("--responses", type=int, default=12)
     ask.add_argument("--draws", type=int, default=64)
     ask.add_argument("--coupling", type=float, default=4.0, help="factor on the random weights of the blocks")
+    ask.add_argument("--recipe", help="measure this recipe's model and rollouts instead of random weights")
     ask.add_argument("--out", type=Path, default=Path("runs/elbo_variance.json"))
     asked = ask.parse_args()
-    policy = random_model(asked.coupling)
-    sampler = BlockDenoiser(length=256, steps=64, block=64, temperature=1.0, early_end=False)
-    prompts = policy.encode([p.prompt for p in TASK.problems("train")[: asked.responses]])
-    noise = sampler.draw(asked.responses, torch.Generator().manual_seed(0))
-    rolled = sampler(policy, prompts, noise)
-    # With random weights end-of-text is a token like any other.
-    rolled = replace(rolled, live=torch.ones_like(rolled.live))
+    if asked.recipe:
+        recipe = replace(load_recipe(asked.recipe), pruning=Pruning())
+        policy = load_policy(recipe.model)
+        rolled = rollouts(recipe, policy, asked.responses)
+    else:
+        policy = random_model(asked.coupling)
+        rolled = random_rollouts(policy, asked.responses)
     found = {"forms": forms(policy, rolled, asked.draws, 0), "split": splits(policy, rolled, asked.draws, 0)}
     console = Console(width=140)
     for gamma in (0.05, 0.1):
@@ -59,6 +63,14 @@ def main() -> None:
         console.print(table)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def random_rollouts(policy: MaskedPolicy, count: int) -> Responses:
+    sampler = BlockDenoiser(length=256, steps=64, block=64, temperature=1.0, early_end=False)
+    prompts = policy.encode([p.prompt for p in TASK.problems("train")[:count]])
+    rolled = sampler(policy, prompts, sampler.draw(count, torch.Generator().manual_seed(0)))
+    # With random weights end-of-text is a token like any other.
+    return replace(rolled, live=torch.ones_like(rolled.live))
 
 
 def random_model(coupling: float) -> MaskedPolicy:

@@ -17,10 +17,11 @@ BELOW = {
 OWNERS = {
     "peft": {"models"},
     "accelerate": {"training", "variance"},
-    "pydantic": {"recipe"},
+    "pydantic": {"recipe", "protocol"},
     "typer": {"cli"},
     "rich": {"report", "cli", "quickstart"},
     "matplotlib": {"report"},
+    "math_verify": {"tasks"},
 }
 
 

@@ -45,22 +45,36 @@ def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: t
         raise RecipeError("; ".join(dict.fromkeys(map(_explain, errors)))) from cause
 
 
-def recipe_for_model(model: str, task: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe to evaluate or sample a model with: a run's own, what a tiny base was made for, or the defaults.
+def recipe_for_model(
+    model: str,
+    task: str | None = None,
+    overrides: Sequence[str] = (),
+    given: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    needs_task: bool = True,
+) -> Recipe:
+    """The recipe to evaluate or sample a model with: the given one, a run's own, what a tiny base was made for, or the
+    defaults; `fixed` are whole sections that take the place of its own.
 
-    Raises RecipeError if the task is not known from the model and not given.
+    Raises RecipeError if the task is needed, not known from the model and not given.
     """
     data: dict[str, Any] = {}
     place = Path(locate(model))
-    if (Path(model) / "recipe.yaml").exists():
+    if given is not None:
+        data = read_yaml(find_recipe(given))
+    elif (Path(model) / "recipe.yaml").exists():
         data = read_yaml(Path(model) / "recipe.yaml")
     elif (place / "pretrain.yaml").exists():
         made = read_yaml(place / "pretrain.yaml")
         length = made["pretraining"]["length"]
         data = {"task": made["task"], "sampler": {"length": length, "steps": length, "block": length}}
-    if task is not None and data.get("task", {}).get("kind") != task:
+    if fixed is not None:
+        data |= fixed
+    elif task is not None and data.get("task", {}).get("kind") != task:
         data["task"] = {"kind": task}
     data["model"] = {**data.get("model", {}), "path": model, "lora": None}
+    if not needs_task:
+        data.setdefault("task", {"kind": "countdown"})  # a recipe has one, and here nobody asks for it
     if "task" not in data and not any(o.startswith("task.kind=") for o in overrides):
         raise RecipeError(f"{model} does not say which task it is for; give one: --task sudoku or --task countdown")
     return parse_recipe(data, overrides)
@@ -77,7 +91,7 @@ def find_recipe(path: str) -> Path:
     for place in (Path(path), shipped / path, shipped / f"{path}.yaml", shipped / path.removeprefix("recipes/")):
         if place.is_file():
             return place
-    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
+    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml") if p.parent.name != "launch")
     close = difflib.get_close_matches(path.removeprefix("recipes/"), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(known)}"
     raise RecipeError(f"there is no recipe at {path!r}; give a YAML file or a shipped name; {hint}")

@@ -47,3 +47,29 @@ def test_chunks_change_neither_value_nor_gradient(policy, monkeypatch):
     assert torch.allclose(whole, chunked, atol=1e-5)
     for one, other in zip(gradients, again, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+def test_a_frozen_head_gives_the_same_value_and_gradient(policy, monkeypatch):
+    responses = rolled(policy)
+    (views,) = Elbo().draw(responses, 1, torch.Generator().manual_seed(0))
+    policy.model.requires_grad_(True)
+    head = policy.core.get_output_embeddings()
+    body = [p for name, p in policy.model.named_parameters() if "lm_head" not in name]
+
+    def value_and_gradient(chunk):
+        monkeypatch.setattr(module, "LOGITS_AT_ONCE", chunk * policy.vocabulary)
+        policy.model.zero_grad()
+        logp = module.hidden_log_probabilities(policy, responses, views)
+        (logp * (1 + torch.arange(logp.numel()).view(logp.shape) % 3)).sum().backward()
+        return logp.detach(), [p.grad.clone() for p in body]
+
+    trained, gradients = value_and_gradient(1000)
+    head.requires_grad_(False)
+    try:
+        for chunk in (1000, 7):
+            frozen, again = value_and_gradient(chunk)
+            assert torch.allclose(trained, frozen, atol=1e-5)
+            for one, other in zip(gradients, again, strict=True):
+                assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+    finally:
+        head.requires_grad_(True)

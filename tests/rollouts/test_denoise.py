@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.rollouts.denoise import BlockDenoiser, Noise, pick
+from stipule.rollouts.denoise import BlockDenoiser, Noise
+from stipule.rollouts.pick import pick
 from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import plan
 from stipule.types import Prompts
@@ -155,7 +156,7 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
     logits[0] = -math.inf  # the mask
     uniform = torch.rand(draws, generator=generator)
     token, confidence = pick(
-        logits.expand(draws, -1), uniform, temperature, torch.zeros(draws, dtype=torch.bool), mask_id=0
+        logits.expand(draws, -1).clone(), uniform, temperature, torch.zeros(draws, dtype=torch.bool), mask_id=0
     )
     expected = (logits / temperature).softmax(0)[1:] * draws
     counts = torch.bincount(token, minlength=words)[1:]
@@ -166,7 +167,7 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
 
 
 def test_the_ends_of_the_uniform_pick_tokens_that_are_possible():
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).expand(2, -1)
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]] * 2)
     token, _ = pick(logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), mask_id=0)
     assert token.tolist() == [1, 3]
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stipule.errors import RecipeError
-from stipule.tasks.countdown import Countdown, Worked, _problems, add_up, solve, workings
+from stipule.tasks.countdown import Countdown, Worked, _problems, add_up, solve
+from stipule.tasks.countdown_workings import workings
 
 d1 = Countdown()
 small = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), test_problems=1000)

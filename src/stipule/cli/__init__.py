@@ -7,7 +7,17 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from stipule.cli import look, pages, run  # noqa: F401  (they register their commands)
+from stipule.cli import (  # noqa: F401  (they register their commands)
+    doctor,
+    export,
+    generate,
+    grade,
+    look,
+    pages,
+    plan,
+    reproduce,
+    run,
+)
 from stipule.cli.app import app
 from stipule.errors import AlarmError, DivergenceError, StipuleError
 

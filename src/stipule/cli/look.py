@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stipule.cli.app import Model, Out, Overrides, RecipePath, app, console, free_place
-from stipule.errors import StipuleError
 
 
 @app.command(
     epilog="Examples:  stipule eval tiny/sudoku --limit 100  ·  stipule eval runs/quickstart --out runs/after  ·  "
-    "stipule eval GSAI-ML/LLaDA-8B-Instruct --task countdown --limit 16"
+    "stipule eval GSAI-ML/LLaDA-8B-Instruct --protocol d1-256 --task gsm8k --limit 16"
 )
 def eval(
     model: Model,
     overrides: Overrides = None,
     task: Annotated[
         str | None, typer.Option(help="sudoku, countdown, ...; a run or a tiny base knows its own.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Ask the problems of this recipe, with its sampler.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="d1-128, d1-256, d1-512, spg-256, strict-256, or a YAML file.")
     ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n problems.")] = None,
@@ -32,11 +38,13 @@ def eval(
     """Greedy solve rate on held-out problems, with a 95 % interval; nothing is pruned."""
     from stipule.evidence.folder import EvaluationFolder, split_hash
     from stipule.models.loading import load_policy
+    from stipule.protocol import load_protocol
     from stipule.recipe import recipe_for_model
     from stipule.report.live import bar
     from stipule.training.folder import environment
 
-    resolved = recipe_for_model(model, task, overrides or [])
+    chosen = load_protocol(protocol) if protocol else None
+    resolved = recipe_for_model(model, task, overrides or [], recipe, chosen.settings(task) if chosen else None)
     problems = resolved.task.problems(split)[:limit]
     sampler = resolved.sampler
     asked = {
@@ -45,13 +53,16 @@ def eval(
         "split": split,
         "problems": len(problems),
         "split_hash": split_hash(problems),
+        "protocol": chosen.mark if chosen else None,
+        "settings": asdict(resolved.task),
         "sampler": {"length": sampler.length, "steps": sampler.steps, "block": sampler.block, "temperature": 0},
     }
     place = out or free_place(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
     folder = EvaluationFolder(place, asked)
     policy = load_policy(resolved.model)
+    cut = chosen is None or chosen.cuts
     with bar(console, "evaluating") as progress:
-        found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment())
+        found = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)
     low, high = found["interval"]
     console.print(
         f"{model} on {resolved.task.kind} ({split}): {found['solved']} of {found['total']} solved = "
@@ -82,43 +93,6 @@ def compare(
     console.print(comparison_table(rows))
     if json_file:
         replace_file(json_file, lambda p: p.write_text(json.dumps(rows, indent=2) + "\n"))
-
-
-@app.command(
-    epilog="Examples:  stipule generate tiny/sudoku 0243000001202030 --show-steps  ·  "
-    'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.length=64 sampler.steps=32'
-)
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(help="The user's turn.")],
-    overrides: Overrides = None,
-    show_steps: Annotated[
-        bool, typer.Option("--show-steps", help="Print the response after every model call.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the noise, where the temperature is above 0.")] = 0,
-) -> None:
-    """Denoise one response to a prompt, greedily unless sampler.temperature is given."""
-    from stipule.models.loading import load_policy
-    from stipule.recipe import recipe_for_model
-    from stipule.report.steps import denoising_steps
-    from stipule.streams import stream
-
-    resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])])
-    policy = load_policy(resolved.model)
-    try:
-        prompts = policy.encode([prompt])
-    except Exception as cause:  # the tiny tokenizers raise a plain Exception on a word they do not have
-        raise StipuleError(f"the prompt {prompt!r} cannot be encoded by {model}: {cause}") from cause
-    noise = resolved.sampler.draw(1, stream(seed, 0, "generate"))
-    response = resolved.sampler(policy, prompts, noise)
-    if show_steps:
-        pieces = [
-            policy.piece(token) or ("" if token == policy.eos_id else "?") for token in response.tokens[0].tolist()
-        ]
-        for line in denoising_steps(pieces, response.revealed[0].tolist(), response.confidence[0].tolist()):
-            console.print(line)
-    else:
-        console.print(policy.decode(response.tokens)[0], markup=False, highlight=False)
 
 
 @app.command(

@@ -29,7 +29,8 @@ def quickstart(overrides: Overrides = None, out: Out = None, seed: Seed = None, 
 
 @app.command(
     epilog="Examples:  stipule train recipes/quickstart.yaml --out runs/a  ·  "
-    "stipule train quickstart pruning.temporal.cutoff=0  ·  stipule train quickstart --out runs/a --resume"
+    "stipule train quickstart pruning.temporal.cutoff=0  ·  stipule train quickstart --out runs/a --resume  ·  "
+    "torchrun --nproc_per_node 8 -m stipule train my.yaml"
 )
 def train(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, seed: Seed = None, resume: Resume = False
@@ -39,11 +40,15 @@ def train(
     from stipule.report.live import LiveRun
     from stipule.training.folder import RunFolder
     from stipule.training.loop import train as run
+    from stipule.training.ranks import leads
 
     place = out or Path("runs") / Path(recipe).stem
 
     def go() -> None:
         resolved = load_recipe(recipe, _with_seed(overrides, seed))
+        if not leads():
+            run(resolved, RunFolder.follow(place))
+            return
         folder = (RunFolder.reopen if resume else RunFolder.create)(place, dump_recipe(resolved))
         with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
             done = run(resolved, folder, watch)
@@ -168,7 +173,10 @@ def _interruptible(work: Any, words: list[str], place: Path) -> None:
         work()
     except KeyboardInterrupt as stop:
         from stipule.training.interrupt import Interrupted
+        from stipule.training.ranks import leads
 
+        if not leads():
+            raise typer.Exit(130) from stop
         saved = "saved" if isinstance(stop, Interrupted) else "stopped; the last checkpoint is whole"
         console.print(f"{saved}; go on with:\n  {' '.join(words)} --out {place} --resume", markup=False, soft_wrap=True)
         raise typer.Exit(130) from stop

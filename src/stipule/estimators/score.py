@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,10 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from stipule.estimators.estimator import Estimator
 from stipule.models.policy import Policy
+from stipule.models.sharding import is_sharded
 from stipule.types import Responses, Views
 
-# Logits held at once, in numbers (x 4 bytes). More is computed in chunks, and again in the backward pass.
-LOGITS_AT_ONCE = 1 << 24
+# Logits held at once, in numbers (x 4 bytes). More is computed in chunks. A CPU's caches are small; an accelerator
+# reads the head's weights once for each chunk, so there it must be large.
+LOGITS_AT_ONCE = 1 << 22
+LOGITS_AT_ONCE_ON_DEVICE = 1 << 27
 
 
 def score(
@@ -30,15 +35,21 @@ def hidden_log_probabilities(policy: Policy, responses: Responses, views: Views)
     """
     count, rows, length = views.hidden.shape
     busy = views.busy.flatten().nonzero()[:, 0]
+    if not len(busy) and is_sharded(policy):  # the other ranks wait for this call
+        busy = busy.new_zeros(1)
     row = busy % rows
     asked = (views.weight != 0).flatten(0, 1)[busy]
     hidden = views.hidden.flatten(0, 1)[busy]
+    prompt_length = responses.prompt_mask.sum(1)
+    longest = int(prompt_length.max())
+    padded = bool((prompt_length < longest).any())
     prompt = responses.prompt[row].masked_fill(views.hidden_prompt.flatten(0, 1)[busy], policy.mask_id)
+    prompt = prompt[:, prompt.shape[1] - longest :]  # what is padding in every row is no input
+    real = responses.prompt_mask[row, responses.prompt.shape[1] - longest :]
     targets = responses.tokens[row]
-    real = responses.prompt_mask[row]
 
     tokens = torch.cat([prompt, targets.masked_fill(hidden, policy.mask_id)], 1)
-    attend = None if bool(real.all()) else torch.cat([real, torch.ones_like(hidden)], 1)
+    attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
     at = torch.cat([torch.zeros_like(real), asked], 1)
     logp = torch.zeros(0, device=tokens.device)
     if len(busy):
@@ -48,15 +59,53 @@ def hidden_log_probabilities(policy: Policy, responses: Responses, views: Views)
 
 
 def target_log_probabilities(
-    policy: Policy, states: Float[Tensor, "M D"], targets: Int[Tensor, " M"]
+    policy: Policy, states: Float[Tensor, "M D"], targets: Int[Tensor, " M"], at_once: int | None = None
 ) -> Float[Tensor, " M"]:
-    """log softmax(head(state))[target], in chunks of at most LOGITS_AT_ONCE logits."""
+    """log softmax(head(state))[target], in chunks of at most `at_once` logits; None: what suits the device.
 
-    def reduce(part: Float[Tensor, "m D"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-        return policy.head(part).log_softmax(1).gather(1, target[:, None])[:, 0]
-
-    chunk = max(1, LOGITS_AT_ONCE // policy.vocabulary)
-    if len(targets) <= chunk:
-        return reduce(states, targets)
+    A trained head is called again in the backward pass. One that is not (LoRA adapts none) is called once: the only
+    gradient that is wanted is that of the states, which is no larger than they are, so it is made on the spot.
+    """
+    if at_once is None:
+        at_once = LOGITS_AT_ONCE if targets.device.type == "cpu" else LOGITS_AT_ONCE_ON_DEVICE
+    chunk = max(1, at_once // policy.vocabulary)
     parts = zip(states.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([checkpoint(reduce, part, target, use_reentrant=False) for part, target in parts])  # type: ignore
+    if not (torch.is_grad_enabled() and states.requires_grad):
+        return torch.cat([_log_probability(policy, part, target) for part, target in parts])
+    if not policy.head(states[:0].detach()).requires_grad:
+        return _FrozenHead.apply(states, targets, policy, chunk)
+    if len(targets) <= chunk:
+        return _log_probability(policy, states, targets)
+    return torch.cat(
+        [checkpoint(_log_probability, policy, part, target, use_reentrant=False) for part, target in parts]  # type: ignore
+    )
+
+
+def _log_probability(policy: Policy, states: Float[Tensor, "m D"], targets: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    logits = policy.head(states)
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """log p(target), whose gradient by the states is taken chunk by chunk while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, policy: Policy, chunk: int) -> Tensor:
+        found, slopes = [], []
+        for part, target in zip(states.split(chunk), targets.split(chunk), strict=True):
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                logits = policy.head(leaf)
+            plain = logits.detach()
+            total = plain.logsumexp(1, keepdim=True)
+            found.append((plain.gather(1, target[:, None]) - total)[:, 0])
+            slope = (plain - total).exp_().neg_()  # d log p(target) / d logits = 1[target] - p
+            slope.scatter_add_(1, target[:, None], torch.ones_like(total))
+            slopes.append(torch.autograd.grad(logits, leaf, slope)[0])
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return gradients[0][:, None].to(slopes.dtype) * slopes, None, None, None

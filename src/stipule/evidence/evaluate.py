@@ -59,10 +59,12 @@ def evaluate(
     sampler: BlockDenoiser,
     rows: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    cut: bool = True,
 ) -> Evaluation:
     """Greedy low-confidence decoding with the sampler's own length, steps and block: LLaDA's published evaluation.
 
-    Never with anchors or a cut-off (docs/decisions.md 3.5, row 20), whatever the rollouts of training use.
+    Never with anchors or a cut-off (docs/decisions.md 3.5, row 20), whatever the rollouts of training use. Texts end at
+    the first end-of-text; without `cut`, as published code has it, only special tokens are left out.
     """
     greedy = replace(sampler, temperature=0.0, order="low_confidence")
     started = time.perf_counter()
@@ -73,7 +75,7 @@ def evaluate(
         noise = greedy.draw(len(part), stream(0, start, "evaluate"))  # drawn, as any sampler needs; read by none
         responses = greedy(policy, policy.encode([p.turns for p in part]), noise)
         calls += responses.forwards.tolist()
-        texts += policy.decode(responses.tokens)
+        texts += policy.decode(responses.tokens, cut)
         progress(len(texts), len(problems))
     graded = grade(task, problems, texts)
     return Evaluation(

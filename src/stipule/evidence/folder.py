@@ -53,6 +53,7 @@ class EvaluationFolder:
         rows: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
         environment: Mapping[str, Any] | None = None,
+        cut: bool = True,
     ) -> dict[str, Any]:
         """Evaluates what is not there yet, `rows` at once, and writes the result. Batches change no response."""
         self._write("asked.json", self.asked)  # not before: what fails to load a model leaves nothing behind
@@ -62,7 +63,7 @@ class EvaluationFolder:
         left = [problem for problem in problems if problem.key not in done]
         for start in range(0, len(left), rows):
             part = left[start : start + rows]
-            found = evaluate(policy, task, part, sampler, rows)
+            found = evaluate(policy, task, part, sampler, rows, cut=cut)
             lines = _lines(part, found)
             try:
                 with place.open("a", encoding="utf-8") as file:

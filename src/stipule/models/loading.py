@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from stipule.errors import CheckpointError, RecipeError
-from stipule.models.families import family_of
-from stipule.models.policy import MaskedPolicy, check_bidirectional, check_ids
+from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_record, write_record
+from stipule.models.families import DIFFUSION, family_of
+from stipule.models.ids import check_ids
+from stipule.models.policy import MaskedPolicy, check_bidirectional
+from stipule.models.weights import first_line, load_network
+
+__all__ = ["LoRA", "ModelChoice", "bundled", "load_policy", "locate", "read_published", "save_policy"]
 
 BUNDLED = Path(__file__).parent / "tiny"
 
 transformers_logging.disable_progress_bar()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters on the attention and MLP matrices, never on the LM head (table 8)."""
-
-    rank: int = 128  # table 8
-    alpha: int = 64  # table 8
-    targets: Literal["all", "published"] = "all"  # "published": the four that d1's target list really hits
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha < 1:
-            raise RecipeError(f"model.lora has rank {self.rank} and alpha {self.alpha}; both must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +36,29 @@ class ModelChoice:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
     autocast: bool = False  # compute float32 weights in bfloat16
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    # What config.json leaves open. `family` is needed for causal checkpoints turned into diffusion models (a2d) alone.
+    family: Literal["llada", "dream", "llada_moe", "a2d", "masked_lm"] | None = None
+    shift: bool | None = None  # a2d: whether position i-1 predicts token i, as before the turn
+    mask_id: int | None = None
+    eos_id: int | None = None  # which token ends a response, where config.json and the tokenizer disagree
+    # What makes a model fit.
+    quantize: Literal["nf4"] | None = None  # the frozen base in 4 bits, under LoRA (bitsandbytes: stipule[quant])
+    checkpointing: bool = False  # activations are computed again in the backward pass instead of kept
+    device_map: Literal["auto"] | None = None  # evaluation: layers spread over all devices
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.autocast:
+            raise RecipeError("model.autocast is for float32 weights, and model.quantize makes them 4-bit; set one")
+
+    @property
+    def precision(self) -> str:
+        """How the base's weights are held, in a word."""
+        return f"{self.quantize}, computed in {self.dtype}" if self.quantize else self.dtype
+
+    def words(self) -> dict[str, Any]:
+        """What the recipe says of the model's meaning, as a config.json's `diffusion` section has it."""
+        said = {"family": self.family, "shift": self.shift, "mask_token_id": self.mask_id, "eos_token_id": self.eos_id}
+        return {key: value for key, value in said.items() if value is not None}
 
 
 def locate(path: str) -> str:
@@ -70,17 +85,27 @@ def load_policy(
     """
     place = locate(choice.path)
     adapter = Path(place) if (Path(place) / "adapter_config.json").exists() else None
+    record = read_record(adapter) if adapter else {}
     if adapter:
         place = locate(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
-    published = read_published(place)
-    tokenizer = _load_tokenizer(place, family_of(published).read_config(published))
-    check_ids(published, tokenizer)  # before gigabytes are read
-    policy = MaskedPolicy(load_network(place, choice, device), tokenizer, published, choice.autocast)
+    published = with_words(read_published(place), {**record.get(DIFFUSION, {}), **choice.words()})
+    family = family_of(published)
+    config = family.read_config(published)
+    tokenizer = _load_tokenizer(place, config)
+    check_ids(published, tokenizer, family, config.vocab_size)  # before gigabytes are read
+    network = load_network(place, published, choice, device)
+    policy = MaskedPolicy(network, tokenizer, published, choice.autocast)
+    policy.precision = choice.precision
     check_bidirectional(policy)
     if adapter or choice.lora:
-        policy.model = _with_lora(policy.core, choice.lora, adapter, place, seed).eval()
+        policy.base_fingerprint = policy.fingerprint()
+    if adapter:
+        check_base(record, policy.base_fingerprint, choice.precision, adapter, place)
+        policy.model = load_adapter(policy.core, adapter).eval()
+    elif choice.lora:
+        policy.model = new_adapter(policy.core, family, choice.lora, place, seed).eval()
     elif reference:
-        policy.frozen = load_network(place, choice, device).eval().requires_grad_(False)
+        policy.frozen = load_network(place, published, choice, device).eval().requires_grad_(False)
     return policy
 
 
@@ -91,9 +116,14 @@ def read_published(place: str) -> dict[str, Any]:
         return json.loads(Path(str(found)).read_text())
     except (OSError, json.JSONDecodeError) as cause:
         raise CheckpointError(
-            f"no readable model at {place!r}: {_first_line(cause)}; give a folder with config.json, tokenizer and "
+            f"no readable model at {place!r}: {first_line(cause)}; give a folder with config.json, tokenizer and "
             f"safetensors, a hub name, or one of {', '.join(bundled()) or 'the bundled models'}"
         ) from cause
+
+
+def with_words(published: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the recipe's words in its `diffusion` section, where they are saved with the model."""
+    return {**published, DIFFUSION: {**published.get(DIFFUSION, {}), **words}} if words else published
 
 
 def bundled() -> list[str]:
@@ -101,41 +131,29 @@ def bundled() -> list[str]:
     return sorted(f"tiny/{p.parent.name}" for p in BUNDLED.glob("*/config.json"))
 
 
-def load_network(place: str, choice: ModelChoice, device: torch.device | str) -> PreTrainedModel:
-    """The network alone. Safetensors only: a pickle checkpoint can run code and is never opened."""
-    published = read_published(place)
-    family = family_of(published)
-    try:
-        model, report = family.model_class.from_pretrained(
-            place,
-            config=family.read_config(published),
-            dtype=getattr(torch, choice.dtype),
-            attn_implementation=choice.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as cause:
-        raise CheckpointError(
-            f"the weights at {place!r} cannot be read: {_first_line(cause)}; they must be complete safetensors files "
-            "that fit config.json; copy or download them again"
-        ) from cause
-    lost = {name: sorted(report[name])[:3] for name in ("missing_keys", "unexpected_keys") if report[name]}
-    if lost:
-        raise CheckpointError(f"the weights at {place!r} do not fit config.json: {lost}; is the checkpoint complete?")
-    return model.to(device)  # type: ignore[arg-type]
+def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer.
 
-
-def save_policy(policy: MaskedPolicy, folder: Path, base: str) -> None:
-    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer."""
+    `state` are the weights to write where the model does not hold them itself (models/sharding.py).
+    """
+    given: dict[str, Any] = {} if state is None else {"state_dict": state}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]
             config.base_model_name_or_path = base
-        policy.model.save_pretrained(str(folder))  # type: ignore[operator]
+        # "auto" would read the base's config.json by its model_type, which may name another class than ours.
+        policy.model.save_pretrained(str(folder), save_embedding_layers=False, **given)  # type: ignore[operator]
+        record = {"base": base, "base_fingerprint": policy.base_fingerprint, "precision": policy.precision}
+        write_record(folder, {**record, DIFFUSION: policy.published.get(DIFFUSION, {})})
     else:
-        policy.core.save_pretrained(folder)
-        (folder / "config.json").write_text(json.dumps(policy.published, indent=2) + "\n")
-        (folder / "generation_config.json").unlink(missing_ok=True)
+        save_network(policy, folder, given)
     policy.tokenizer.save_pretrained(folder)
+
+
+def save_network(policy: MaskedPolicy, folder: Path, given: Mapping[str, Any] | None = None) -> None:
+    """The network's weights, or those that are given, under their published names, and the published config.json."""
+    policy.core.save_pretrained(folder, **(given or {}))
+    (folder / "config.json").write_text(json.dumps(policy.published, indent=2) + "\n")
+    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def _load_tokenizer(place: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -144,27 +162,6 @@ def _load_tokenizer(place: str, config: PreTrainedConfig) -> PreTrainedTokenizer
         return AutoTokenizer.from_pretrained(place, config=config, padding_side="left")
     except (OSError, ValueError, KeyError) as cause:
         raise CheckpointError(
-            f"no readable tokenizer at {place!r}: {_first_line(cause)}; tokenizer.json and tokenizer_config.json "
+            f"no readable tokenizer at {place!r}: {first_line(cause)}; tokenizer.json and tokenizer_config.json "
             "belong beside config.json"
         ) from cause
-
-
-def _with_lora(
-    model: PreTrainedModel, lora: LoRA | None, adapter: Path | None, base: str, seed: int
-) -> torch.nn.Module:
-    from peft import LoraConfig, PeftModel, get_peft_model  # seconds to import, and full fine-tuning needs none of it
-
-    if adapter:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-    assert lora is not None
-    targets = family_of({"model_type": model.config.model_type}).lora_targets[lora.targets]
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets), lora_dropout=0.0, base_model_name_or_path=base
-    )
-    with torch.random.fork_rng():  # peft draws its first weights from the global generator; put it back after
-        torch.random.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[return-value]
-
-
-def _first_line(cause: BaseException) -> str:
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

@@ -11,9 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stipule.errors import CheckpointError
+from stipule.errors import CheckpointError, StipuleError
+from stipule.models.families import family_of
+from stipule.models.ids import check_ids
 from stipule.types import Prompts
 
 Turns = str | Sequence[Mapping[str, str]]
@@ -33,7 +36,7 @@ class Policy(Protocol):
     @property
     def vocabulary(self) -> int: ...
     def encode(self, prompts: Sequence[Turns]) -> Prompts: ...
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]: ...
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]: ...
     def states(
         self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None, at: Bool[Tensor, "N T"], count: int | None
     ) -> Float[Tensor, "M D"]: ...
@@ -51,9 +54,9 @@ class Policy(Protocol):
 class MaskedPolicy:
     """A transformers network with its tokenizer, as a `Policy`.
 
-    Dropout is always off (the ratio of eq. 4 must be 1 when nothing has changed). Float32 weights run in float32, or
-    in bfloat16 autocast when `autocast` is set; sampling, scoring and training go through the same switch, so that
-    their log-probabilities agree.
+    It stays in evaluation mode, so that dropout is off (the ratio of eq. 4 must be 1 when nothing has changed), except
+    within `updating`. Float32 weights run in float32, or in bfloat16 autocast when `autocast` is set; sampling,
+    scoring and training go through the same switch, so that their log-probabilities agree.
     """
 
     def __init__(
@@ -68,8 +71,14 @@ class MaskedPolicy:
         self.published = dict(published)  # config.json as it was found: it is written back unchanged
         self.autocast = autocast
         self.frozen: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.base_fingerprint = ""  # of the weights that adapters are trained on; set by load_policy
+        self.precision = "float32"  # how the base's weights are held, in a word
+        self.family = family_of(published)
+        self.sharded = False  # weights are spread over ranks (models/sharding.py)
         self._pieces: dict[int, str] = {}
-        self.mask_id, self.eos_id, self.pad_id = check_ids(published, tokenizer)
+        config = self.core.config
+        self._first = self.family.first_position(config)
+        self.mask_id, self.eos_id, self.pad_id = check_ids(published, tokenizer, self.family, config.vocab_size)
 
     @property
     def core(self) -> PreTrainedModel:
@@ -86,34 +95,59 @@ class MaskedPolicy:
         return self.core.config.vocab_size
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that an optimizer may change, by name."""
+        """The parameters that an optimizer may change, by name; this rank's shards of them where they are sharded."""
+        for module in self.model.modules() if self.sharded else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # gathered weights stand in the shards' place until then
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def encode(self, prompts: Sequence[Turns]) -> Prompts:
         """Chat template where the tokenizer has one, then left padding to the longest.
 
-        Raises CheckpointError for a conversation where the tokenizer has no chat template.
+        Raises CheckpointError for a conversation where the tokenizer has no chat template, StipuleError for words that
+        the tokenizer has no tokens for.
         """
-        rows = [self._encode(prompt) for prompt in prompts]
+        try:
+            rows = [self._encode(prompt) for prompt in prompts]
+        except CheckpointError:
+            raise
+        except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
+            raise StipuleError(
+                f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
+                "base knows the words of its own task alone"
+            ) from cause
+        return self._padded(rows)
+
+    def encode_raw(self, texts: Sequence[str]) -> Prompts:
+        """The texts as they are, without a chat template, then left padding to the longest."""
+        return self._padded([self.tokenizer(text)["input_ids"] for text in texts])
+
+    def _padded(self, rows: Sequence[list[int]]) -> Prompts:
         longest = max(map(len, rows))
         tokens = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
         return Prompts(tokens.to(self.device), mask.to(self.device))
 
     def _encode(self, prompt: Turns) -> list[int]:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        # A last message of the assistant's is the start of its response: it follows the template's own header.
+        begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        start = self.tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
         if self.tokenizer.chat_template is None:
-            if not isinstance(prompt, str):
+            if len(turns) > 1 or not turns:
                 raise CheckpointError(
                     "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
                     "strings, or a tokenizer with a template"
                 )
-            return self.tokenizer(prompt)["input_ids"]
-        turn = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)  # type: ignore
+            return [*self.tokenizer(turns[0]["content"])["input_ids"], *start]
+        encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return [*encoded, *start]
 
-    def decode(self, tokens: Int[Tensor, "B L"]) -> list[str]:
-        """The text of each row up to its first end-of-text, without special tokens."""
-        rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in tokens.tolist()]
+    def decode(self, tokens: Int[Tensor, "B L"], cut: bool = True) -> list[str]:
+        """The text of each row up to its first end-of-text, without special tokens; without `cut`, all of it."""
+        rows = tokens.tolist()
+        if cut:
+            rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in rows]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
@@ -130,7 +164,8 @@ class MaskedPolicy:
         """A short hash of the weights without adapters, from names, shapes and a sample of each tensor."""
         digest = hashlib.sha256()
         for name, parameter in self.core.named_parameters():
-            if "lora_" not in name:
+            # Matrices in 4 bits are packed anew by the first call on some processors, and are left out.
+            if "lora_" not in name and parameter.is_floating_point():
                 flat = parameter.detach().flatten()
                 sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
                 digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
@@ -154,20 +189,35 @@ class MaskedPolicy:
         `attend` is True on real tokens; None says that all are, and lets attention take its fast path. `count` is the
         number of True in `at`: a caller that knows it spares an accelerator one wait for the device.
         """
-        # Positions count real tokens, so that padding shifts nothing.
-        positions = None if attend is None else (attend.long().cumsum(-1) - 1).clamp(min=0)
+        positions = self._positions(tokens, attend)
         with self._precision():
             hidden = self.core.base_model(
                 input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False
             ).last_hidden_state
         flags = at.flatten()
-        index = flags.nonzero() if count is None else torch.nonzero_static(flags, size=count)
-        return hidden.flatten(0, 1).index_select(0, index[:, 0])
+        index = (flags.nonzero() if count is None else torch.nonzero_static(flags, size=count))[:, 0]
+        if self.family.shift:
+            index = index - self._has_left(tokens, attend).flatten()[index].long()
+        return hidden.flatten(0, 1).index_select(0, index.to(hidden.device)).to(tokens.device)
+
+    def _positions(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Int[Tensor, "N T"] | None:
+        """Positions count real tokens, so that padding shifts nothing; None where the network counts so by itself."""
+        if attend is None:
+            if not self._first:
+                return None
+            attend = torch.ones_like(tokens, dtype=torch.bool)
+        return (attend.long().cumsum(-1) - 1).clamp(min=0) + self._first
+
+    def _has_left(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Bool[Tensor, "N T"]:
+        """Where a shifted network has a real token to the left that predicts this one; the first predicts itself."""
+        left = torch.ones_like(tokens, dtype=torch.bool) if attend is None else attend.roll(1, 1)
+        left[:, 0] = False
+        return left
 
     def head(self, states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Logits in float32 of hidden states."""
         with self._precision():
-            return self.core.get_output_embeddings()(states).float()
+            return self.family.head(self.core, states).float().to(self.device)
 
     def logits(
         self,
@@ -194,33 +244,23 @@ class MaskedPolicy:
         finally:
             self.model = current
 
+    @contextmanager
+    def updating(self, noise: torch.Generator) -> Iterator[None]:
+        """Within, gradients are wanted: adapters drop out by `noise`, and activations are kept as the recipe says.
+
+        Everything else is as outside: every other dropout is 0 (models/families).
+        """
+        self.model.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):  # dropout reads the global generator; put it back after
+                torch.random.manual_seed(noise.initial_seed())
+                yield
+        finally:
+            self.model.eval()
+
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
-
-
-def check_ids(published: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
-    """Mask, end-of-text and padding id of a checkpoint; raises CheckpointError unless they can be right."""
-    mask = published.get("mask_token_id", tokenizer.mask_token_id)
-    eos = published.get("eos_token_id", tokenizer.eos_token_id)
-    pad = published.get("pad_token_id", eos)
-    size = published.get("embedding_size") or published["vocab_size"]
-    for name, found in (("mask", mask), ("eos", eos), ("pad", pad)):
-        if not isinstance(found, int) or not 0 <= found < min(size, len(tokenizer)):
-            raise CheckpointError(
-                f"the {name} token id is {found!r}; it must be an id of the tokenizer ({len(tokenizer)} tokens) and of "
-                f"the embedding ({size} rows); set {name}_token_id in config.json"
-            )
-    if mask in (eos, pad):
-        raise CheckpointError(
-            f"mask id and end / padding id are both {mask}; a masked diffusion model needs a mask token of its own; "
-            "set mask_token_id in config.json"
-        )
-    if tokenizer.eos_token_id not in (None, eos):
-        raise CheckpointError(
-            f"config.json says eos_token_id = {eos}, the tokenizer {tokenizer.eos_token_id}; they must agree, or "
-            "responses would never end; were the two files taken from different models?"
-        )
-    return mask, eos, pad
 
 
 def check_bidirectional(policy: MaskedPolicy) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from stipule.errors import CheckpointError
+from stipule.plan.shape import published_config
 from stipule.training.cost import memory_held, step_cost
 from stipule.training.settings import Recipe
 
@@ -20,7 +21,7 @@ def cost_table(recipe: Recipe) -> Table:
     for name in ("rollout", "score", "update", "total"):
         table.add_row(name, f"{getattr(cost, name):,}")
     try:
-        held = memory_held(recipe)
+        held = memory_held(recipe, published_config(recipe.model.path)[0])
     except CheckpointError:
         table.add_row("memory", f"not known: {recipe.model.path} is not on this machine")
         return table

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.models.policy import Policy
+from stipule.models.sharding import goes_on, idle_call, is_sharded
+from stipule.rollouts.pick import pick
 from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import Plan, check_schedule, plan
 from stipule.types import Prompts, Responses
@@ -30,7 +32,13 @@ class Sampler(Protocol):
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise: ...
     def __call__(
-        self, policy: Policy, prompts: Prompts, noise: Noise, anchors: Anchors | None = None, temporal: Temporal = ...
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None = None,
+        temporal: Temporal = ...,
+        at_once: int | None = None,
     ) -> Responses: ...
 
 
@@ -69,16 +77,28 @@ class BlockDenoiser:
         noise: Noise,
         anchors: Anchors | None = None,
         temporal: Temporal = Temporal(),  # noqa: B008 (frozen)
+        at_once: int | None = None,
     ) -> Responses:
-        """Denoises a batch. Spends exactly the planned calls on each row, or fewer where a row ends early."""
-        with torch.inference_mode():
-            finished = self._denoise(policy, prompts, noise, anchors, temporal)
+        """Denoises a batch. Spends exactly the planned calls on each row, or fewer where a row ends early.
+
+        At most `at_once` rows (None: all) share a model call; a row that finishes makes room for the next. Who shares
+        a call with whom changes no row.
+        """
+        # Sharded weights are gathered for every call, and what inference mode gathers cannot be trained afterwards.
+        with torch.no_grad() if is_sharded(policy) else torch.inference_mode():
+            finished = self._denoise(policy, prompts, noise, anchors, temporal, at_once)
         return finished.map(torch.clone)  # out of inference mode, so that autograd accepts them
 
     def _denoise(
-        self, policy: Policy, prompts: Prompts, noise: Noise, anchors: Anchors | None, temporal: Temporal
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None,
+        temporal: Temporal,
+        at_once: int | None,
     ) -> Responses:
-        device, rows = policy.device, prompts.tokens.shape[0]
+        device, (rows, prompt_width) = policy.device, prompts.tokens.shape
         tokens = torch.full((rows, self.length), policy.mask_id, device=device)
         fixed = torch.zeros_like(tokens, dtype=torch.bool)
         if anchors is not None:  # stage 1, eq. 5
@@ -90,35 +110,53 @@ class BlockDenoiser:
         confidence = torch.zeros_like(tokens, dtype=torch.float32)
         forwards = torch.zeros(rows, dtype=torch.long, device=device)
         uniform, order = noise.uniform.to(device), noise.order.to(device)
-        padded = not bool(prompts.mask.all())
 
+        # The schedule is known on the host, so that no call waits for the device: only a completed block does, where
+        # rows may end early.
         plans = self._plans(masked, temporal)
-        going = torch.arange(rows)  # rows still denoising, known on the host: no call waits for the device
-        call = 0
-        while len(going := going[plans.calls[going] > call]):
-            at = going.to(device)
-            quota = plans.quotas[going, call].to(device)
-            hidden = masked[at]
+        spent = torch.zeros(rows, dtype=torch.long)
+        prompt_length = prompts.mask.sum(1).cpu()
+        waiting = prompt_length.argsort(descending=True, stable=True)  # rows of similar length meet: little padding
+        waiting = waiting[plans.calls[waiting] > 0]
+        while goes_on(policy, len(waiting) > 0):
+            going = waiting[:at_once]
+            if not len(going):  # under sharded weights every rank makes every call
+                idle_call(policy)
+                continue
+            call = spent[going]
+            longest = int(prompt_length[going].max())
+            padded = bool((prompt_length[going] < longest).any())
+            scheduled = torch.stack([going, call, plans.quotas[going, call], plans.argmax[going, call].long()])
+            at, call_of, quota, argmax = scheduled.to(device)
+            hidden, width = masked[at], int(plans.widths[going, call].sum())
             window = _window(hidden, quota, self.block)
-            canvas = torch.cat([prompts.tokens[at], tokens[at]], 1)
-            attend = torch.cat([prompts.mask[at], torch.ones_like(hidden)], 1) if padded else None
-            asked = torch.cat([torch.zeros_like(prompts.mask[at]), window], 1)
-            logits = policy.logits(canvas, attend, asked, int(plans.widths[going, call].sum()))
+            if self.order == "random":  # which positions a call commits is known before it: only they meet the head
+                window, width = _best(order[at], window, block_of, quota), int(plans.quotas[going, call].sum())
 
-            greedy = plans.argmax[going, call].to(device)[:, None].expand_as(window)[window]
+            prompt, real = (t[at, prompt_width - longest :] for t in (prompts.tokens, prompts.mask))
+            attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
+            asked = torch.cat([torch.zeros_like(real), window], 1)
+            logits = policy.logits(torch.cat([prompt, tokens[at]], 1), attend, asked, width)
+
+            row, position = torch.nonzero_static(window, size=width).unbind(1)
             token, probability = pick(
-                logits, uniform[call % len(uniform)][at][window], self.temperature, greedy, policy.mask_id
+                logits,
+                uniform[(call_of % len(uniform))[row], at[row], position],
+                self.temperature,
+                argmax[row].bool() if bool(plans.argmax[going, call].any()) else None,
+                policy.mask_id,
             )
-            candidate = torch.zeros_like(canvas[:, -self.length :]).masked_scatter(window, token)
+            candidate = torch.zeros_like(tokens[at]).masked_scatter(window, token)
             certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
-            priority = certain if self.order == "low_confidence" else order[at]
-            commit = _best(priority, window, block_of, quota)
+            commit = window if self.order == "random" else _best(certain, window, block_of, quota)
 
             tokens[at] = torch.where(commit, candidate, tokens[at])
             confidence[at] = torch.where(commit, certain, confidence[at])
-            revealed[at] = torch.where(commit, call, revealed[at])
+            revealed[at] = torch.where(commit, call_of[:, None], revealed[at])
             masked[at] = hidden & ~commit
             forwards[at] += 1
+            spent[going] += 1
+            done = spent[going] == plans.calls[going]
 
             if self.early_end and plans.block_completed(going, call):
                 finished_blocks = plans.completed[going, call].to(device)
@@ -126,10 +164,10 @@ class BlockDenoiser:
                 ended = ends.any(1)
                 rest = masked[at] & ended[:, None]
                 tokens[at] = tokens[at].masked_fill(rest, policy.eos_id)
-                revealed[at] = revealed[at].masked_fill(rest, call)
+                revealed[at] = torch.where(rest, call_of[:, None], revealed[at])
                 masked[at] &= ~ended[:, None]
-                going = going[~ended.cpu()]
-            call += 1
+                done |= ended.cpu()
+            waiting = torch.cat([going[~done], waiting[len(going) :]])
 
         after_end = (tokens == policy.eos_id).long().cumsum(1) - (tokens == policy.eos_id).long()
         return Responses(
@@ -144,7 +182,7 @@ class BlockDenoiser:
         )
 
     def _plans(self, masked: Bool[Tensor, "B L"], temporal: Temporal) -> _Plans:
-        patterns = masked.unflatten(1, (-1, self.block)).sum(2).cpu()  # the one wait for the device before the calls
+        patterns = masked.unflatten(1, (-1, self.block)).sum(2).cpu()
         distinct, which = torch.unique(patterns, dim=0, return_inverse=True)
         return _Plans.stack(
             [
@@ -167,48 +205,24 @@ class _Plans:
 
     @staticmethod
     def stack(plans: list[Plan], which: Int[Tensor, " B"]) -> _Plans:
-        longest = max(p.forwards for p in plans)
+        longest = max((p.forwards for p in plans), default=0)
 
         def table(rows: list[tuple[int, ...]]) -> Tensor:
-            return torch.tensor([row + (0,) * (longest - len(row)) for row in rows], dtype=torch.long)[which]
+            filled = [row + (0,) * (longest - len(row)) for row in rows]
+            return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)[which]
 
         return _Plans(
-            torch.tensor([p.forwards for p in plans])[which],
+            torch.tensor([p.forwards for p in plans], dtype=torch.long)[which],
             table([p.quotas for p in plans]),
             table([p.argmax for p in plans]).bool(),
             table([p.widths for p in plans]),
             table([p.completed for p in plans]),
         )
 
-    def block_completed(self, rows: Int[Tensor, " A"], call: int) -> bool:
+    def block_completed(self, rows: Int[Tensor, " A"], call: Int[Tensor, " A"]) -> bool:
         """Whether this call fills the last mask of some row's block: only then can a row have ended."""
-        before = self.completed[rows, call - 1] if call else 0
+        before = torch.where(call > 0, self.completed[rows, (call - 1).clamp(min=0)], 0)
         return bool((self.completed[rows, call] > before).any())
-
-
-def pick(
-    logits: Float[Tensor, "M V"],
-    uniform: Float[Tensor, " M"],
-    temperature: float,
-    greedy: Bool[Tensor, " M"],
-    mask_id: int,
-) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
-    """A token for every position, and its probability under the model (temperature 1, before any noise).
-
-    The token is the `uniform` quantile of softmax(logits / temperature), or the argmax where `greedy` or the
-    temperature is 0. The mask token is never picked: it is not text.
-    """
-    logits = logits.index_fill(1, torch.tensor([mask_id], device=logits.device), float("-inf"))
-    probability = logits.softmax(1)
-    token = logits.argmax(1)
-    if temperature > 0:
-        tempered = probability if temperature == 1 else (logits / temperature).softmax(1)
-        cumulative = tempered.cumsum(1)
-        # The sum of a large vocabulary is 1 only up to rounding: scale the uniform to it. `right` skips tokens of
-        # probability 0.
-        quantile = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        token = torch.where(greedy, token, quantile.clamp(max=logits.shape[1] - 1))
-    return token, probability.gather(1, token[:, None])[:, 0]
 
 
 def _window(hidden: Bool[Tensor, "A L"], quota: Int[Tensor, " A"], block: int) -> Bool[Tensor, "A L"]:

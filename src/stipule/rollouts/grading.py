@@ -28,7 +28,7 @@ def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Grad
 
     Raises RewardError if a reward is not a finite number.
     """
-    if isinstance(task, BatchGrader):
+    if isinstance(task, BatchGrader) and texts:
         grades = task.grade_all(problems, texts)
     else:
         grades = [task.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
@@ -39,4 +39,16 @@ def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> Grad
             f"the reward of {problems[row].key!r} is {grades[row].reward}; rewards must be finite numbers; "
             f"the response was {texts[row]!r}"
         )
-    return Graded(list(texts), grades, reward, torch.tensor([g.correct for g in grades]))
+    return Graded(list(texts), grades, reward, torch.tensor([g.correct for g in grades], dtype=torch.bool))
+
+
+def join_graded(parts: Sequence[Graded]) -> Graded:
+    """The rows of several batches, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Graded(
+        [text for part in parts for text in part.texts],
+        [one for part in parts for one in part.grades],
+        torch.cat([part.reward for part in parts]),
+        torch.cat([part.correct for part in parts]),
+    )

@@ -2,13 +2,18 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import combinations
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from stipule.tasks.answers import ANSWER_FORMAT, CLOSE, OPEN, answer_spans, answer_text, merge_spans
+from stipule.errors import RecipeError
+from stipule.tasks.answers import answer_spans, answer_text, merge_spans
+from stipule.tasks.boxes import box_spans, last_box
+from stipule.tasks.countdown_workings import DELIMITER, Worked, add_up, combine, solve
+from stipule.tasks.d1_answers import countdown_right
+from stipule.tasks.d1_rewards import COUNTDOWN_WEIGHTS, countdown_parts
+from stipule.tasks.dataset import read_problems, refuse_overlap
 from stipule.tasks.expressions import parse_expression, spans_with_all
 from stipule.tasks.problem import (
     Grade,
@@ -21,42 +26,43 @@ from stipule.tasks.problem import (
     check_split,
     distinct_problems,
 )
+from stipule.tasks.rows import column
+from stipule.tasks.weights import check_grading, chosen_weights, total
+from stipule.tasks.wording import in_format, prefill, worded
 
-DELIMITER = ":"  # compact responses: steps, delimiter, expression
 TRAIN_SHARE = 0.8
-WELL_FORMED_REWARD = 0.1
+STRICT_WEIGHTS = {"solved": 0.9, "format": 0.1}
 
-_D1_PROMPT = """\
-{format}
-
-You are given a list of numbers and a target. Write an arithmetic expression whose value is the target. Use every \
-number of the list exactly once, and nothing but these numbers, the operators +, -, *, / and parentheses. The answer \
-is the expression alone, without an equals sign. For example, for the numbers [2, 3, 4] and the target 5:
-<answer>
-2*4-3
-</answer>
-
-Numbers: {numbers}
-Target: {target}"""
+# What a box may write for the four signs.
+_SIGNS = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("×", "*"), ("÷", "/"), ("−", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Countdown:
     """Countdown.
 
-    prompt: "d1" is d1's format (Zhao et al. 2025: instruction and one worked example; answer in tags) in our words;
-    "compact" is `3,7,12=24` with ascending numbers, answered by `7*3=21;...:expression`, for models that know nothing
-    else.
+    prompt: "d1" is d1's training format (Zhao et al. 2025: instruction and one worked example; answer in tags),
+    "d1_eval" that of its evaluation, which asks for a \\boxed{} and starts the response with <reasoning>, "stipule"
+    ours, all in our words (tasks/prompts); "compact" is `3,7,12=24` with ascending numbers, answered by
+    `7*3=21;...:expression`, for models that know nothing else.
+    grading: "strict" is exact; "d1" is the published evaluation's rule, and its training reward (docs/grading.md).
+    train, test: files of JSON lines or CSV with input ("3,7,12") and output, or nums and target, or a name on the hub
+    (Jiayi-Pan/Countdown-Tasks-3to4); of these the first train_problems or test_problems of `numbers` numbers. None
+    draws puzzles, of other numbers than any in the other split.
     numbers, largest: how many numbers, each uniform in [1, largest]; a number may repeat.
     target: least and greatest target.
     operations: what puzzles and demonstrations are made with; an answer may always use all four.
     habit: share of hasty demonstrations; only pre-training of a tiny base reads it.
+    weights: of the parts; strict: solved 0.9, format 0.1; d1: solved 0.9, attempt 0.1.
     A puzzle is the value of a random expression of which every step, the last included, is a whole number in
     [1, bound]; so all puzzles can be solved.  No multiset of numbers is in both splits.
     """
 
     kind: Literal["countdown"] = "countdown"
-    prompt: Literal["d1", "compact"] = "d1"
+    prompt: Literal["d1", "d1_eval", "stipule", "compact"] = "d1"
+    grading: Literal["strict", "d1"] = "strict"
+    train: str | None = None
+    test: str | None = None
     numbers: Literal[3, 4] = 3
     largest: int = 100
     target: tuple[int, int] = (1, 100)
@@ -65,8 +71,11 @@ class Countdown:
     test_problems: int = 512
     seed: int = 0
     habit: float = 0.7
+    weights: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        check_grading(self.grading, self.prompt)
+        chosen_weights(self.weights, self._defaults)
         check_range("task.numbers", self.numbers, "how many numbers a puzzle gives", 3, 4, 3)
         check_range("task.largest", self.largest, "the greatest number a puzzle may give", 1, 1000, 100)
         check_range("task.target", self.target, "the least and greatest target", 1, 4000, (1, 100))
@@ -75,6 +84,10 @@ class Countdown:
     @property
     def name(self) -> str:
         return self.kind
+
+    @property
+    def _defaults(self) -> Mapping[str, float]:
+        return COUNTDOWN_WEIGHTS if self.grading == "d1" else STRICT_WEIGHTS
 
     @property
     def bound(self) -> int:
@@ -102,36 +115,62 @@ class Countdown:
         """The problem of reaching `target` with `numbers`, asked in the order given; the key ignores the order."""
         listed = ",".join(map(str, numbers))
         text = f"{listed}={target}"
-        if self.prompt == "d1":
-            text = _D1_PROMPT.format(format=ANSWER_FORMAT, numbers=list(numbers), target=target)
+        if self.prompt != "compact":
+            text = worded(self.kind, self.prompt, numbers=list(numbers), target=target)
         key = f"countdown:{','.join(map(str, sorted(numbers)))}={target}"
-        return Problem(key, text, {"numbers": tuple(numbers), "target": target})
+        data = {"numbers": tuple(numbers), "target": target}
+        return Problem(key, text, data, prefill=prefill(self.prompt))
+
+    def read(self, where: str, row: Any) -> Problem | None:
+        """The problem of a row, None if it has another count of numbers; RecipeError if it is none."""
+        numbers, target = column(where, row, "input", "nums", "numbers"), column(where, row, "output", "target")
+        try:
+            numbers = numbers.split(",") if isinstance(numbers, str) else numbers
+            numbers, target = [int(number) for number in numbers], int(target)
+        except (TypeError, ValueError) as cause:
+            raise RecipeError(
+                f"{where} has the numbers {numbers!r} and the target {target!r}; they must be whole numbers such as "
+                '"30,100,93" and "23"; correct it'
+            ) from cause
+        return self.problem(numbers, target) if len(numbers) == self.numbers else None
 
     def grade(self, problem: Problem, response: str) -> Grade:
-        """1 if the answer is an expression of exactly the given numbers with the target's value.
+        """strict: solved = an expression of exactly the given numbers with the target's value; format = of exactly
+        the given numbers, whatever its value (a division by zero has none).
 
-        0.1 if only the value is wrong (a division by zero has none), else 0.
-        parts: solved; format = worth at least 0.1.
+        So 1 if solved, 0.1 if only the value is wrong, else 0, with the default weights.
         """
-        if self.prompt == "compact":
-            answer: str | None = response.rpartition(DELIMITER)[2]
+        numbers, target = _numbers(problem), cast(int, problem.data["target"])
+        if self.grading == "d1":
+            solved = countdown_right(response, list(numbers), target)
+            parts = {"correct": float(solved), **countdown_parts(response, numbers, target)}
         else:
-            answer = answer_text(response)
-        expression = parse_expression(answer) if answer is not None else None
-        formed = expression is not None and expression.uses(_numbers(problem))
-        solved = formed and expression is not None and expression.value == cast(int, problem.data["target"])
-        parts = {"solved": float(solved), "format": float(formed)}
-        return Grade(1.0 if solved else WELL_FORMED_REWARD if formed else 0.0, parts, solved)
+            answer = self.answer(response)
+            expression = parse_expression(answer) if answer is not None else None
+            formed = expression is not None and expression.uses(numbers)
+            solved = formed and expression is not None and expression.value == target
+            parts = {"solved": float(solved), "format": float(formed)}
+        return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, solved)
+
+    def answer(self, response: str) -> str | None:
+        """What the strict rules take for the answer: after the delimiter, or tagged; a box may write LaTeX signs."""
+        if self.prompt == "compact":
+            return response.rpartition(DELIMITER)[2]
+        tagged = answer_text(response)
+        box = last_box(response if tagged is None else tagged)
+        for latex, sign in _SIGNS if box is not None else ():
+            box = cast(str, box).replace(latex, sign)
+        return tagged if box is None else box
 
     def protected(self, problem: Problem, response: str) -> list[Span]:
-        """The answer (tagged, or from the first delimiter on) and all arithmetic in which every number occurs.
+        """The answer (tagged, boxed, or from the first delimiter on) and all arithmetic in which every number occurs.
 
         All of a compact response that has no delimiter.
         """
         if self.prompt == "compact":
             answers = [(max(response.find(DELIMITER), 0), len(response))]
         else:
-            answers = answer_spans(response)
+            answers = [*answer_spans(response), *box_spans(response)]
         return merge_spans([*answers, *spans_with_all(response, _numbers(problem))])
 
     def reference(self, problem: Problem) -> str | None:
@@ -140,8 +179,8 @@ class Countdown:
         worked = solve(numbers, target, self.operations, self.bound)
         if worked is None or self.prompt == "compact":
             return worked.response if worked else None
-        steps = "\n".join(worked.steps)
-        return f"<reasoning>\n{steps}\n</reasoning>\n{OPEN}\n{worked.text}\n{CLOSE}"
+        answer = f"\\boxed{{{worked.text}}}" if self.prompt == "d1_eval" else worked.text
+        return in_format(self.prompt, "\n".join(worked.steps), answer)
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Compact (puzzle, steps and expression) pairs from training multisets.
@@ -169,66 +208,6 @@ class Countdown:
             yield self.problem(numbers, target).prompt, worked.response
 
 
-@dataclass(frozen=True, slots=True)
-class Worked:
-    """A value that was worked out: the expression and the steps that lead to it.
-
-    The greater operand always comes first, so that equal sums and products are written in one way only.
-    """
-
-    value: int
-    text: str
-    steps: tuple[str, ...] = ()
-
-    @property
-    def response(self) -> str:
-        return ";".join(self.steps) + DELIMITER + self.text
-
-    @property
-    def operand(self) -> str:
-        return f"({self.text})" if self.steps else self.text
-
-
-def combine(one: Worked, other: Worked, sign: str, bound: int) -> Worked | None:
-    """The next step with `sign`, or None if its value is not a whole number in [1, bound]."""
-    left, right = (one, other) if one.value >= other.value else (other, one)
-    if sign == "/" and left.value % right.value:
-        return None
-    values = {"+": left.value + right.value, "-": left.value - right.value, "*": left.value * right.value}
-    value = values[sign] if sign in values else left.value // right.value
-    if not 1 <= value <= bound:
-        return None
-    step = f"{left.value}{sign}{right.value}={value}"
-    return Worked(value, f"{left.operand}{sign}{right.operand}", (*left.steps, *right.steps, step))
-
-
-def workings(items: Sequence[Worked], operations: str, bound: int) -> Iterator[Worked]:
-    """Everything that can be worked out with all of `items`, in a fixed order."""
-    if len(items) == 1:
-        yield items[0]
-    for first, second in combinations(range(len(items)), 2):
-        rest = [item for index, item in enumerate(items) if index not in (first, second)]
-        for sign in operations:
-            step = combine(items[first], items[second], sign, bound)
-            if step is not None:
-                yield from workings([step, *rest], operations, bound)
-
-
-@lru_cache(maxsize=65_536)
-def solve(numbers: tuple[int, ...], target: int, operations: str, bound: int) -> Worked | None:
-    """The first way of reaching `target`: always the same one, which is easier to learn than any of several."""
-    items = [Worked(number, str(number)) for number in sorted(numbers, reverse=True)]
-    return next((worked for worked in workings(items, operations, bound) if worked.value == target), None)
-
-
-def add_up(numbers: Sequence[int], bound: int) -> Worked | None:
-    """The sum of all numbers, from left to right."""
-    total: Worked | None = Worked(numbers[0], str(numbers[0]))
-    for number in numbers[1:]:
-        total = total and combine(total, Worked(number, str(number)), "+", bound)
-    return total
-
-
 def draw_puzzle(task: Countdown, rng: random.Random, split: str) -> tuple[tuple[int, ...], int] | None:
     """Numbers of the split and the value of a random expression of them, or None if the draw does not fit."""
     numbers = [rng.randint(1, task.largest) for _ in range(task.numbers)]
@@ -253,11 +232,19 @@ def _numbers(problem: Problem) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _problems(task: Countdown, split: Literal["train", "test"]) -> tuple[Problem, ...]:
-    rng = random.Random(f"countdown {split} {task.seed}")
     count = task.train_problems if split == "train" else task.test_problems
+    source, other = (task.train, task.test) if split == "train" else (task.test, task.train)
+    # An evaluation on a file of one's own needs no training data.
+    elsewhere = read_problems(other, task.read) if other and (split == "train" or not source) else ()
+    if source:
+        read = read_problems(source, task.read, count)
+        refuse_overlap(read, elsewhere, f"task.train {task.train!r} and task.test {task.test!r}")
+        return read
+    rng = random.Random(f"countdown {split} {task.seed}")
+    taken = {tuple(sorted(_numbers(problem))) for problem in elsewhere}
 
     def draw() -> Problem | None:
         puzzle = draw_puzzle(task, rng, split)
-        return task.problem(*puzzle) if puzzle else None
+        return task.problem(*puzzle) if puzzle and tuple(sorted(puzzle[0])) not in taken else None
 
     return distinct_problems(draw, count, f"task.{split}_problems")

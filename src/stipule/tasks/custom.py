@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, merge_spans
 from stipule.tasks.problem import Grade, Problem, Span, check_split
 from stipule.tasks.rewards import Reward, reward_grades
+from stipule.tasks.rows import columns, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,9 @@ class Custom:
 @lru_cache(maxsize=8)
 def _problems(source: str) -> tuple[Problem, ...]:
     problems: dict[str, Problem] = {}
-    for where, row in _rows(source):
+    for where, row in rows(source):
         if not isinstance(row, Mapping) or "prompt" not in row:
-            raise RecipeError(f"{where} is not an object with a prompt column; known columns: {_columns(row)}")
+            raise RecipeError(f"{where} is not an object with a prompt column; known columns: {columns(row)}")
         prompt = row["prompt"]
         chat = isinstance(prompt, list) and prompt and all(_is_message(m) for m in prompt)
         if not chat and not isinstance(prompt, str):
@@ -95,31 +95,3 @@ def _problems(source: str) -> tuple[Problem, ...]:
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-
-
-def _columns(row: Any) -> str:
-    return ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-
-
-def _rows(source: str) -> Iterable[tuple[str, Any]]:
-    path = Path(source)
-    if path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                yield f"{source}, line {number}", json.loads(line)
-            except ValueError as cause:
-                raise RecipeError(f"{source}, line {number} is not JSON: {cause}") from cause
-        return
-    if source.endswith((".jsonl", ".json")) or source.count("/") != 1:
-        raise RecipeError(f"there is no file {source!r}; give JSON lines, or a name on the hub as owner/name:split")
-    try:
-        from datasets import load_dataset
-    except ImportError as cause:
-        raise RecipeError(f"{source!r} is on the hub, which needs datasets: pip install 'stipule[hub]'") from cause
-    name, _, split = source.partition(":")
-    try:
-        loaded = load_dataset(name, split=split or "train")
-    except Exception as cause:  # whatever the hub's client raises, the user needs to know which dataset it was
-        raise RecipeError(f"the dataset {source!r} cannot be loaded: {cause}") from cause
-    for number, row in enumerate(loaded):
-        yield f"{source}, row {number}", row

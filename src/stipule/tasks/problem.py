@@ -22,22 +22,33 @@ class Problem:
     prompt: the user's turn; the chat template is the model's business.
     data: what the grader needs, plain values only.
     messages: the whole conversation before the response, where it is more than the user's turn.
+    prefill: what the response starts after; it is given, not part of the response.
     """
 
     key: str
     prompt: str
     data: Mapping[str, object]
     messages: tuple[Mapping[str, str], ...] | None = None
+    prefill: str = ""
 
     @property
     def turns(self) -> "str | tuple[Mapping[str, str], ...]":
-        """What a policy encodes: the messages of a conversation where there are any, else the user's turn."""
-        return self.messages or self.prompt
+        """What a policy encodes: the messages of a conversation where there are any, else the user's turn.
+
+        A prefill is a last message of the assistant's, which the response goes on with.
+        """
+        if not self.prefill:
+            return self.messages or self.prompt
+        asked = self.messages or ({"role": "user", "content": self.prompt},)
+        return (*asked, {"role": "assistant", "content": self.prefill})
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a response is worth: the reward, its named parts (each in [0, 1]), and whether it is right."""
+    """What a response is worth: the reward, its named parts, and whether it is right.
+
+    Parts are shares of what can be had, in [0, 1]; only d1's own fines (tasks/d1_rewards.py) go below.
+    """
 
     reward: float
     parts: Mapping[str, float]

@@ -18,6 +18,7 @@ from stipule.rollouts.pruning import Spatial
 from stipule.tasks.problem import Problem
 from stipule.training.checkpoint import Progress
 from stipule.training.folder import RunFolder
+from stipule.training.ranks import Ranks
 from stipule.training.settings import Recipe
 from stipule.types import Responses
 
@@ -33,6 +34,11 @@ def check_source(spatial: Spatial) -> None:
         )
 
 
+def moving_anchors(recipe: Recipe) -> bool:
+    """Whether anchors are the last visit's responses, so that they change with the run."""
+    return recipe.pruning.spatial.source == "last_visit"
+
+
 def anchor_store(
     recipe: Recipe,
     folder: RunFolder,
@@ -41,6 +47,7 @@ def anchor_store(
     problems: Sequence[Problem],
     progress: Progress,
     watch: Watch,
+    ranks: Ranks,
 ) -> AnchorStore | None:
     """The static dataset: none, the run's own, one from elsewhere, or the last visit's responses.
 
@@ -57,13 +64,17 @@ def anchor_store(
     kept = Path(str(spatial.path)) if ready else folder.path / "anchors.safetensors"
     if place and not kept.exists():
         raise CheckpointError(f"{kept} is gone; a run cannot go on without the anchors it began with; start it anew")
-    if ready or place:
+    if not ready and not place and not ranks.first:  # the first rank makes it, the others read it
+        ranks.wait()
+        store = AnchorStore.load(kept, policy, length)
+    elif ready or place:
         # In a resumed run the policy has moved on from the model that the store was made with.
         store = AnchorStore.load(kept, policy, length, same_model=place is None)
     else:
         store = build_store(
             recipe, policy, problems, kept, lambda done, total: watch("anchors", {"done": done, "total": total})
         )
+        ranks.wait()
     progress.pregeneration_calls = store.model_calls
     return store
 

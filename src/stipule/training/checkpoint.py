@@ -15,6 +15,7 @@ from stipule.errors import CheckpointError
 from stipule.files import replace_folder
 from stipule.models.loading import save_policy
 from stipule.models.policy import MaskedPolicy
+from stipule.models.sharding import as_part, whole, whole_state
 from stipule.rollouts.anchors import AnchorStore
 
 
@@ -37,12 +38,19 @@ def save_checkpoint(
     base: str,
     keep: int,
     spare: Path | None = None,
+    writes: bool = True,
 ) -> None:
-    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep` and `spare`."""
+    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep` and `spare`.
+
+    Of many ranks one `writes`; under sharding all must call, for the whole of a tensor takes everyone's part.
+    """
+    state, moments = whole_state(policy), optimizer_tensors(policy, optimizer)
+    if not writes:
+        return
 
     def write(place: Path) -> None:
-        save_policy(policy, place / "model", base)
-        save_file(optimizer_tensors(policy, optimizer), place / "optimizer.safetensors")
+        save_policy(policy, place / "model", base, state)
+        save_file(moments, place / "optimizer.safetensors")
         if store is not None:
             store.save(place / "anchors.safetensors", policy)
         (place / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
@@ -69,7 +77,7 @@ def read_progress(place: Path) -> Progress:
 def optimizer_tensors(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """AdamW's state by parameter name: plain tensors, so no pickle is needed."""
     return {
-        f"{name}/{key}": value.contiguous()
+        f"{name}/{key}": whole(value).contiguous()
         for name, parameter in policy.trainable().items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -87,4 +95,4 @@ def load_optimizer(place: Path, policy: MaskedPolicy, optimizer: torch.optim.Opt
         if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
             raise CheckpointError(f"{place} was saved for another model: it has a state for {name} that does not fit")
         # AdamW keeps its step count on the CPU.
-        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else value
+        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else as_part(value, parameters[name])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stipule.models.families import family_of
-from stipule.models.loading import locate, read_published
-from stipule.rollouts.schedule import anchors_for, even_masks, plan
+from stipule.rollouts.schedule import Plan, anchors_for, even_masks, plan
 from stipule.training.settings import Recipe
 
 
@@ -27,10 +28,15 @@ class StepCost:
 
 def calls_per_response(recipe: Recipe) -> int:
     """The plan's calls for a full set of anchors, spread evenly over the blocks."""
+    return plan_of(recipe).forwards
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """What each call commits and looks at, for a full set of anchors spread evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
     masks = even_masks(sampler.length, sampler.block, anchors_for(pruning.spatial.ratio, sampler.length))
     temporal = pruning.temporal
-    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope).forwards
+    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope)
 
 
 def step_cost(recipe: Recipe) -> StepCost:
@@ -44,6 +50,12 @@ def step_cost(recipe: Recipe) -> StepCost:
     return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.updates)
 
 
+def looked_at(recipe: Recipe) -> tuple[int, ...]:
+    """Positions of a row that meet the LM head in each call: in random order it is known which ones are committed."""
+    schedule = plan_of(recipe)
+    return schedule.quotas if recipe.sampler.order == "random" else schedule.widths
+
+
 @dataclass(frozen=True)
 class Held:
     """Bytes that are held throughout training; activations and logits come on top."""
@@ -55,11 +67,10 @@ class Held:
     reference: int
 
 
-def memory_held(recipe: Recipe) -> Held:
-    """From `config.json` alone. Raises CheckpointError if that is not to be had."""
+def memory_held(recipe: Recipe, published: Mapping[str, Any]) -> Held:
+    """From the model's `config.json` alone."""
     import torch
 
-    published = read_published(locate(recipe.model.path))
     family = family_of(published)
     with torch.device("meta"):
         network = family.model_class(family.read_config(published))

@@ -8,23 +8,32 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from stipule.evidence.evaluate import evaluate
+from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
+from stipule.models.sharding import is_sharded
 from stipule.rollouts.anchors import AnchorStore
 from stipule.rollouts.denoise import Noise
-from stipule.rollouts.grading import Graded, grade
+from stipule.rollouts.grading import Graded, grade, join_graded
 from stipule.rollouts.pruning import Anchors, Pruning
 from stipule.streams import stream
 from stipule.tasks.problem import Problem
 from stipule.training.clock import Clock
+from stipule.training.ranks import Ranks
 from stipule.training.settings import Recipe
-from stipule.training.update import portions
 from stipule.types import Prompts, Responses
 
 
 def explore(
-    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], store: AnchorStore | None, step: int, clock: Clock
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    asked: Sequence[Problem],
+    store: AnchorStore | None,
+    step: int,
+    clock: Clock,
+    ranks: Ranks,
 ) -> tuple[Responses, Graded]:
-    """G graded responses to each problem.
+    """G graded responses to each problem, on every rank all of them.
 
     With `pruning.spatial.when: all_wrong` anchors are hints: every group is rolled out without them first, and those
     without a right response once more, with them. That costs calls instead of saving them.
@@ -34,9 +43,9 @@ def explore(
     hints = spatial.when == "all_wrong"
     with clock.part("rollout"):
         anchors = None if hints else place_anchors(recipe, store, asked, step)
-        responses = rollout(recipe, policy, prompts, anchors, step, "sample")
+        responses = rollout(recipe, policy, prompts, anchors, step, "sample", ranks)
         clock.calls["rollout"] = int(responses.forwards.sum())
-    graded = _graded(recipe, policy, asked, responses, clock)
+    graded = _graded(recipe, policy, asked, responses, clock, ranks)
     if not hints:
         return responses, graded
     wrong = ~graded.correct.view(-1, group).any(1)
@@ -44,21 +53,36 @@ def explore(
         rows = wrong.repeat_interleave(group).nonzero()[:, 0]
         with clock.part("rollout"):
             anchors = place_anchors(recipe, store, [p for p, w in zip(asked, wrong, strict=True) if w], step)
-            again = rollout(recipe, policy, prompts[rows.to(prompts.tokens.device)], anchors, step, "sample/hints")
+            again = rollout(
+                recipe, policy, prompts[rows.to(prompts.tokens.device)], anchors, step, "sample/hints", ranks
+            )
             clock.calls["rollout"] += int(again.forwards.sum())
         responses = _with_rows(responses, rows, again)
-        graded = _graded(recipe, policy, asked, responses, clock)
+        graded = _graded(recipe, policy, asked, responses, clock, ranks)
     return responses, graded
 
 
-def audit_step(recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], step: int) -> dict[str, float]:
+def audit_step(
+    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], step: int, ranks: Ranks
+) -> dict[str, float]:
     """The reward of the same problems without any pruning: what anchors give away shows in the difference."""
     clock, plain = Clock(policy.device), replace(recipe, pruning=Pruning())
-    responses, graded = explore(plain, policy, asked, None, step, clock)
+    responses, graded = explore(plain, policy, asked, None, step, clock, ranks)
     return {
         "audit/reward": float(graded.reward.mean()),
         "audit/solved": float(graded.correct.float().mean()),
         "audit/calls": int(responses.forwards.sum()),
+    }
+
+
+def held_out_step(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], ranks: Ranks) -> dict[str, float]:
+    """Greedy evaluation on held-out problems; each rank takes a part, all take everything where weights are sharded."""
+    part = slice(None) if is_sharded(policy) else ranks.share(len(problems))
+    found = evaluate(policy, recipe.task, problems[part], recipe.sampler, recipe.training.rollout_rows)
+    solved = torch.tensor(found.solved)
+    return {
+        "held_out/solved": found.solved if is_sharded(policy) else int(ranks.sum(solved)),
+        "held_out/total": len(problems),
     }
 
 
@@ -71,31 +95,47 @@ def place_anchors(recipe: Recipe, store: AnchorStore | None, asked: Sequence[Pro
 
 
 def rollout(
-    recipe: Recipe, policy: MaskedPolicy, prompts: Prompts, anchors: Anchors | None, step: int, purpose: str
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    prompts: Prompts,
+    anchors: Anchors | None,
+    step: int,
+    purpose: str,
+    ranks: Ranks,
 ) -> Responses:
-    """A response to each prompt. Noise is drawn for the whole step, so the portions change no response."""
+    """A response to each prompt; each rank makes those of its groups.
+
+    Noise is drawn for the whole step, so neither portions nor ranks change a response.
+    """
     settings, sampler = recipe.training, recipe.sampler
     rows = len(prompts.tokens)
     noise = sampler.draw(rows, stream(settings.seed, step, purpose))
-    parts = [
-        sampler(
+    part = ranks.share(rows, settings.group)
+    with merged(policy):
+        mine = sampler(
             policy,
             prompts[part],
             Noise(noise.uniform[:, part], noise.order[part]),
             None if anchors is None else Anchors(anchors.tokens[part], anchors.fixed[part]),
             recipe.pruning.temporal,
+            settings.rollout_rows,
         )
-        for part in portions(rows, settings.rollout_rows)
-    ]
-    return Responses.join(parts)
+    return ranks.join(mine)
 
 
 def _graded(
-    recipe: Recipe, policy: MaskedPolicy, asked: Sequence[Problem], responses: Responses, clock: Clock
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    asked: Sequence[Problem],
+    responses: Responses,
+    clock: Clock,
+    ranks: Ranks,
 ) -> Graded:
     repeated = [problem for problem in asked for _ in range(recipe.training.group)]
+    part = ranks.share(len(repeated), recipe.training.group)
     with clock.part("reward"):
-        return grade(recipe.task, repeated, policy.decode(responses.tokens))
+        mine = grade(recipe.task, repeated[part], policy.decode(responses.tokens[part]))
+        return join_graded(ranks.collect([mine]))
 
 
 def _with_rows(responses: Responses, rows: Tensor, others: Responses) -> Responses:

@@ -29,8 +29,13 @@ MAY_CHANGE = (
 class RunFolder:
     """Files of one run. Opening never overwrites: a folder with another run in it is refused."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+
+    @classmethod
+    def follow(cls, path: Path) -> RunFolder:
+        """The run as all ranks but the first see it: they read, and write nothing."""
+        return cls(path, writes=False)
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
@@ -72,6 +77,8 @@ class RunFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """One line a step: the record of the run."""
+        if not self.writes:
+            return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -90,13 +97,16 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps from `step` on: a resumed run takes them again."""
+        if not self.writes:
+            return
         kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
         replace_file(self.metrics, lambda p: p.write_text("".join(kept)))
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
         """The responses of one step, a line each."""
         path = self.path / "rollouts" / f"step-{step:06d}.jsonl"
-        replace_file(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        if self.writes:
+            replace_file(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
         return path
 
 

@@ -9,15 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from stipule.errors import DivergenceError, RecipeError, RewardError
-from stipule.evidence.evaluate import evaluate
 from stipule.models.loading import load_policy
 from stipule.models.policy import MaskedPolicy
+from stipule.models.sharding import parameter_groups, shard
 from stipule.streams import stream
 from stipule.tasks.problem import Problem
-from stipule.training.anchoring import Watch, anchor_store, check_source, remember
+from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember
 from stipule.training.checkpoint import (
     Progress,
     load_optimizer,
@@ -26,10 +25,11 @@ from stipule.training.checkpoint import (
     save_checkpoint,
 )
 from stipule.training.clock import Clock, peak_memory
-from stipule.training.explore import audit_step, explore
+from stipule.training.explore import audit_step, explore, held_out_step
 from stipule.training.folder import RunFolder
 from stipule.training.guard import Guard
 from stipule.training.interrupt import Interrupted, graceful
+from stipule.training.ranks import gather_ranks, sharding_asked
 from stipule.training.records import describe, records
 from stipule.training.settings import Recipe
 from stipule.training.tracking import Trackers, check_trackers
@@ -44,29 +44,35 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     and all randomness is a function of (seed, step, purpose).
     """
     settings = recipe.training
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise RecipeError("training runs in one process for now; start it without torchrun or accelerate launch")
-    place = newest_checkpoint(folder.checkpoints)
+    accelerator, ranks = gather_ranks(settings.problems)
+    place = ranks.collect([newest_checkpoint(folder.checkpoints)])[0]  # what the first rank sees, all begin with
     progress = read_progress(place) if place else Progress()
     folder.forget_after(progress.step)
 
     check_source(recipe.pruning.spatial)
     check_trackers(recipe.tracking)
+    sharding = sharding_asked()
+    if sharding and moving_anchors(recipe):
+        raise RecipeError(
+            "pruning.spatial.source is last_visit and the launch asks for sharded weights; such a store carries "
+            "a fingerprint of the weights, which no rank holds; set pruning.spatial.source=pregenerated, or launch "
+            "with recipes/launch/ddp.yaml"
+        )
     policy = _load(recipe, place, accelerator.device)
-    parameters = policy.trainable()
+    problems = recipe.task.problems("train")
+    held_out = recipe.task.problems("test")[: settings.evaluate_problems]
+    store = anchor_store(recipe, folder, place, policy, problems, progress, watch, ranks)
+    moving = store if moving_anchors(recipe) else None
+    if sharding and ranks.world > 1:
+        shard(policy, regather=sharding == "zero3")
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        parameter_groups(policy),
         lr=recipe.optimizer.learning_rate,
         betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
         weight_decay=recipe.optimizer.weight_decay,
     )
     if place:
         load_optimizer(place, policy, optimizer)
-    problems = recipe.task.problems("train")
-    held_out = recipe.task.problems("test")[: settings.evaluate_problems]
-    store = anchor_store(recipe, folder, place, policy, problems, progress, watch)
-    moving = store if recipe.pruning.spatial.source == "last_visit" else None
 
     guard = Guard(recipe.alarms, folder, watch)
 
@@ -80,6 +86,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             recipe.model.path,
             settings.keep,
             guard.last_good(),
+            ranks.first,
         )
         watch("saved", {"step": progress.step})
 
@@ -92,7 +99,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             repeated = [problem for problem in asked for _ in range(settings.group)]
 
             try:
-                responses, graded = explore(recipe, policy, asked, store, step, clock)  # eq. 5 to 9
+                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks)  # eq. 5 to 9
             except RewardError as cause:
                 guard.broken(step + 1, cause, "not_a_number")
                 raise
@@ -127,10 +134,9 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             if (memory := peak_memory(policy.device)) is not None:
                 line["memory/peak"] = memory
             if settings.audit_every and progress.step % settings.audit_every == 0:
-                line |= audit_step(recipe, policy, asked, step)
+                line |= audit_step(recipe, policy, asked, step, ranks)
             if settings.evaluate_every and progress.step % settings.evaluate_every == 0:
-                found = evaluate(policy, recipe.task, held_out, recipe.sampler, settings.rollout_rows)
-                line |= {"held_out/solved": found.solved, "held_out/total": found.total}
+                line |= held_out_step(recipe, policy, held_out, ranks)
             if settings.rollouts_every and progress.step % settings.rollouts_every == 0:
                 folder.write_rollouts(progress.step, records(repeated, responses, graded, advantage, policy.label))
             guard.check(line)
@@ -138,9 +144,10 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             mirrors.log(line)
             watch("step", line)
             guard.end_if_asked()
-            if progress.step % settings.save_every == 0 or progress.step == settings.steps or asked_to_stop():
+            stopping = ranks.any(asked_to_stop())
+            if progress.step % settings.save_every == 0 or progress.step == settings.steps or stopping:
                 save()
-            if asked_to_stop() and progress.step < settings.steps:
+            if stopping and progress.step < settings.steps:
                 raise Interrupted
     return progress
 
@@ -164,6 +171,16 @@ def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPol
         policy = load_policy(replace(choice, path=str(place / "model"), lora=None), device=device)
         if wanted:
             policy.frozen = load_policy(choice, reference=True, device=device).frozen
+    if choice.quantize and device.type == "cpu":
+        raise RecipeError(
+            f"model.quantize is {choice.quantize} on a CPU, where bitsandbytes' 4-bit matrices pass no gradient on; "
+            "train on a GPU, or leave model.quantize out; sampling and evaluation work on both"
+        )
     if choice.lora is None:
+        if choice.quantize:
+            raise RecipeError(
+                f"model.quantize is {choice.quantize} without model.lora; a 4-bit base is frozen and needs adapters to "
+                "train; add model.lora.rank=128, or leave model.quantize out"
+            )
         policy.model.requires_grad_(True)
     return policy

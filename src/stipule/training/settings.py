@@ -19,14 +19,17 @@ from stipule.objectives.policy_gradient import PolicyGradient
 from stipule.objectives.sequence import SequenceRatio
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Pruning
+from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.custom import Custom
+from stipule.tasks.gsm8k import Gsm8k
+from stipule.tasks.math import Math
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.alarms import Alarms
 from stipule.training.tracking import Tracker
 
 # The unions that `kind:` picks from. A new member is one name here.
-AnyTask = Sudoku | Countdown | Custom
+AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
 AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
 AnyCredit = GroupRelative | LeaveOneOut | Exponential
 AnyObjective = Grpo | SequenceRatio | PolicyGradient
@@ -65,10 +68,10 @@ class Training:
     """How much is done, in what portions, and what is kept."""
 
     steps: int = 1000  # RL steps
-    problems: int = 2  # a step; table 8: batch 6 x accumulation 2 / group 6, on each GPU
+    problems: int = 2  # a step, over all processes; table 8: batch 6 x accumulation 2 / group 6 on each GPU
     group: int = 6  # G, responses per problem (table 8)
     updates: int = 4  # mu, inner updates a step (table 8)
-    rollout_rows: int = 64  # responses denoised at once
+    rollout_rows: int = 64  # responses denoised at once in a process; as one ends, the next begins
     score_rows: int = 6  # responses scored at once, each with its K views; smaller needs less memory, changes no result
     seed: int = 42
     save_every: int = 100  # RL steps between checkpoints

@@ -1,22 +1,19 @@
-"""Model families: a stock transformers class made bidirectional, and the published names on both sides of it.
+"""LLaDA: a bidirectional Llama under other names (LLaDA-8B Base and Instruct, LLaDA 1.5, iLLaDA, MMaDA's text model).
 
-There is no modelling code here and no remote code: LLaDA-8B *is* a bidirectional Llama under other names (checked
-bit for bit in float32; see docs/decisions.md). A family says how to read a published `config.json`, how tensors are
-renamed when loading (transformers writes them back under the published names when saving), and which matrices LoRA
-adapts.
+Checked bit for bit in float32 (docs/decisions.md). Tensors are renamed when loading, and transformers writes them back
+under the published names when saving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from stipule.errors import CheckpointError
+from stipule.models.families.family import SEVEN, Family, require, require_fields
 
 
 class LladaConfig(LlamaConfig):
@@ -31,17 +28,8 @@ class LladaForMaskedLM(LlamaForCausalLM):
     config_class = LladaConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How one kind of published checkpoint becomes a stock transformers model, and back."""
-
-    model_class: type[PreTrainedModel]
-    read_config: Callable[[Mapping[str, Any]], PreTrainedConfig]  # published config.json -> transformers configuration
-    lora_targets: Mapping[str, tuple[str, ...]]  # recipe word -> module names
-
-
 # Published name -> stock name. Order matters: inside a block `ff_out` is the down projection, outside it is the head.
-_LLADA_BLOCK = {
+LLADA_BLOCK = {
     "attn_norm": "input_layernorm",
     "ff_norm": "post_attention_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -52,15 +40,15 @@ _LLADA_BLOCK = {
     "up_proj": "mlp.up_proj",
     "ff_out": "mlp.down_proj",
 }
-_LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
 
 register_checkpoint_conversion_mapping(
     "llada",
     [
         WeightRenaming(rf"^model\.transformer\.blocks\.(\d+)\.{published}\.", rf"model.layers.\1.{stock}.")
-        for published, stock in _LLADA_BLOCK.items()
+        for published, stock in LLADA_BLOCK.items()
     ]
-    + [WeightRenaming(rf"^model\.transformer\.{published}\.", f"{stock}.") for published, stock in _LLADA_TOP.items()],
+    + [WeightRenaming(rf"^model\.transformer\.{published}\.", f"{stock}.") for published, stock in LLADA_TOP.items()],
 )
 
 # Options of LLaDA's own code that a Llama cannot express, with the value every released checkpoint has.
@@ -84,21 +72,12 @@ def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
 
     Raises CheckpointError on fields that are missing or that a Llama cannot express.
     """
-    for field, needed in _LLADA_ONLY.items():
-        given = published.get(field, needed)
-        if given != needed and not (needed is None and given is False):
-            raise CheckpointError(
-                f"config.json has {field} = {given!r}; a LLaDA checkpoint is read as a stock Llama, which needs "
-                f"{needed!r}; this variant is not supported"
-            )
-    missing = [field for field in ("d_model", "n_heads", "n_layers", "vocab_size") if field not in published]
-    if missing:
-        raise CheckpointError(
-            f"config.json lacks {', '.join(missing)}; a LLaDA checkpoint carries them; was it edited?"
-        )
+    what = "a LLaDA checkpoint"
+    require(published, _LLADA_ONLY, f"{what} is read as a stock Llama")
+    require_fields(published, ("d_model", "n_heads", "n_layers", "vocab_size"), what)
     width = published["d_model"]
     return LladaConfig(
-        vocab_size=published.get("embedding_size") or published["vocab_size"],
+        vocab_size=_rows(published),
         hidden_size=width,
         intermediate_size=published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
         num_hidden_layers=published["n_layers"],
@@ -113,6 +92,11 @@ def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
         bos_token_id=None,
         is_causal=False,  # honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights
     )
+
+
+def _rows(published: Mapping[str, Any]) -> int:
+    """Rows of the embedding; MMaDA's grew by its image tokens, and its code names the new size apart."""
+    return published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
 
 
 def write_llada_config(
@@ -140,25 +124,14 @@ def write_llada_config(
     }
 
 
-FAMILIES: Mapping[str, Family] = {
-    "llada": Family(
-        model_class=LladaForMaskedLM,
-        read_config=read_llada_config,
-        lora_targets={
-            "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-            # What the published target list really hit on LLaDA's own module names (d1, SPG, wd1, ESPO).
-            "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
-        },
-    ),
-}
-
-
-def family_of(published: Mapping[str, Any]) -> Family:
-    """The family of a published `config.json`, chosen by its `model_type` and never by a path."""
-    kind = str(published.get("model_type"))
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"config.json says model_type = {kind!r}; supported are {', '.join(FAMILIES)}; "
-            "see CONTRIBUTING.md for how to add a family"
-        )
-    return FAMILIES[kind]
+LLADA = Family(
+    name="llada",
+    model_class=LladaForMaskedLM,
+    read_config=read_llada_config,
+    lora_targets={
+        "all": SEVEN,
+        # What the published target list really hits on LLaDA's own module names (d1, SPG, wd1, ESPO).
+        "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
+    },
+    mask_words=("<|mdm_mask|>",),
+)

@@ -1,0 +1,174 @@
+"""One whole RL step of LLaDA-8B's shape with random weights, for each method with and without STP.
+
+    python benchmarks/gpu_llada8b.py --json llada8b.json            # one 80 GB GPU, bfloat16, LoRA of rank 128
+    python benchmarks/gpu_llada8b.py --size tiny                    # the same program on a CPU, in seconds
+
+The recipes are recipes/llada-8b/math_*.yaml; only the weights (random), the prompts (random tokens) and the rewards
+(random, so that every group has an advantage) are not real. Reported: seconds by part, peak memory, model calls,
+tokens a second and the share of the measured rate of a matrix product, each beside what `stipule plan` counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stipule.models.families import write_llada_config
+from stipule.models.policy import MaskedPolicy
+from stipule.plan.devices import bytes_of
+from stipule.plan.rehearsal import rehearse
+from stipule.plan.shape import published_config, shape_of
+from stipule.plan.speed import matmul_rate
+from stipule.plan.standin import anchors_of, full_responses, prompts_of, stand_in, trained
+from stipule.plan.work import work_of
+from stipule.recipe import load_recipe
+from stipule.streams import stream
+from stipule.training.clock import Clock
+from stipule.training.explore import rollout
+from stipule.training.ranks import Ranks
+from stipule.training.settings import Recipe
+from stipule.training.update import learn
+
+METHODS = [f"{name}{stp}" for name in ("grpo_elbo", "diffu_grpo", "spg") for stp in ("", "_stp")]
+TINY_CONFIG = write_llada_config(
+    width=64, layers=2, heads=4, mlp=192, vocabulary=512, longest=512, mask=1, eos=0, pad=0
+)
+TINY = [
+    "model.dtype=float32", "model.lora.rank=4", "model.lora.alpha=2", "sampler.length=64", "sampler.steps=32",
+    "training.group=3", "training.updates=2",
+]  # fmt: skip
+PROMPT = {"8b": 200, "tiny": 16}
+
+
+def one_step(recipe: Recipe, policy: MaskedPolicy, prompt: int) -> dict[str, Any]:
+    """Rollout, scoring and updates of a step, timed by the loop's own clock."""
+    device, settings = policy.device, recipe.training
+    full = full_responses(recipe, prompt, padded=False, device=device)
+    prompts = prompts_of(full)
+    anchors = anchors_of(recipe, len(full)) if recipe.pruning.spatial.ratio > 0 else None
+    optimizer = torch.optim.AdamW(trained(policy), lr=recipe.optimizer.learning_rate)
+    clock, accelerator = Clock(device), Accelerator(cpu=device.type == "cpu")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    with clock.part("rollout"):
+        responses = rollout(recipe, policy, prompts, anchors, 0, "sample", Ranks(accelerator))
+        clock.calls["rollout"] = int(responses.forwards.sum())
+    after_rollout = _peak(device)
+    reward = torch.rand(len(full), generator=stream(0, 0, "rewards"))
+    advantage = recipe.credit(reward, settings.group).to(device)
+    learn(recipe, policy, optimizer, accelerator, responses, advantage, 0, clock)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "parts": dict(clock.seconds),
+        "calls": dict(clock.calls),
+        "tokens_a_second": len(full) * recipe.sampler.length / clock.seconds["rollout"],
+        "peak_rollout": after_rollout,
+        "peak": _peak(device),
+    }
+
+
+def measure(name: str, size: str, device: torch.device, overrides: list[str]) -> dict[str, Any]:
+    """A method's step after one to warm up, and what was counted for it."""
+    recipe = load_recipe(f"llada-8b/math_{name}", [*(TINY if size == "tiny" else []), *overrides])
+    published = dict(TINY_CONFIG) if size == "tiny" else published_config(recipe.model.path)[0]
+    shape = shape_of(published, recipe.model.lora)
+    prompt = PROMPT[size]
+    work = work_of(recipe, shape, prompt)
+    peaks = rehearse(recipe, published, prompt, padded=False, accelerator=device.type == "cuda")
+    policy = stand_in(published, recipe.model, device)
+    one_step(recipe, policy, prompt)
+    found = one_step(recipe, policy, prompt)
+    rate = matmul_rate(device, recipe.model.dtype == "bfloat16")
+    counted = {
+        "rollout": work.rollout.operations,
+        "score": work.old.operations + work.reference.operations,
+        "update": work.update.operations,
+    }
+    # Operations are counted for responses of full length; rows that ended early did less.
+    done = found["calls"]["rollout"] / work.rollout.calls
+    shares = {
+        part: counted[part] * (done if part == "rollout" else 1) / found["parts"][part] / rate
+        for part in counted
+        if found["parts"][part] > 0 and counted[part] > 0
+    }
+    del policy
+    return {
+        "method": name,
+        **found,
+        "planned_calls": {k: p.calls for k, p in work.parts.items()},
+        "planned_peak": peaks.peak,
+        "operations": counted,
+        "matmul_rate": rate,
+        "share_of_matmul": shares,
+    }
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+    head = ("method", "s", "rollout", "score", "update", "calls", "tokens/s", "GiB", "planned", "roll", "upd")
+    lines = ["  ".join(f"{word:>9}" for word in head)]
+    for row in rows:
+        parts, shares = row["parts"], row["share_of_matmul"]
+        cells = [
+            f"{row['method'][-14:]:>9}", f"{row['seconds']:9.2f}",
+            *(f"{parts[p]:9.2f}" for p in ("rollout", "score", "update")),
+            f"{sum(row['calls'].values()):9,}", f"{row['tokens_a_second']:9,.0f}",
+            f"{row['peak'] / 2**30:9.2f}", f"{row['planned_peak'] / 2**30:9.2f}",
+            f"{shares.get('rollout', 0):9.0%}", f"{shares.get('update', 0):9.0%}",
+        ]  # fmt: skip
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def largest_batch(device: torch.device, size: str, overrides: list[str]) -> int:
+    """The most responses whose rollout call fits into the device: a rehearsed call grows by the same for each row."""
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else bytes_of("1GB")
+    peaks = []
+    for rows in (6, 12):
+        wide = [f"training.rollout_rows={rows}", "training.score_rows=1", "training.problems=4"]
+        recipe = load_recipe("llada-8b/math_grpo_elbo_stp", [*(TINY if size == "tiny" else []), *overrides, *wide])
+        published = dict(TINY_CONFIG) if size == "tiny" else published_config(recipe.model.path)[0]
+        peaks.append(rehearse(recipe, published, PROMPT[size], False, True).rollout)
+    each = (peaks[1] - peaks[0]) / 6
+    return int((0.95 * room - (peaks[0] - 6 * each)) // each)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=["8b", "tiny"], default="8b")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(words)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.size == "8b" and device.type == "cpu":
+        parser.error("LLaDA-8B's shape needs a GPU with 80 GB; there is none here; try --size tiny")
+    rows = [measure(name, options.size, device, options.set) for name in options.methods]
+    about = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "size": options.size,
+        "largest_rollout_batch_planned": largest_batch(device, options.size, options.set),
+    }
+    print(about)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes; 0 on a CPU, where torch keeps no count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Rollouts against the published decoder on the same weights: python -m benchmarks.rollouts [--quick]"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.reference import Decoder
+from benchmarks.subjects import as_anchors, build, ends, prompts
+from benchmarks.timing import alternate, table, write
+from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.pruning import Anchors, Temporal
+from stipule.rollouts.schedule import anchors_for, plan
+
+# size: rows, P, L, N, block
+SHAPES = {"tiny": (16, 16, 64, 32, 16), "llada-like": (4, 32, 64, 32, 16), "V = 32,000": (4, 16, 32, 16, 8)}
+
+
+def against_reference(size: str) -> dict[str, Any]:
+    """The same number of calls, no early end, temperature 0.9."""
+    rows, width, length, steps, block = SHAPES[size]
+    policy = build(size)
+    asked = prompts(policy, rows, width)
+    sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
+    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+    decoder = Decoder(length, steps, block, 0.9)
+    return alternate(
+        policy, {"reference": lambda: decoder(policy, asked), "stipule": lambda: sampler(policy, asked, noise)}
+    )
+
+
+def early_end() -> dict[str, Any]:
+    """Responses that end at L/2 on average."""
+    rows, length = 8, 64
+    policy = build("llada-like")
+    asked, planted = prompts(policy, rows, 16), as_anchors(ends(policy, rows, length))
+    full = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9, early_end=False)
+    noise = full.draw(rows, torch.Generator().manual_seed(0))
+    early = replace(full, early_end=True)
+    return alternate(
+        policy,
+        {
+            "to the last token": lambda: full(policy, asked, noise, planted),
+            "early end": lambda: early(policy, asked, noise, planted),
+        },
+    )
+
+
+def pruned() -> dict[str, Any]:
+    """STP of table 8, gamma = t_cutoff = 0.05, with L/N = 2 as in the paper."""
+    rows, length, steps, block = 2, 128, 64, 32
+    policy = build("llada-like")
+    asked = prompts(policy, rows, 32)
+    sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
+    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+    fixed = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)).argsort(1) < anchors_for(0.05, length)
+    anchors = Anchors(torch.full((rows, length), 7), fixed)
+    cut = Temporal(cutoff=0.05)
+    masks = tuple((~fixed[0]).unflatten(0, (-1, block)).sum(1).tolist())
+    found = alternate(
+        policy,
+        {
+            "unpruned": lambda: sampler(policy, asked, noise),
+            "STP (0.05, 0.05)": lambda: sampler(policy, asked, noise, anchors, cut),
+        },
+    )
+    found["STP (0.05, 0.05)"]["planned_calls"] = plan(masks, length, steps, block, 0.05, "global").forwards
+    return found
+
+
+def queue() -> dict[str, Any]:
+    """48 prompts of three lengths, 8 at once, responses that end anywhere: batches in turn against one queue."""
+    rows, length, at_once = 48, 32, 8
+    policy = build("llada-like")
+    asked = prompts(policy, rows, 48)
+    lengths = torch.tensor([8, 16, 48]).repeat(rows // 3)
+    mask = torch.arange(48) >= 48 - lengths[:, None]
+    asked = type(asked)(asked.tokens.masked_fill(~mask, policy.pad_id), mask)
+    planted = as_anchors(ends(policy, rows, length)[torch.randperm(rows, generator=torch.Generator().manual_seed(3))])
+    sampler = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9)
+    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+
+    def in_turn() -> None:
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            fixed = Anchors(planted.tokens[part], planted.fixed[part])
+            sampler(policy, asked[part], type(noise)(noise.uniform[:, part], noise.order[part]), fixed)
+
+    return alternate(
+        policy,
+        {
+            "batches in turn": in_turn,
+            "queue, by prompt length": lambda: sampler(policy, asked, noise, planted, Temporal(), at_once),
+        },
+        3,
+    )
+
+
+def varied() -> dict[str, Any]:
+    """One setting changed at a time, at the tiny size."""
+    found = {}
+    policy = build("tiny")
+    for name, (rows, length, steps, block, gamma, cutoff) in {
+        "base: B 16, L 64, N 32": (16, 64, 32, 16, 0.0, 0.0),
+        "B 4": (4, 64, 32, 16, 0.0, 0.0),
+        "L 128, N 64": (16, 128, 64, 16, 0.0, 0.0),
+        "N 64": (16, 64, 64, 16, 0.0, 0.0),
+        "gamma 0.1": (16, 64, 32, 16, 0.1, 0.0),
+        "t_cutoff 0.1": (16, 64, 32, 16, 0.0, 0.1),
+    }.items():
+        asked = prompts(policy, rows, 16)
+        sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
+        noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+        order = torch.rand(1, length, generator=torch.Generator().manual_seed(2)).argsort(1).expand(rows, -1)
+        anchors = Anchors(torch.full((rows, length), 7), order < anchors_for(gamma, length))
+        decoder = Decoder(length, steps, block, 0.9)
+        found[name] = alternate(
+            policy,
+            {
+                "reference": lambda decoder=decoder, asked=asked: decoder(policy, asked),
+                "stipule": lambda s=sampler, a=asked, n=noise, p=anchors, c=cutoff: s(
+                    policy, a, n, p, Temporal(cutoff=c)
+                ),
+            },
+        )
+    return found
+
+
+def main(quick: bool = False) -> None:
+    found: dict[str, Any] = {}
+    for size in SHAPES:
+        rows, width, length, steps, block = SHAPES[size]
+        found[size] = against_reference(size)
+        about = f"{rows} rows, P {width}, L {length}, N {steps}, block {block}"
+        print(table(f"Rollout, {size}: {about}", found[size]), flush=True)
+    parts = {"Early end, llada-like: mean length L/2": early_end, "STP, llada-like": pruned}
+    if not quick:
+        parts["Queue, llada-like: 48 rows, 8 at once"] = queue
+    for title, part in parts.items():
+        found[title] = part()
+        print(table(title, found[title]), flush=True)
+    if not quick:
+        for name, one in varied().items():
+            found[f"tiny, {name}"] = one
+            print(table(f"Rollout, tiny, {name}", one), flush=True)
+    write("rollouts", found)
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)

@@ -1,0 +1,38 @@
+"""`stipule doctor`: whether a model behaves as training takes for granted, before hours are spent on it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stipule.cli.app import Model, Overrides, app, console
+
+
+@app.command(
+    epilog="Examples:  stipule doctor tiny/sudoku  ·  stipule doctor GSAI-ML/LLaDA-8B-Instruct model.dtype=bfloat16  "
+    "·  stipule doctor Qwen/Qwen3-8B --recipe mine.yaml model.family=a2d model.mask_id=151662"
+)
+def doctor(
+    model: Model,
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Look at the model as this recipe holds and samples it, on its prompts.")
+    ] = None,
+) -> None:
+    """Check a model on its real weights: one line a check, and what to do about those that fail."""
+    from stipule.evidence.doctor import examine
+    from stipule.recipe import load_recipe, recipe_for_model
+    from stipule.report.doctor_table import doctor_table
+
+    words = overrides or []
+    resolved = (
+        load_recipe(recipe, [*words, f"model.path={model}"])
+        if recipe
+        else recipe_for_model(model, overrides=words, needs_task=False)
+    )
+    with console.status("loading and checking"):
+        checks = examine(resolved.model, resolved.task, resolved.sampler)
+    console.print(doctor_table(model, checks))
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)

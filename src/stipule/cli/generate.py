@@ -1,0 +1,76 @@
+"""`stipule generate`: one response, and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from stipule.cli.app import Model, Overrides, app, console
+from stipule.errors import RecipeError, StipuleError
+
+
+@app.command(
+    epilog="Examples:  stipule generate tiny/sudoku 0243000001202030 --show-steps  ·  "
+    'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.length=64 sampler.steps=32  ·  '
+    'stipule generate MODEL "..." --cutoff 0.05 --anchors "a reference solution" --show-steps'
+)
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="The user's turn, or with --raw the text before the response.")],
+    overrides: Overrides = None,
+    show_steps: Annotated[
+        bool, typer.Option("--show-steps", help="Show the response after every model call; in a terminal as a film.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise, where the temperature is above 0.")] = 0,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--raw", help="With the chat template, or as it is. Without either: the template if any."),
+    ] = None,
+    anchors: Annotated[
+        str | None,
+        typer.Option(help="Fix a share (pruning.spatial.ratio, 0.05 if unset) of the response to tokens of this text."),
+    ] = None,
+    cutoff: Annotated[
+        float, typer.Option(help="Fill the last share of masks in one call (temporal pruning; 0.05 in the paper).")
+    ] = 0.0,
+) -> None:
+    """Denoise one response to a prompt, greedily unless sampler.temperature is given; nothing is pruned by itself."""
+    from stipule.models.loading import load_policy
+    from stipule.recipe import recipe_for_model
+    from stipule.report.steps import animate, denoising_steps, legend
+    from stipule.rollouts.fixing import fixed_from_text
+    from stipule.rollouts.pruning import Temporal
+    from stipule.streams import stream
+
+    resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])], needs_task=False)
+    temporal = Temporal(cutoff=cutoff)
+    policy = load_policy(replace(resolved.model, checkpointing=False))
+    if chat and policy.tokenizer.chat_template is None:
+        raise RecipeError(f"--chat, but the tokenizer of {model} has no chat template; leave it out, or use --raw")
+    try:
+        prompts = policy.encode_raw([prompt]) if chat is False else policy.encode([prompt])
+        tokens = policy.tokenizer(anchors, add_special_tokens=False)["input_ids"] if anchors else []
+    except StipuleError:
+        raise
+    except Exception as cause:  # the tiny tokenizers raise a plain Exception on a word they do not have
+        raise StipuleError(f"the prompt {prompt!r} cannot be encoded by {model}: {cause}") from cause
+    sampler = resolved.sampler
+    fixed = None
+    if anchors:
+        ratio = resolved.pruning.spatial.ratio or 0.05
+        fixed = fixed_from_text(tokens, sampler.length, ratio, policy.mask_id, stream(seed, 0, "anchors"))
+    response = sampler(policy, prompts, sampler.draw(1, stream(seed, 0, "generate")), fixed, temporal)
+    if show_steps:
+        pieces = [
+            policy.piece(token) or ("" if token == policy.eos_id else "?") for token in response.tokens[0].tolist()
+        ]
+        frames = denoising_steps(
+            pieces, response.revealed[0].tolist(), response.confidence[0].tolist(), cut=temporal.cutoff > 0
+        )
+        animate(console, list(frames))
+        if console.is_terminal:
+            console.print(legend(temporal.cutoff > 0, fixed is not None))
+    else:
+        console.print(policy.decode(response.tokens)[0], markup=False, highlight=False)

@@ -1,0 +1,134 @@
+"""Families whose published names are those of a stock causal class: Dream, LLaDA-MoE, and causal models turned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from stipule.models.families.family import SEVEN, Family, require, require_fields, stock_fields
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+# Published target lists name Llama's modules: on these families they hit all seven.
+TARGETS = {"all": SEVEN, "published": SEVEN}
+
+
+def _reader(
+    config_class: type[PreTrainedConfig], what: str, needed: Mapping[str, Any]
+) -> Callable[[Mapping[str, Any]], PreTrainedConfig]:
+    def read(published: Mapping[str, Any]) -> PreTrainedConfig:
+        require_fields(published, (*SIZES, "intermediate_size"), what)
+        require(published, needed, f"{what} is read as a stock {config_class.__name__.removesuffix('Config')}")
+        # Honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights.
+        return config_class(**{**stock_fields(published), "is_causal": False, "use_cache": False})
+
+    return read
+
+
+# A window would hide the far half of a text from each token; block diffusion needs another mask and another score.
+_WHOLE = {"use_sliding_window": False, "block_size": None, "use_mrope": False}
+
+DREAM = Family(
+    name="dream",
+    model_class=Qwen2ForCausalLM,
+    read_config=_reader(Qwen2Config, "a Dream checkpoint", _WHOLE),
+    lora_targets=TARGETS,
+    shift=True,
+    mask_words=("<|mask|>",),
+)
+
+
+def read_moe_config(published: Mapping[str, Any]) -> PreTrainedConfig:
+    """A bidirectional Qwen3-MoE configuration from LLaDA-MoE's published `config.json`."""
+    what = "a LLaDA-MoE checkpoint"
+    require_fields(published, (*SIZES, "expert_intermediate_size", "num_experts", "num_experts_per_tok"), what)
+    layers = published["num_hidden_layers"]
+    require(
+        published,
+        {
+            "qk_layernorm": True,
+            "shared_expert_intermediate_size": None,
+            "moe_router_score_function": "softmax",
+            "moe_router_enable_expert_bias": False,
+            "routed_scaling_factor": 1,
+            "partial_rotary_factor": 1,
+            "clip_qkv": None,
+            "norm_topk_prob": False,
+            "rope_scaling": None,
+        },
+        f"{what} is read as a stock Qwen3-MoE",
+    )
+    sparse = published.get("moe_layer_freq") or [1] * layers
+    fields = stock_fields(published)
+    return Qwen3MoeConfig(
+        vocab_size=fields["vocab_size"],
+        hidden_size=fields["hidden_size"],
+        intermediate_size=fields.get("dense_intermediate_size") or fields["expert_intermediate_size"],
+        moe_intermediate_size=fields["expert_intermediate_size"],
+        num_hidden_layers=layers,
+        num_attention_heads=fields["num_attention_heads"],
+        num_key_value_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
+        head_dim=fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"],
+        hidden_act=fields.get("hidden_act", "silu"),
+        max_position_embeddings=fields.get("max_position_embeddings", 8192),
+        rms_norm_eps=fields.get("rms_norm_eps", 1e-5),
+        rope_parameters={"rope_type": "default", "rope_theta": float(fields.get("rope_theta", 10000.0))},
+        attention_bias=fields.get("attention_bias", False),
+        tie_word_embeddings=fields.get("tie_word_embeddings", False),
+        num_experts=fields["num_experts"],
+        num_experts_per_tok=fields["num_experts_per_tok"],
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[layer for layer, flag in enumerate(sparse) if not flag],
+        eos_token_id=fields.get("eos_token_id"),
+        pad_token_id=fields.get("pad_token_id"),
+        use_sliding_window=False,
+        use_cache=False,
+        is_causal=False,
+    )
+
+
+LLADA_MOE = Family(
+    name="llada_moe",
+    model_class=Qwen3MoeForCausalLM,
+    read_config=read_moe_config,
+    # Experts are stacked in two parameters a layer; the router is left as it is. Naming an MLP's own matrices here too
+    # would make peft rewrite the target list for stacked experts once more, at twice the rank.
+    lora_targets={"all": SEVEN[:4], "published": SEVEN[:4]},
+    lora_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    mask_words=("<|mask|>",),
+)
+
+
+def _turned(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str, like: Family = DREAM
+) -> Family:
+    return Family(
+        name="a2d",
+        model_class=model_class,
+        read_config=_reader(config_class, f"a {name} checkpoint turned into a diffusion model", _WHOLE),
+        lora_targets=like.lora_targets,
+        lora_parameters=like.lora_parameters,
+        mask_words=("<|mask|>",),
+    )
+
+
+# Causal checkpoints that can be turned into diffusion models, by model_type.
+TURNED: Mapping[str, Family] = {
+    "llama": _turned(LlamaConfig, LlamaForCausalLM, "Llama"),
+    "qwen2": _turned(Qwen2Config, Qwen2ForCausalLM, "Qwen2"),
+    "qwen3": _turned(Qwen3Config, Qwen3ForCausalLM, "Qwen3"),
+    "qwen3_moe": _turned(Qwen3MoeConfig, Qwen3MoeForCausalLM, "Qwen3-MoE", like=LLADA_MOE),
+}

@@ -1,0 +1,76 @@
+"""What vendors promise of a device, and how much of it a run may hope for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stipule.errors import RecipeError
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """Data-sheet figures of one device: dense (not sparse) operations, one direction of each link."""
+
+    name: str
+    bfloat16: float  # operations a second
+    float32: float
+    bandwidth: float  # bytes a second between memory and cores
+    memory: int  # bytes
+    link: float  # bytes a second to the other devices of its node
+    network: float = 50.0 * GB  # bytes a second to other nodes: one 400 Gbit/s adapter for each device
+
+
+# Vendors' data sheets: dense tensor-core rates with float32 accumulation; NVLink figures are both directions together,
+# so half of them stands here; PCIe 4 x16 is 32 GB/s.
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        Device("rtx3090", 71e12, 35.6e12, 936 * GB, 24 * GB, 32 * GB, 3 * GB),
+        Device("rtx4090", 165.2e12, 82.6e12, 1008 * GB, 24 * GB, 32 * GB, 3 * GB),
+        Device("a100", 312e12, 19.5e12, 2039 * GB, 80 * GB, 300 * GB, 25 * GB),
+        Device("a800", 312e12, 19.5e12, 2039 * GB, 80 * GB, 200 * GB, 25 * GB),
+        Device("h100", 989e12, 67e12, 3350 * GB, 80 * GB, 450 * GB),
+        Device("h800", 989e12, 67e12, 3350 * GB, 80 * GB, 200 * GB),
+        Device("h200", 989e12, 67e12, 4800 * GB, 141 * GB, 450 * GB),
+        Device("b200", 2250e12, 75e12, 8000 * GB, 180 * GB, 900 * GB),
+    )
+}
+
+# Guesses until `stipule plan --measure` or benchmarks/gpu_llada8b.py has run on the device: the share of the promised
+# matmul rate that whole forward, and forward and backward, passes of a transformer of this size commonly reach.
+FORWARD_EFFICIENCY = 0.5
+UPDATE_EFFICIENCY = 0.4
+LINK_EFFICIENCY = 0.7
+# What CUDA, its libraries and the allocator's unused remainders hold besides our tensors; a guess as well.
+OVERHEAD = 1.5 * 2**30
+FRAGMENTATION = 1.05
+
+
+def device_named(name: str) -> Device:
+    """Raises RecipeError, with the known names, for another one."""
+    found = DEVICES.get(name.lower())
+    if found is None:
+        raise RecipeError(
+            f"--device is {name!r}; known are {', '.join(DEVICES)}; for another one measure on it: "
+            "stipule plan RECIPE --measure"
+        )
+    return found
+
+
+def bytes_of(words: str) -> int:
+    """80GB, 24GiB, 512MB as bytes. Raises RecipeError for anything else."""
+    units = {"GIB": 2**30, "MIB": 2**20, "GB": GB, "MB": 10**6, "G": GB, "M": 10**6}
+    text = words.strip().upper()
+    for unit, size in units.items():
+        number = text.removesuffix(unit)
+        if number != text:
+            try:
+                amount = float(number)
+            except ValueError:
+                break
+            if amount > 0:
+                return int(amount * size)
+    raise RecipeError(f"--memory is {words!r}; it is a number with a unit, above 0; try 80GB or 24GiB")

@@ -1,0 +1,115 @@
+"""The sizes of a recipe's network, from `config.json` alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stipule.errors import CheckpointError, StipuleError
+from stipule.models.families import family_of, write_llada_config
+from stipule.models.loading import LoRA, locate, read_published
+
+_LLADA_8B = write_llada_config(
+    width=4096, layers=32, heads=32, mlp=12288, vocabulary=126464, longest=4096, mask=126336, eos=126081, pad=126081
+) | {"rope_theta": 500000.0}
+# Sizes as published, so that planning needs no download. Only what decides shapes and ids is here.
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
+    "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
+    "GSAI-ML/LLaDA-1.5": _LLADA_8B,
+    "Dream-org/Dream-v0-Instruct-7B": {
+        "model_type": "Dream",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "mask_token_id": 151666,
+        "eos_token_id": 151643,
+        "pad_token_id": 151643,
+    },
+}
+
+
+def published_config(path: str, file: Path | None = None) -> tuple[dict[str, Any], str]:
+    """A model's `config.json`, and in words where it was found.
+
+    In this order: the file given, a folder of that name, the published sizes above, the hub. Raises CheckpointError
+    if none has it.
+    """
+    if file is not None:
+        try:
+            return json.loads(file.read_text()), str(file)
+        except (OSError, json.JSONDecodeError) as cause:
+            raise CheckpointError(
+                f"--config {file} is not readable JSON: {cause}; give the model's config.json"
+            ) from cause
+    if path in PUBLISHED and not Path(path).exists():
+        return dict(PUBLISHED[path]), "published sizes that come with stipule (nothing was downloaded)"
+    try:
+        return read_published(locate(path)), "config.json"
+    except CheckpointError as cause:
+        raise CheckpointError(
+            f"the sizes of {path!r} are not to be had here ({cause}); give --config FILE, or one of "
+            f"{', '.join(PUBLISHED)}"
+        ) from cause
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What decides the work of a network. All are counts of numbers, not bytes."""
+
+    parameters: int
+    body: int  # in the matrices of the blocks: every token is multiplied with all of them
+    head: int  # D x V
+    layers: int
+    width: int  # D
+    attention: int  # heads x head dimension
+    vocabulary: int  # V
+    adapters: int  # in LoRA's matrices; 0 for full fine-tuning
+
+    @property
+    def trained(self) -> int:
+        return self.adapters or self.parameters
+
+
+def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkShape:
+    """Counts the network on the meta device: no weight is made.
+
+    Raises CheckpointError if the family is not known, StipuleError for a mixture of experts.
+    """
+    family = family_of(published)
+    config = family.read_config(published)
+    with torch.device("meta"):
+        network = family.model_class(config)
+    if any(p.ndim > 2 for p in network.parameters()):
+        raise StipuleError(
+            "the network has experts, of which a token meets only some; plan counts dense networks only; measure one "
+            "step instead: stipule train RECIPE training.steps=1"
+        )
+    head = network.get_output_embeddings().weight
+    linear = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and m.weight is not head}
+    targets = family.lora_targets[lora.targets] if lora else ()
+    adapted = [m.weight.shape for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets]
+    heads = config.num_attention_heads
+    return NetworkShape(
+        parameters=sum(p.numel() for p in network.parameters()),
+        body=sum(m.weight.numel() for m in linear.values()),
+        head=head.numel(),
+        layers=config.num_hidden_layers,
+        width=head.shape[1],
+        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocabulary=head.shape[0],
+        adapters=lora.rank * sum(map(sum, adapted)) if lora else 0,
+    )

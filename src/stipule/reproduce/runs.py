@@ -1,0 +1,120 @@
+"""The runs behind a table: each row x seed is `stipule train` and `stipule eval`, a process and a core each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stipule.errors import StipuleError
+from stipule.recipe import load_recipe
+from stipule.reproduce.paper import ROWS
+from stipule.training.checkpoint import newest_checkpoint, read_progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained (or untrained) model: held-out problems by key, what training it took, its variance by step."""
+
+    correct: dict[str, bool]
+    calls: int  # rows x model calls of training, anchors included
+    anchor_calls: int  # of these, to make the anchors
+    seconds: float
+    variance: tuple[tuple[int, float], ...]  # (RL step, logged variance of the estimate per token)
+
+    @property
+    def solved(self) -> int:
+        return sum(self.correct.values())
+
+
+def place_of(out: Path, world: str, row: str, seed: int) -> Path:
+    """Where a run lies; the untrained base has no seed."""
+    return out / world / (row if ROWS[row].changes is None else f"{row}-{seed}")
+
+
+def commands(out: Path, world: str, row: str, seed: int) -> list[list[str]]:
+    """The words after `stipule` that make a row: what anyone can type."""
+    place = place_of(out, world, row, seed)
+    recipe, changes = f"reproduce/{world}", ROWS[row].changes
+    if changes is None:
+        return [["eval", load_recipe(recipe).model.path, "--recipe", recipe, "--out", str(place)]]
+    train = ["train", recipe, *changes, "--seed", str(seed), "--out", str(place)]
+    return [train, ["eval", str(place), "--out", str(place / "evaluation")]]
+
+
+def run_all(
+    rows: Sequence[str], world: str, seeds: int, out: Path, jobs: int, progress: Callable[[int, int], None]
+) -> None:
+    """Makes what is not there yet; interrupted, the same call goes on. Raises StipuleError with a run's own words."""
+    wanted = {(row, seed if ROWS[row].changes is not None else 0) for seed in range(seeds) for row in rows}
+    # Seed by seed, so that a table can be read before its last seed is there.
+    order = sorted(wanted, key=lambda pair: (pair[1], rows.index(pair[0])))
+    done = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = [pool.submit(_make, out, world, row, seed) for row, seed in order]
+        try:
+            for each in pending:
+                each.result()
+                done += 1
+                progress(done, len(order))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _make(out: Path, world: str, row: str, seed: int) -> None:
+    place = place_of(out, world, row, seed)
+    for words in commands(out, world, row, seed):
+        if words[0] == "train":
+            if _trained(place):
+                continue
+            words = [*words, *(["--resume"] if place.exists() else [])]
+        elif (Path(words[-1]) / "result.json").exists():
+            continue
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "stipule", *words], env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise StipuleError(
+                f"stipule {' '.join(words)} ended with {done.returncode}: {said[-1] if said else 'nothing said'}; "
+                "the finished runs are kept: the same command goes on"
+            )
+
+
+def _trained(place: Path) -> bool:
+    newest = newest_checkpoint(place / "checkpoints")
+    return newest is not None and read_progress(newest).step == load_recipe(str(place / "recipe.yaml")).training.steps
+
+
+def outcome(out: Path, world: str, row: str, seed: int) -> Outcome:
+    """What a finished run left in its folder."""
+    place = place_of(out, world, row, seed)
+    if ROWS[row].changes is None:
+        return Outcome(_correct(place), 0, 0, 0.0, ())
+    lines = _lines(place / "metrics.jsonl")
+    newest = newest_checkpoint(place / "checkpoints")
+    assert newest is not None
+    progress, key = read_progress(newest), "variance/estimate"
+    return Outcome(
+        _correct(place / "evaluation"),
+        progress.model_calls + progress.pregeneration_calls,
+        progress.pregeneration_calls,
+        progress.seconds,
+        tuple((line["step"], line[key]) for line in lines if key in line),
+    )
+
+
+def _correct(evaluation: Path) -> dict[str, bool]:
+    return {line["key"]: bool(line["correct"]) for line in _lines(evaluation / "responses.jsonl")}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

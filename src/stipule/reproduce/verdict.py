@@ -1,0 +1,61 @@
+"""A claim of the paper against runs of the same seeds: confirmed, contradicted, or not to be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from stipule.evidence.compare import mean_interval, seeds_to_decide
+from stipule.reproduce.paper import Claim, Quantity
+from stipule.reproduce.runs import Outcome
+
+Word = Literal["confirmed", "contradicted", "not distinguishable"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a claim came out. The effect is better minus worse in points of accuracy, else their ratio minus 1."""
+
+    claim: str
+    quantity: Quantity
+    effect: float
+    interval: tuple[float, float]
+    word: Word
+    seeds: int
+    seeds_to_decide: int | None  # that would make this effect with this spread exclude 0; None: no number would
+
+
+def value(outcome: Outcome, quantity: Quantity) -> float:
+    """What of an outcome a claim is about."""
+    if quantity == "accuracy":
+        return outcome.solved / len(outcome.correct)
+    if quantity == "variance":
+        return fmean(v for _, v in outcome.variance) if outcome.variance else float("nan")
+    return float(outcome.calls if quantity == "calls" else outcome.seconds)
+
+
+def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> Verdict:
+    """Paired over seeds, which share problems, order and noise: Student's 95 % interval of the mean effect.
+
+    A single seed decides only what has no chance in it, the model calls.
+    """
+    pairs = [(value(a, claim.quantity), value(b, claim.quantity)) for a, b in zip(better, worse, strict=True)]
+    more = claim.quantity == "accuracy"
+    effects = [a - b if more else a / b - 1 for a, b in pairs]
+    if len(set(effects)) == 1:  # no spread at all: equal, or counts that no chance enters
+        middle, low, high = effects[0], effects[0], effects[0]
+        decide = None
+    else:
+        middle, low, high = mean_interval(effects)
+        decide = seeds_to_decide(effects)
+    gain = (low, high) if more else (-high, -low)
+    word: Word = "confirmed" if gain[0] > 0 else "contradicted" if gain[1] < 0 else "not distinguishable"
+    if len(effects) < 2 and claim.quantity != "calls":
+        word, low, high = "not distinguishable", float("-inf"), float("inf")
+    return Verdict(claim.words, claim.quantity, middle, (low, high), word, len(effects), decide)
+
+
+def judge_all(claims: Sequence[Claim], outcomes: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:
+    return [judge(claim, outcomes[claim.better], outcomes[claim.worse]) for claim in claims]

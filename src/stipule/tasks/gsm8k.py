@@ -1,0 +1,115 @@
+"""GSM8K: grade-school word problems with a number for an answer (Cobbe et al. 2021)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, cast
+
+from stipule.errors import RecipeError
+from stipule.tasks.answers import answer_spans, answer_text, merge_spans
+from stipule.tasks.boxes import box_spans, final_answer
+from stipule.tasks.d1_answers import gsm8k_value
+from stipule.tasks.d1_rewards import GSM8K_WEIGHTS, gsm8k_parts
+from stipule.tasks.dataset import split_problems
+from stipule.tasks.problem import Grade, Problem, Span, check_split
+from stipule.tasks.quantities import number_spans, plain_number, quantity
+from stipule.tasks.rows import column
+from stipule.tasks.weights import chosen_weights, total
+from stipule.tasks.wording import in_format, prefill, worded
+
+HUB = {"train": "openai/gsm8k:train", "test": "openai/gsm8k:test"}
+STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
+
+_WORKED = re.compile("<<[^<>]*>>")  # the calculator's notes in the published solutions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8k:
+    """GSM8K.
+
+    prompt: "d1" is d1's training format (Zhao et al. 2025), "d1_eval" that of its evaluation, which asks for a
+    \\boxed{} and starts the response with <reasoning>, "stipule" ours; all in our words (tasks/prompts).
+    grading: "strict" reads one number, exactly; "d1" is the published evaluation's rule, and its training reward
+    (docs/grading.md).
+    train, test: files of JSON lines or CSV with question and answer (`... #### gold`), or names on the hub; None is
+    openai/gsm8k.
+    weights: of the parts; strict: correct 0.9, format 0.1; d1: correctness 2, integer, soft_format, strict_format and
+    xml_count 0.5 each.
+    """
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    prompt: Literal["d1", "d1_eval", "stipule"] = "d1"
+    grading: Literal["strict", "d1"] = "strict"
+    train: str | None = None
+    test: str | None = None
+    train_problems: int | None = None  # only the first n
+    test_problems: int | None = None
+    weights: dict[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        chosen_weights(self.weights, self._defaults)
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    @property
+    def _defaults(self) -> Mapping[str, float]:
+        return GSM8K_WEIGHTS if self.grading == "d1" else STRICT_WEIGHTS
+
+    def problems(self, split: str) -> tuple[Problem, ...]:
+        count = self.train_problems if check_split(split) == "train" else self.test_problems
+        return split_problems(self._read, self.train or HUB["train"], self.test or HUB["test"], split, count)
+
+    def _read(self, where: str, row: Any) -> Problem:
+        question, answer = (column(where, row, name) for name in ("question", "answer"))
+        solution, mark, gold = str(answer).rpartition("####")
+        try:
+            return self.problem(str(question), gold.strip(), _WORKED.sub("", solution).strip() if mark else "")
+        except RecipeError as cause:
+            raise RecipeError(f"{where}: {cause}") from cause
+
+    def problem(self, question: str, gold: object, solution: str = "") -> Problem:
+        """The problem with this answer; RecipeError if it is no number. None is an answer that nobody knows."""
+        if isinstance(gold, float) and gold.is_integer():
+            gold = int(gold)
+        if gold is not None and plain_number(str(gold)) is None:
+            raise RecipeError(f"the answer is {gold!r}; it must be a number such as 18, -3 or 1,080; correct it")
+        digest = hashlib.sha256(question.encode("utf-8", "replace")).hexdigest()[:16]
+        data = {"gold": None if gold is None else str(gold), "solution": solution}
+        text = worded(self.kind, self.prompt, question=question)
+        return Problem(f"{self.kind}:{digest}", text, data, prefill=prefill(self.prompt))
+
+    def grade(self, problem: Problem, response: str) -> Grade:
+        """strict: correct = the answer is the gold number; format = it is a number in a closed answer tag."""
+        gold = cast("str | None", problem.data["gold"])
+        number = None if gold is None else plain_number(gold)
+        if self.grading == "d1":
+            # The published evaluation cannot read the gold answers below 0 (2 of its 1,130 items).
+            value = gsm8k_value(response)
+            correct = number is not None and number >= 0 and value == float(number)
+            parts = {"correct": float(correct), **gsm8k_parts(response, gold or "")}
+        else:
+            answer = final_answer(response)
+            read = None if answer is None else quantity(answer)
+            correct = read is not None and read == number
+            tagged = read is not None and answer_text(response) is not None
+            parts = {"correct": float(correct), "format": float(tagged)}
+        return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, correct)
+
+    def protected(self, problem: Problem, response: str) -> list[Span]:
+        """Answers with their tags, boxes, and the gold number wherever it stands."""
+        gold = plain_number(str(problem.data["gold"])) or Fraction(0)
+        return merge_spans([*answer_spans(response), *box_spans(response), *number_spans(response, gold)])
+
+    def reference(self, problem: Problem) -> str | None:
+        """The published solution in the format that is asked for."""
+        gold, solution = problem.data["gold"], cast(str, problem.data["solution"])
+        if gold is None or not solution:
+            return None
+        answer = f"\\boxed{{{gold}}}" if self.prompt == "d1_eval" else str(gold)
+        return in_format(self.prompt, solution, answer)

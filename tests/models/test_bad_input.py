@@ -1,0 +1,210 @@
+"""What cannot work is refused with what was found, what is needed, and what to run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stipule.errors import CheckpointError, RecipeError
+from stipule.models import versions
+from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
+from stipule.models.versions import check_quantiser, check_transformers
+from stipule.recipe import parse_recipe
+from stipule.training.loop import _load
+from tests.models import published
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    for name in published.NAMES:
+        published.write(name, root / name)
+    return root
+
+
+@pytest.fixture
+def change(root, tmp_path):
+    """A copy of a checkpoint with other fields in its configuration; None removes one."""
+
+    def changed(name, **fields):
+        folder = tmp_path / name
+        shutil.copytree(root / name, folder)
+        config = json.loads((folder / "config.json").read_text()) | fields
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        return folder
+
+    return changed
+
+
+def load(folder, **choice):
+    return load_policy(ModelChoice(path=str(folder), **choice))
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "words"),
+    [
+        ("a2d_qwen3", {}, "a causal language model.*model.family=a2d"),
+        ("a2d_qwen3", {"family": "dream"}, "model.family is 'dream'.*of family 'a2d'"),
+        ("llada", {"family": "dream"}, "model.family is 'dream'.*of family 'llada'"),
+        ("llada", {"shift": True}, "always in place; leave model.shift out"),
+        ("dream", {"shift": False}, "always shifted by one"),
+        ("llada", {"mask_id": 0}, "both 0; a masked diffusion model needs a mask token of its own"),
+        ("llada", {"mask_id": 10**6}, "mask token id is 1000000"),
+        ("llada", {"eos_id": 10**6}, "eos token id is 1000000.*model.eos_id=ID"),
+    ],
+)
+def test_a_family_or_id_that_cannot_be_is_refused(root, name, choice, words):
+    with pytest.raises(CheckpointError, match=words):
+        load(root / name, **choice)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("llada", {"model_type": "gpt2"}, "model_type = 'gpt2'.*docs/models.md"),
+        ("llada", {"model_type": "sdar"}, "code of its own.*never run here"),
+        ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size = 64"),
+        ("llada_moe", {"moe_router_score_function": "sigmoid"}, "needs 'softmax'"),
+        ("dream", {"block_size": 32}, "block_size = 32.*needs None"),
+        ("dream", {"use_sliding_window": True}, "use_sliding_window"),
+        ("dream", {"hidden_size": None}, "lacks hidden_size"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("llada", {"eos_token_id": 7, "pad_token_id": 7}, "must agree.*model.eos_id=7 or model.eos_id=0"),
+        ("dream", {"vocab_size": 10}, "tokenizer has ids up to .* the embedding has 10 rows"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused(change, name, fields, words):
+    with pytest.raises(CheckpointError, match=words):
+        load(change(name, **fields))
+
+
+def test_a_mask_that_nobody_names_is_asked_for(change):
+    folder = change("a2d_qwen3")
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in words.items() if k != "mask_token"}))
+    with pytest.raises(CheckpointError, match="mask token id is None.*model.mask_id=ID or mask_token_id in config"):
+        load(folder, family="a2d")
+    assert load(folder, family="a2d", mask_id=5).mask_id == 5
+
+
+def test_which_token_ends_a_response_can_be_said(change):
+    assert load(change("llada", eos_token_id=7, pad_token_id=7), eos_id=0).eos_id == 0
+
+
+def test_a_pickle_is_named_and_never_opened(root, tmp_path):
+    folder = published.copy_without(root / "llada", tmp_path / "llada", "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/opened'\ntR.")
+    with pytest.raises(CheckpointError, match=r"holds pytorch_model.bin.*safetensors.*python -c"):
+        load(folder)
+
+
+def test_shards_are_read_and_a_missing_or_short_one_is_named(root, tmp_path):
+    policy = load(root / "llada")
+    policy.core.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(root / "llada" / name, tmp_path / "shards" / name)
+    files = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(files) > 2
+    names = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(names) == set(published.llada_shapes(1, 1, 1, published.LAYERS))
+    tokens = torch.tensor([[4, 5, 6]])
+    every = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "shards").logits(tokens, None, every), policy.logits(tokens, None, every))
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=f"{files[1].name}.*cut short"):
+        load(tmp_path / "shards")
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {files[1].name}"):
+        load(tmp_path / "shards")
+
+
+def adapter(root, tmp_path, base="llada"):
+    policy = load(root / base, lora=LoRA(rank=2, alpha=4))
+    save_policy(policy, tmp_path / "adapter", str(root / base))
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_on_another_base_is_refused(root, tmp_path):
+    folder = adapter(root, tmp_path)
+    published.write("llada", tmp_path / "other", seed=5)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "other")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="trained on a base with fingerprint"):
+        load(folder)
+    config["base_model_name_or_path"] = str(root / "dream")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "stipule.json").unlink()
+    with pytest.raises(CheckpointError, match="keys of another shape"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        (lambda key: key.replace("self_attn.q_proj", "q_proj"), "keys without a place.*places without a key.*convert"),
+        (lambda key: None if "layers.1" in key else key, "14 places without a key"),
+    ],
+)
+def test_an_adapter_whose_keys_do_not_match_is_refused(root, tmp_path, rename, words):
+    folder = adapter(root, tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({rename(k): v for k, v in tensors.items() if rename(k)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+def test_a_damaged_adapter_is_refused(root, tmp_path):
+    folder = adapter(root, tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="adapter at .* cannot be read"):
+        load(folder)
+
+
+def test_a_quantised_base_without_the_extra_is_refused(root, monkeypatch):
+    monkeypatch.setattr(versions, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"pip install 'stipule\[quant\]'"):
+        load(root / "llada", quantize="nf4", lora=LoRA(rank=2))
+    with pytest.raises(CheckpointError, match="bitsandbytes is not installed"):
+        check_quantiser()
+
+
+def test_an_old_transformers_is_refused():
+    with pytest.raises(CheckpointError, match=r"transformers 5.3.1 .*pip install -U 'transformers>=5.4,<6'"):
+        check_transformers("5.3.1")
+    check_transformers("5.4.0")
+    check_transformers("5.23.0.dev0")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"trust_remote_code": True}, "model.trust_remote_code is not a key"),
+        ({"quantize": "nf4", "autocast": True}, "autocast is for float32"),
+        ({"lora": {"dropout": 1.0}}, "model.lora.dropout is 1.0"),
+        ({"family": "gpt"}, "model.family is 'gpt'"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(model, words):
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe({"task": {"kind": "countdown"}, "model": model})
+
+
+@pytest.mark.parametrize(
+    ("device", "lora", "words"),
+    [("meta", None, "needs adapters to train"), ("cpu", {"rank": 2}, "pass no gradient on")],
+)
+def test_training_of_a_four_bit_base_without_gradients_is_refused(root, monkeypatch, device, lora, words):
+    monkeypatch.setattr("stipule.training.loop.load_policy", lambda *a, **b: load(root / "llada"))
+    recipe = parse_recipe({"task": {"kind": "countdown"}, "model": {"quantize": "nf4", "lora": lora}})
+    with pytest.raises(RecipeError, match=words):
+        _load(recipe, None, torch.device(device))
+
+
+def test_dropout_on_stacked_experts_is_refused(root):
+    with pytest.raises(RecipeError, match="have no dropout"):
+        load(root / "llada_moe", lora=LoRA(rank=2, dropout=0.05))

@@ -1,0 +1,131 @@
+"""The real sizes, from configurations alone: bytes, tensor names, shapes; and what copying models predict, where."""
+
+import pytest
+import torch
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from stipule.models.conformance import Probe, alignment
+from stipule.models.families import family_of
+from stipule.models.loading import ModelChoice, load_policy
+from stipule.rollouts.denoise import BlockDenoiser
+from tests.models import published
+
+LLADA = {
+    "model_type": "llada", "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288,
+    "vocab_size": 126464, "embedding_size": 126464, "max_sequence_length": 4096, "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5, "weight_tying": False,
+}  # fmt: skip
+DREAM = {
+    "model_type": "Dream", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "max_position_embeddings": 131072,
+}  # fmt: skip
+MOE = {
+    "model_type": "llada", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "expert_intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8,
+    "vocab_size": 157184,
+}  # fmt: skip
+
+
+def network(config):
+    family = family_of(config)
+    with torch.device("meta"):
+        return family.model_class(family.read_config(config)).bfloat16()
+
+
+def held(model):
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def test_llada_8b_has_the_published_bytes_and_its_291_tensors():
+    model = network(LLADA)
+    assert held(model) == 16_031_162_368
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # The published index by rule, renamed by the mapping that loading goes through.
+    renames = get_checkpoint_conversion_mapping("llada")
+    found = {}
+    for name, shape in published.llada_shapes(126464, 4096, 12288, 32).items():
+        for rename in renames:
+            new, _ = rename.rename_source_key(name)
+            if new != name:
+                break
+        found[new] = shape
+    assert len(found) == 291
+    assert found == ours
+
+
+def test_dream_7b_has_the_published_bytes():
+    model = network(DREAM)
+    assert held(model) == 15_231_233_024
+    assert len(model.state_dict()) == 339  # 28 layers of 12, embedding, norm, head
+
+
+def test_llada_moe_is_7b_and_routes_as_published():
+    model = network(MOE)
+    assert round(held(model) / 2e9, 2) == 7.36
+    # Its own code never divides the chosen experts' weights by their sum, whatever config.json says.
+    assert (model.config.norm_topk_prob, model.config.moe_intermediate_size, model.config.head_dim) == (
+        False,
+        1024,
+        128,
+    )
+
+
+def test_mmada_is_a_llada_with_more_words():
+    model = network({**LLADA, "model_type": "mmada", "new_vocab_size": 134656})
+    assert held(model) == 16_031_162_368 + 2 * 2 * 4096 * (134656 - 126464)
+
+
+def test_what_config_says_beats_what_the_types_defaults_say():
+    config = family_of(DREAM).read_config(DREAM)
+    assert config.rope_parameters["rope_theta"] == 1000000.0
+    assert config.is_causal is False
+
+
+@pytest.mark.parametrize("name", published.NAMES)
+def test_a_model_that_copies_is_read_at_the_right_place(tmp_path, name):
+    """Every block writes nothing, so the head sees each token's own embedding: it predicts its input.
+
+    The policy of an unshifted family then predicts token i at i, that of a shifted one the token before it.
+    """
+    published.write(name, tmp_path / name)
+    policy = load_policy(ModelChoice(path=str(tmp_path / name), **published.choice(name)))
+    core = policy.core
+    with torch.no_grad():
+        for key, parameter in core.named_parameters():
+            inner = ".layers." in key or ".layer." in key
+            parameter.fill_(1.0 if parameter.ndim == 1 and "norm" in key.lower() and key.endswith("weight") else 0.0)
+            if not inner and parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]:
+                parameter.copy_(torch.eye(len(parameter)))  # a head's own transformation
+        words = torch.nn.functional.normalize(torch.randn(policy.vocabulary, published.WIDTH), dim=1) * 6
+        core.get_input_embeddings().weight.copy_(words)
+        core.get_output_embeddings().weight.copy_(words)
+    tokens = torch.randint(4, policy.vocabulary, (3, 8))
+    every = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        found = policy.logits(tokens, None, every).argmax(1).view(3, 8)
+    expected = torch.cat([tokens[:, :1], tokens[:, :-1]], 1) if name in published.SHIFTED else tokens
+    assert (found == expected).float().mean() > 0.95
+
+
+def test_a_shift_that_is_not_there_is_noticed(tmp_path):
+    """A model that knows the next token, read as one that knows its own: the alignment check says so."""
+    published.write("a2d_llama", tmp_path / "m")
+    prompts = ["3,7,12=33", "1,2,3,7,7,12=33", "20,20,20=60"]
+    sampler = BlockDenoiser(length=8, steps=4, block=4)
+    for shift, ok in ((True, True), (False, False)):
+        policy = load_policy(ModelChoice(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift=shift))
+        policy.model.requires_grad_(True)
+        optimizer = torch.optim.Adam(policy.model.parameters(), 3e-3)
+        shifted = load_policy(ModelChoice(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift=True))
+        shifted.model = policy.model  # both read one network; it is trained as a shifted one
+        batch = shifted.encode(prompts)
+        for step in range(60):
+            hidden = batch.mask & (torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(step)) < 0.3)
+            logits = shifted.logits(batch.tokens.masked_fill(hidden, 1), batch.mask, hidden)
+            loss = torch.nn.functional.cross_entropy(logits, batch.tokens[hidden])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        policy.model.requires_grad_(False)
+        assert alignment(Probe(policy, sampler, prompts, prompts, 2)).ok is ok

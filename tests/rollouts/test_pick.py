@@ -1,0 +1,38 @@
+"""The quantile that is searched in two levels against the plain one, over vocabularies of more than one chunk."""
+
+import pytest
+import torch
+
+from stipule.rollouts.pick import CHUNK, pick, quantile
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 17])
+def test_two_levels_find_the_token_that_one_does(size):
+    generator = torch.Generator().manual_seed(size)
+    mass = torch.randint(0, 4, (500, size), generator=generator).float()  # exact sums, and many zeros
+    mass[:, -1] += 1
+    uniform = torch.rand(500, generator=generator)
+    running = mass.double().cumsum(1)
+    target = uniform.double()[:, None] * running[:, -1:]
+    expected = torch.searchsorted(running, target, right=True)[:, 0]
+    assert torch.equal(quantile(mass, uniform), expected)
+
+
+def test_a_token_of_probability_0_is_never_hit():
+    mass = torch.zeros(3, 4 * CHUNK)
+    mass[:, CHUNK + 3] = 1e-30
+    for u in (0.0, 0.5, 1 - 2**-24, 1.0):
+        assert quantile(mass, torch.full((3,), u)).tolist() == [CHUNK + 3] * 3
+
+
+def test_frequencies_over_several_chunks_are_the_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.full((1, 3 * CHUNK), -30.0)
+    hit = torch.tensor([0, CHUNK - 1, CHUNK, 2 * CHUNK + 5, 3 * CHUNK - 1])
+    logits[0, hit] = torch.tensor([0.0, 1.0, 0.5, 2.0, -1.0])
+    token, confidence = pick(logits.repeat(50_000, 1), torch.rand(50_000, generator=generator), 0.7, None, mask_id=7)
+    expected = (logits[0] / 0.7).softmax(0) * 50_000
+    counts = torch.bincount(token, minlength=logits.shape[1])
+    chi_square = float(((counts - expected)[hit] ** 2 / expected[hit]).sum())
+    assert chi_square < 18.5  # 99.9 % quantile for 4 degrees of freedom
+    assert torch.allclose(confidence, logits[0].softmax(0)[token])
