@@ -14,9 +14,10 @@ from stipule.training.folder import RunFolder
 class Guard:
     """Knows every line of the run so far, so that a resumed run raises what the uninterrupted one would."""
 
-    def __init__(self, alarms: Alarms, folder: RunFolder, watch: Callable[[str, Mapping[str, Any]], None]):
+    def __init__(self, alarms: Alarms, folder: RunFolder, watch: Callable[[str, Mapping[str, Any]], None], step: int):
         self.alarms, self.folder, self.watch = alarms, folder, watch
-        self.lines = folder.read_metrics()
+        # Another rank may not have dropped the lines after the checkpoint yet.
+        self.lines = [line for line in folder.read_metrics() if line["step"] <= step]
 
     def check(self, line: dict[str, Any]) -> None:
         """Adds `alarms` to the line where there are any, and tells the watcher of those that are new."""

@@ -74,7 +74,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     if place:
         load_optimizer(place, policy, optimizer)
 
-    guard = Guard(recipe.alarms, folder, watch)
+    guard = Guard(recipe.alarms, folder, watch, progress.step)
 
     def save() -> None:
         save_checkpoint(
