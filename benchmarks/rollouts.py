@@ -72,8 +72,8 @@ def pruned() -> dict[str, Any]:
 
 
 def queue() -> dict[str, Any]:
-    """48 prompts of three lengths, 8 at once, responses that end anywhere: batches in turn against one queue."""
-    rows, length, at_once = 48, 32, 8
+    """24 prompts of three lengths, 4 at once, responses that end anywhere: batches in turn against one queue."""
+    rows, length, at_once = 24, 32, 4
     policy = build("llada-like")
     asked = prompts(policy, rows, 48)
     lengths = torch.tensor([8, 16, 48]).repeat(rows // 3)
@@ -138,7 +138,7 @@ def main(quick: bool = False) -> None:
         print(table(f"Rollout, {size}: {about}", found[size]), flush=True)
     parts = {"Early end, llada-like: mean length L/2": early_end, "STP, llada-like": pruned}
     if not quick:
-        parts["Queue, llada-like: 48 rows, 8 at once"] = queue
+        parts["Queue, llada-like: 24 rows, 4 at once"] = queue
     for title, part in parts.items():
         found[title] = part()
         print(table(title, found[title]), flush=True)
