@@ -22,7 +22,7 @@ def reproduce(
         Literal["tiny", "llada-8b"], typer.Option(help="llada-8b prints the commands to run on GPUs.")
     ] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row; paired between rows.")] = 5,
-    world: Annotated[str, typer.Option(help="A recipe in recipes/reproduce.")] = "sudoku",
+    world: Annotated[str, typer.Option(help="A recipe in recipes/reproduce, or a YAML file.")] = "sudoku",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, a core each; default: all cores.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where runs and tables lie; run again, it goes on.")] = Path(
         "runs/reproduce"
@@ -34,7 +34,7 @@ def reproduce(
     from stipule.report.reproduction_figure import variance_over_training
     from stipule.report.reproduction_table import reproduction_page, reproduction_tables
     from stipule.reproduce.paper import TABLES, table_of
-    from stipule.reproduce.runs import run_all
+    from stipule.reproduce.runs import recipe_of, run_all
     from stipule.reproduce.tables import reproduction
 
     wanted = list(TABLES) if tables == ["all"] else tables
@@ -42,12 +42,12 @@ def reproduce(
     if scale == "llada-8b":
         _on_gpus(wanted)
         return
-    load_recipe(f"reproduce/{world}")
+    load_recipe(recipe_of(world))
     with bar(console, f"{', '.join(wanted)}: runs") as progress:
         run_all(rows, world, seeds, out, jobs or os.cpu_count() or 1, progress)
     for name in wanted:
         found = reproduction(name, world, seeds, out)
-        place = out / world / name
+        place = out / Path(world).stem / name
         command = f"stipule reproduce {name} --seeds {seeds} --world {world}"
         _write(place.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
         _write(place.with_suffix(".md"), reproduction_page(found, command))

@@ -33,15 +33,20 @@ class Outcome:
         return sum(self.correct.values())
 
 
+def recipe_of(world: str) -> str:
+    """The recipe of a world: a shipped one by name, or a YAML file."""
+    return world if world.endswith((".yaml", ".yml")) else f"reproduce/{world}"
+
+
 def place_of(out: Path, world: str, row: str, seed: int) -> Path:
     """Where a run lies; the untrained base has no seed."""
-    return out / world / (row if ROWS[row].changes is None else f"{row}-{seed}")
+    return out / Path(world).stem / (row if ROWS[row].changes is None else f"{row}-{seed}")
 
 
 def commands(out: Path, world: str, row: str, seed: int) -> list[list[str]]:
     """The words after `stipule` that make a row: what anyone can type."""
     place = place_of(out, world, row, seed)
-    recipe, changes = f"reproduce/{world}", ROWS[row].changes
+    recipe, changes = recipe_of(world), ROWS[row].changes
     if changes is None:
         return [["eval", load_recipe(recipe).model.path, "--recipe", recipe, "--out", str(place)]]
     train = ["train", recipe, *changes, "--seed", str(seed), "--out", str(place)]
