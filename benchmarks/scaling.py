@@ -152,7 +152,8 @@ def draw(lines: list[dict[str, Any]], place: Path) -> None:
                 base = mine[0]
                 across = [line["multiplications"] / base["multiplications"] for line in mine]
                 axis.plot(across, [line["seconds"] / base["seconds"] for line in mine], "o-", label=name)
-        axis.axline((1, 1), slope=1, color="grey", linewidth=0.8)
+        ends = axis.get_xlim()
+        axis.plot(ends, ends, color="grey", linewidth=0.8)  # as the arithmetic says
         axis.set(title=part, xlabel="multiplications", xscale="log", yscale="log")
         axis.legend()
     figure.supylabel("seconds")

@@ -72,11 +72,11 @@ def test_losses_and_gradients_are_those_of_full_logits(policy, portions):
 
         optimizer.register_step_pre_hook(keep)
         if name == "reference":
-            views = wanted.estimator.draw(responses, 2, stream(wanted.training.seed, 0, "views"))
+            views = wanted.estimator.draw(responses, 3, stream(wanted.training.seed, 0, "views"))
             reference.updates(mine, optimizer, responses, views, advantage, 0.2, 0.04, 1e9, losses.append)
         else:
             logged = learn(wanted, mine, optimizer, Accelerator(), responses, advantage, 0, Clock(mine.device))
-    assert logged["policy/loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert logged["policy/loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
     for one, other in zip(*gradients.values(), strict=True):  # each update
         for expected, got in zip(one, other, strict=True):  # each parameter
             assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -121,8 +121,8 @@ def test_no_rows_need_no_call(policy):
 
 
 def drawn(policy):
-    """Sampled responses, two updates' views of them, and the recipe they are for."""
-    wanted = recipe(6, 12, 6, 6, updates=2)
+    """Sampled responses, three updates' views of them, and the recipe they are for."""
+    wanted = recipe(6, 12, 6, 6, updates=3)
     asked = prompts(policy, 6)
     responses = wanted.sampler(policy, asked, wanted.sampler.draw(6, torch.Generator().manual_seed(0)))
-    return responses, wanted.estimator.draw(responses, 2, stream(wanted.training.seed, 0, "views")), wanted
+    return responses, wanted.estimator.draw(responses, 3, stream(wanted.training.seed, 0, "views")), wanted
