@@ -15,6 +15,7 @@ from stipule.files import refused, replace_file
 from stipule.models.policy import MaskedPolicy
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.tasks.problem import Problem, Task
+from stipule.tasks.sudoku import Sudoku, blank_cells
 
 
 def split_hash(problems: Iterable[Problem]) -> str:
@@ -73,6 +74,9 @@ class EvaluationFolder:
             done |= {line["key"]: line for line in lines}
             progress(len(done), len(problems))
         result = {**self.asked, **summarise([done[p.key] for p in problems]), "environment": dict(environment or {})}
+        if isinstance(task, Sudoku):
+            cells = [blank_cells(p, done[p.key]["parts"]) for p in problems]
+            result["blank_cells"] = {"correct": sum(r for r, _ in cells), "total": sum(t for _, t in cells)}
         self._write("result.json", result)
         return result
 

@@ -17,7 +17,7 @@ from stipule.tasks.gsm8k import Gsm8k
 from stipule.tasks.math import Math
 from stipule.tasks.problem import Grade, Problem
 from stipule.tasks.rows import column, json_rows
-from stipule.tasks.sudoku import Sudoku
+from stipule.tasks.sudoku import Sudoku, blank_cells
 
 Protocol = Literal["d1", "strict"]
 PROTOCOLS: tuple[Protocol, ...] = ("d1", "strict")
@@ -140,8 +140,7 @@ def finished_text(response: str) -> str:
 def counted(saved: Saved, grade: Grade, protocol: Protocol) -> tuple[int, int]:
     """(right, of how many) that a grade adds to its task's count: one response, or d1's blank cells of Sudoku."""
     if saved.task == "sudoku" and protocol == "d1":
-        blanks = str(saved.problem.data["puzzle"]).count("0")
-        return round(grade.parts["cells"] * blanks), blanks
+        return blank_cells(saved.problem, grade.parts)
     return int(grade.correct), 1
 
 

@@ -231,3 +231,9 @@ def _problems(task: Sudoku, split: Literal["train", "test"]) -> tuple[Problem, .
         return None if problem.key in taken else problem
 
     return distinct_problems(draw, count, f"task.{split}_problems")
+
+
+def blank_cells(problem: Problem, parts: Mapping[str, float]) -> tuple[int, int]:
+    """(right, of how many) blank cells by a grade's parts: what d1 and SPG report as Sudoku's accuracy."""
+    blanks = _puzzle(problem).count("0")
+    return round(parts["cells"] * blanks), blanks
