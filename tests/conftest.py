@@ -24,3 +24,11 @@ def policy():
     from tests.toys import random_policy
 
     return random_policy()
+
+
+@pytest.fixture(autouse=True)
+def wide_console(monkeypatch):
+    """Commands that are called in this process print to a width at which no table or sentence is broken."""
+    from stipule.cli.app import console
+
+    monkeypatch.setattr(console, "_width", 240)

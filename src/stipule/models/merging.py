@@ -45,4 +45,6 @@ def _adapted(policy: MaskedPolicy) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
-    return layers if all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers) else []
+    # Adapters on stacked experts sit on a bare parameter: their base has no one matrix to add to.
+    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
+    return layers if all(w is not None and w.dtype == torch.float32 for w in weights) else []
