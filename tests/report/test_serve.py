@@ -87,7 +87,14 @@ def test_a_taken_port_is_a_message(served):
 def test_the_command_serves_until_ctrl_c(tmp_path):
     path = write_run(tmp_path / "run", steps=5)
     command = [sys.executable, "-m", "stipule", "watch", str(path), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Tests that a shell has put in the background inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         address = process.stdout.readline().split()[0]
         with urllib.request.urlopen(address, timeout=10) as answer:

@@ -29,7 +29,7 @@ class Row:
 LIGHT, HEAVY = 2 / 16, 4 / 16
 
 ONE_STEP = ("estimator.kind=one_step", "credit.scale=false", "objective.average=token")
-SPG = ("estimator.kind=spg", "credit.scale=false", "objective.kind=policy_gradient")
+SPG = ("estimator.kind=spg", "estimator.block=8", "credit.scale=false", "objective.kind=policy_gradient")
 
 
 def spatial(ratio: float, *more: str) -> tuple[str, ...]:
