@@ -84,10 +84,13 @@ def test_the_readmes_commands_run(tmp_path):
         "eval": ["tiny/sudoku", "--limit", "4", "--out", "runs/before"],
         "compare": ["runs/before", "runs/before"],
         "generate": ["tiny/sudoku", "0243000001202030", "--show-steps"],
-        "variance": ["quickstart", *TINY, *STEPS, "--responses", "2", "--draws", "4", "--steps", "0"],
+        "variance": ["quickstart", *TINY, *STEPS, "--responses", "2", "--draws", "8", "--steps", "0"],
         "anchors build": ["quickstart", *TINY, "--out", "runs/anchors.safetensors"],
         "anchors audit": ["quickstart", *TINY, "--problems", "2"],
         "pretrain": ["tiny/sudoku_base", *demonstrations, "--out", "runs/base"],
+        "plan": ["quickstart", "--no-measure"],
+        "reproduce": ["table5", "--scale", "llada-8b"],
+        "export": ["runs/a", "runs/exported"],
         "report": ["runs/quickstart", "runs/a", "--out", "both.html"],
     }
     served = {"watch"}  # goes on until it is stopped: tests/report/test_serve.py

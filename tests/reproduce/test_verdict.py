@@ -42,6 +42,12 @@ def test_less_is_better_of_calls_and_variance():
     assert judge(LESS, mixed, solving(0.5, 0.5, 0.5)).word == "contradicted"
 
 
+def test_runs_that_logged_no_variance_decide_nothing():
+    silent = [Outcome({"0": True}, 1, 0, 1.0, ())] * 3
+    found = judge(LESS, silent, solving(0.5, 0.5, 0.5))
+    assert (found.word, found.seeds) == ("not distinguishable", 0)
+
+
 def test_one_seed_decides_counts_alone():
     assert judge(MORE, solving(0.9), solving(0.1)).word == "not distinguishable"
     assert judge(FEWER, solving(0.9, calls=1), solving(0.1)).word == "confirmed"

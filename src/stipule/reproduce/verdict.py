@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, isnan
 from statistics import fmean
 from typing import Literal
 
@@ -42,6 +43,9 @@ def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> 
     A single seed decides only what has no chance in it, the model calls.
     """
     pairs = [(value(a, claim.quantity), value(b, claim.quantity)) for a, b in zip(better, worse, strict=True)]
+    pairs = [pair for pair in pairs if not any(map(isnan, pair))]  # a run that never learns logs no variance
+    if not pairs:
+        return Verdict(claim.words, claim.quantity, 0.0, (-inf, inf), "not distinguishable", 0, None)
     more = claim.quantity == "accuracy"
     effects = [a - b if more else a / b - 1 for a, b in pairs]
     if len(set(effects)) == 1:  # no spread at all: equal, or counts that no chance enters
@@ -53,7 +57,7 @@ def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> 
     gain = (low, high) if more else (-high, -low)
     word: Word = "confirmed" if gain[0] > 0 else "contradicted" if gain[1] < 0 else "not distinguishable"
     if len(effects) < 2 and claim.quantity != "calls":
-        word, low, high = "not distinguishable", float("-inf"), float("inf")
+        word, low, high = "not distinguishable", -inf, inf
     return Verdict(claim.words, claim.quantity, middle, (low, high), word, len(effects), decide)
 
 
