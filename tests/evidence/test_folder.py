@@ -105,9 +105,10 @@ def test_seeds_are_paired_and_give_a_mean_with_an_interval(tmp_path):
         compare_all([methods[0], methods[1][:2]])
 
 
-def test_evaluations_of_different_things_are_refused_unless_told(tmp_path):
+@pytest.mark.parametrize("other", [{"sampler": {"length": 128}}, {"grading": "d1"}])
+def test_evaluations_of_different_things_are_refused_unless_told(tmp_path, other):
     first = finished(tmp_path / "a", [True, False])
-    second = finished(tmp_path / "b", [True, True], {**ASKED, "sampler": {"length": 128}})
+    second = finished(tmp_path / "b", [True, True], {**ASKED, **other})
     with pytest.raises(RecipeError, match="asked different things"):
         compare_all([[first], [second]])
     assert compare_all([[first], [second]], across=True)[0]["difference"] == 0.5

@@ -53,6 +53,7 @@ def eval(
         "split": split,
         "problems": len(problems),
         "split_hash": split_hash(problems),
+        "grading": getattr(resolved.task, "grading", None),
         "protocol": chosen.mark if chosen else None,
         "settings": asdict(resolved.task),
         "sampler": {"length": sampler.length, "steps": sampler.steps, "block": sampler.block, "temperature": 0},

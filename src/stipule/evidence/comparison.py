@@ -11,7 +11,7 @@ from stipule.evidence.compare import mean_interval, pair, seeds_to_decide
 from stipule.evidence.folder import read_correct
 
 # What two evaluations must share to be about the same thing.
-SAME = ("task", "split", "split_hash", "sampler", "protocol")
+SAME = ("task", "split", "split_hash", "grading", "sampler", "protocol")
 
 
 def compare_all(methods: Sequence[Sequence[Path]], across: bool = False) -> list[dict[str, Any]]:
