@@ -13,17 +13,21 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from stipule.estimators.elbo import Elbo
+from stipule.evidence.gradient import gradient_variances
+from stipule.evidence.variance import FORMS, cross_fitted, ratio_interval, with_calls
 from stipule.models.loading import load_policy
 from stipule.models.policy import MaskedPolicy
 from stipule.recipe import load_recipe
 from stipule.report.variance_table import variance_tables
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Pruning, choose_fixed
+from stipule.streams import stream
 from stipule.tasks.countdown import Countdown
 from stipule.training.pretrain import Shape, new_policy
 from stipule.types import Responses
@@ -61,8 +65,29 @@ def main() -> None:
             console.print(variance_tables({**found, **found[f"{keep} {gamma}"], "differences": []}).renderables[0])
     for table in variance_tables({**found, **found["confident 0.05"], "differences": []}).renderables[1:3]:
         console.print(table)
+    found["gradients"] = gradients(policy, rolled, asked.draws)
+    for row in found["gradients"]:
+        console.print(f"gradient, 3 calls, {row['form']}: {{:.2f}} ({{:.2f}} to {{:.2f}})".format(*row["ratio"]))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def gradients(policy: MaskedPolicy, rolled: Responses, draws: int) -> list[dict[str, Any]]:
+    """Variance of the gradient of eq. 4 at 3 calls a response, half of them with A = 1 and half with A = -1."""
+    policy.model.requires_grad_(True)
+    test = rolled[: len(rolled) // 2]
+    advantage = torch.ones(len(test))
+    advantage[::2] = -1
+    rows = []
+    base = torch.zeros(0)
+    for name, form in FORMS.items():
+        sized = with_calls(form, 3)
+        if sized is not None:
+            fitted = cross_fitted(policy, rolled, sized, stream(0, 0, "variance/fit"))[0][1]
+            values = gradient_variances(policy, test, fitted, advantage, draws, stream(0, 3, "variance/gradients"))
+            base = base if len(base) else values
+            rows.append({"form": name, "ratio": ratio_interval(values, base)})
+    return rows
 
 
 def random_rollouts(policy: MaskedPolicy, count: int) -> Responses:

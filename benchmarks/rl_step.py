@@ -90,7 +90,7 @@ def main(quick: bool = False) -> None:
     for size, (rows, width, length, steps, block) in SHAPES.items():
         if quick and size == "tiny":
             continue
-        for planting in (False, True) if size == "llada-like" else (False,):
+        for planting in (False,) if size == "tiny" else (False, True):
             policy = build(size, lora=8)
             planted = ends(policy, rows, length) if planting else None
             title = f"{size}, responses of length {'L/2 on average' if planting else 'L'}"

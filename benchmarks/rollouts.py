@@ -33,20 +33,24 @@ def against_reference(size: str) -> dict[str, Any]:
 
 
 def early_end() -> dict[str, Any]:
-    """Responses that end at L/2 on average."""
-    rows, length = 8, 64
+    """32 responses that end at L/2 on average, 8 at once: as one ends, the next takes its place."""
+    rows, at_once, length = 32, 8, 64
     policy = build("llada-like")
-    asked, planted = prompts(policy, rows, 16), as_anchors(ends(policy, rows, length))
+    asked, planted = prompts(policy, rows, 16), as_anchors(ends(policy, rows, length)[shuffled(rows)])
     full = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9, early_end=False)
     noise = full.draw(rows, torch.Generator().manual_seed(0))
     early = replace(full, early_end=True)
     return alternate(
         policy,
         {
-            "to the last token": lambda: full(policy, asked, noise, planted),
-            "early end": lambda: early(policy, asked, noise, planted),
+            "to the last token": lambda: full(policy, asked, noise, planted, Temporal(), at_once),
+            "early end": lambda: early(policy, asked, noise, planted, Temporal(), at_once),
         },
     )
+
+
+def shuffled(rows: int) -> torch.Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(3))
 
 
 def pruned() -> dict[str, Any]:
@@ -79,7 +83,7 @@ def queue() -> dict[str, Any]:
     lengths = torch.tensor([8, 16, 48]).repeat(rows // 3)
     mask = torch.arange(48) >= 48 - lengths[:, None]
     asked = type(asked)(asked.tokens.masked_fill(~mask, policy.pad_id), mask)
-    planted = as_anchors(ends(policy, rows, length)[torch.randperm(rows, generator=torch.Generator().manual_seed(3))])
+    planted = as_anchors(ends(policy, rows, length)[shuffled(rows)])
     sampler = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9)
     noise = sampler.draw(rows, torch.Generator().manual_seed(0))
 
@@ -136,7 +140,7 @@ def main(quick: bool = False) -> None:
         found[size] = against_reference(size)
         about = f"{rows} rows, P {width}, L {length}, N {steps}, block {block}"
         print(table(f"Rollout, {size}: {about}", found[size]), flush=True)
-    parts = {"Early end, llada-like: mean length L/2": early_end, "STP, llada-like": pruned}
+    parts = {"Early end, llada-like: 32 rows, 8 at once, mean length L/2": early_end, "STP, llada-like": pruned}
     if not quick:
         parts["Queue, llada-like: 24 rows, 4 at once"] = queue
     for title, part in parts.items():

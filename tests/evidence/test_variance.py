@@ -1,11 +1,14 @@
 """Measured variances against enumeration and closed forms."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.views import views_of
+from stipule.evidence.gradient import gradient, gradient_variances
 from stipule.evidence.theory import context_free_split
 from stipule.evidence.variance import (
     FORMS,
@@ -19,7 +22,7 @@ from stipule.evidence.variance import (
     with_calls,
     with_free,
 )
-from tests.toys import ConsistentPolicy, response, subsets
+from tests.toys import ConsistentPolicy, random_policy, response, subsets
 
 ROW = (1, 0, 2, 2)
 
@@ -110,3 +113,26 @@ def test_summaries_hold_their_truth():
     assert found.low < 2 < found.high
     middle, low, high = ratio_interval(values * 0.5, values)
     assert (middle, low, high) == (pytest.approx(0.5),) * 3
+
+
+def test_the_gradients_variance_is_the_one_enumeration_gives():
+    policy = random_policy()
+    policy.model.requires_grad_(True)
+    few = response([[5, 6, 7]])
+    form, advantage = Elbo(samples=1, masks="exact"), torch.tensor([2.0])
+    found, chances = [], []
+    for hidden in itertools.product((False, True), repeat=3):
+        count = sum(hidden)
+        if count:
+            flags = torch.tensor(hidden).view(1, 1, 3)
+            views = views_of(few, flags, 3 / count * flags.float())
+            found.append(gradient(policy, few, views, form, advantage))
+            chances.append(1 / 3 / math.comb(3, count))
+    every, chance = torch.stack(found).double(), torch.tensor(chances, dtype=torch.float64)
+    mean = (chance[:, None] * every).sum(0)
+    exact = float((chance * (every - mean).square().sum(1)).sum())
+    assert exact > 0
+    drawn = gradient_variances(policy, few, form, advantage, 600, generator())
+    assert float(drawn.mean()) == pytest.approx(exact, rel=0.1)
+    third = gradient_variances(policy, few, Elbo(samples=3, masks="exact"), advantage, 600, generator(1))
+    assert float(third.mean()) == pytest.approx(exact / 3, rel=0.15)

@@ -97,9 +97,11 @@ class _FrozenHead(torch.autograd.Function):
                 leaf = part.detach().requires_grad_()
                 logits = policy.head(leaf)
             plain = logits.detach()
-            total = plain.logsumexp(1, keepdim=True)
-            found.append((plain.gather(1, target[:, None]) - total)[:, 0])
-            slope = (plain - total).exp_().neg_()  # d log p(target) / d logits = 1[target] - p
+            top = plain.amax(1, keepdim=True)
+            each = (plain - top).exp_()
+            total = each.sum(1, keepdim=True)
+            found.append((plain.gather(1, target[:, None]) - top - total.log())[:, 0])
+            slope = each.div_(-total)  # d log p(target) / d logits = 1[target] - p
             slope.scatter_add_(1, target[:, None], torch.ones_like(total))
             slopes.append(torch.autograd.grad(logits, leaf, slope)[0])
         ctx.save_for_backward(torch.cat(slopes))
