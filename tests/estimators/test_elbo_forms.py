@@ -128,8 +128,8 @@ def test_a_fitted_profile_takes_out_what_the_level_adds():
     line = [0.1 + 3 * j / (KNOTS - 1) for j in range(KNOTS)]
     assert seen.profile() == pytest.approx(line, abs=0.2)  # a knot averages over its neighbourhood: highest at the ends
     assert seen.profile()[1:-1] == pytest.approx(line[1:-1], abs=0.03)
-    # What is left is the defence: 5 % of the mean, a share of the smallest counts' weight.
-    assert linear_variance(form.fitted(seen)) < 0.05 * linear_variance(form)
+    # f(k) = (v + 0) / (v + 0.4 mean) is left, v between 0.1 and 3.1: the defence has its price.
+    assert linear_variance(form.fitted(seen)) < 0.15 * linear_variance(form)
 
 
 def test_surprise_fades_and_an_empty_view_says_nothing():

@@ -75,10 +75,12 @@ def test_each_alarm_rings_at_its_step_with_a_remedy_and_can_be_turned_off(name, 
     assert names(lines, **{name: None}) == []
 
 
-@pytest.mark.parametrize("key", ["response/confidence", "response/copies", "reward/spread"])
+@pytest.mark.parametrize("key", ["response/confidence", "response/copies", "reward/spread", "variance/estimate"])
 def test_success_is_no_alarm(key):
-    value = {"response/confidence": 1.0, "response/copies": 1.0, "reward/spread": 0.0}[key]
-    assert names(run_of(30, {key: value, "reward/solved": 1.0, "reward/mean": 1.0})) == []
+    value = {"reward/spread": 0.0}.get(key, 1.0)
+    solved = {"reward/solved": 1.0, "reward/mean": 1.0}
+    assert names(run_of(30, {key: value} | solved, after=10)) == []
+    assert names(run_of(40, {key: value}, after=10)) != []  # without success it is one
 
 
 def test_a_noisy_reward_does_not_collapse_and_a_falling_one_does():

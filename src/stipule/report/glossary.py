@@ -69,12 +69,12 @@ GLOSSARY = (
         "variance/estimate",
         "variance of a response's estimate per counted token, over the independent views of the mu updates under one "
         "policy; needs `training.updates` >= 2, an objective with a ratio and an estimator with noise",
-        "it grows thirtyfold: alarm `variance`",
+        "it grows thirtyfold while less than 0.9 is solved: alarm `variance`",
     ),
     Entry(
         "variance/draw",
         "the same of a single view, over the K views of the first update (only where they are independent draws)",
-        "it grows thirtyfold: alarm `variance`, where there is no variance/estimate",
+        "it grows thirtyfold while less than 0.9 is solved: alarm `variance`, where there is no variance/estimate",
     ),
     Entry(
         "policy/gradient_norm",

@@ -32,7 +32,9 @@ class Alarms:
     ratio: float | None = 30.0  # policy/ratio_max, of one step
     clipped: float | None = 0.5  # policy/clipped, mean of 3 steps
     kl: float | None = 1.0  # policy/kl in nats per token, mean of 3 steps
-    variance: float | None = 30.0  # variance/estimate (or /draw) of 5 steps, as a multiple of the first 5
+    variance: float | None = (
+        30.0  # variance/estimate (or /draw), 5 steps over the first 5, while less than 0.9 is solved
+    )
     gradient: float | None = 50.0  # policy/gradient_norm of 3 steps, as a multiple of the first 5
     confidence: float | None = 0.998  # response/confidence, mean of 3 steps, while less than half is solved
     repetition: float | None = 0.5  # response/repetition, mean of 3 steps
@@ -87,6 +89,8 @@ class Alarms:
             values = [line[key] for line in lines if key in line and line.get("reward/spread", 1.0)]
             early, late = values[:5], values[5:][-steps:]
             if len(late) < steps or median(early) <= 0:
+                continue
+            if (_recent(lines, "reward/solved", steps) or 0.0) >= SOLVED.get(name, float("inf")):
                 continue
             times = median(late) / median(early)
             if times > limit:
@@ -177,7 +181,7 @@ LEVELS = (
     ),
 )
 # Where so much is solved, these are what success looks like.
-SOLVED = {"confidence": 0.5, "copies": 0.9}
+SOLVED = {"confidence": 0.5, "copies": 0.9, "variance": 0.9}
 GROWTH = (
     (
         "variance",
