@@ -22,10 +22,10 @@ docs: $(STAMP)  ## README and docs as a site in site/index.html; a dead link fai
 
 pictures: TRAIN = .venv/bin/stipule train quickstart --seed 0 training.steps=30 training.rollouts_every=5 model.autocast=true
 pictures: $(STAMP)  ## docs/images anew, from two runs of a minute or two each; needs chromium
-	rm -rf runs/stp runs/unpruned
-	$(TRAIN) --out runs/stp
-	$(TRAIN) --out runs/unpruned pruning.spatial.ratio=0 pruning.temporal.cutoff=0
-	.venv/bin/python docs/images/take.py runs/stp runs/unpruned
+	rm -rf runs/pictures
+	$(TRAIN) --out runs/pictures/stp
+	$(TRAIN) --out runs/pictures/unpruned pruning.spatial.ratio=0 pruning.temporal.cutoff=0
+	.venv/bin/python docs/images/take.py runs/pictures/stp runs/pictures/unpruned
 
 lint: $(STAMP)  ## style and types
 	.venv/bin/ruff format --check src tests docs
