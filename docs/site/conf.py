@@ -14,7 +14,6 @@ from sphinx.application import Sphinx
 from stipule import __version__
 
 project = "stipule"
-copyright = "Apache-2.0"
 version = release = __version__
 extensions = ["myst_parser"]
 root_doc = "README"
@@ -26,6 +25,7 @@ smartquotes = False
 
 html_theme = "furo"
 html_title = f"stipule {version}"
+html_show_copyright = False
 html_show_sphinx = False
 html_show_sourcelink = False
 html_copy_source = False
