@@ -155,7 +155,7 @@ def forms(policy: MaskedPolicy, rolled: Responses, draws: int, seed: int) -> lis
 def splits(policy: MaskedPolicy, rolled: Responses, draws: int, seed: int) -> list[dict[str, Any]]:
     """The two parts of eq. 14 of a single draw, averaged over the responses: 4 masks at each of draws / 4 levels."""
     rows = []
-    for name in ("1/t, as in the paper", "1/t, t >= 0.15", "Rao-Blackwell", "exact count", "tilted"):
+    for name in ("1/t, as in the paper", "1/t, t >= 0.15", "Rao-Blackwell", "exact count", "fitted"):
         found = time_and_noise(policy, rolled, FORMS[name], max(2, draws // 4), 4, stream(seed, 0, "variance/split"))
         time, noise = (summary(torch.tensor([getattr(s, part) for s in found])) for part in ("time", "noise"))
         rows.append({"form": name, "time": asdict(time), "noise": asdict(noise)})
@@ -206,7 +206,7 @@ def after_updates(recipe: Recipe, count: int, draws: int) -> list[dict[str, Any]
         rows.append({"shared": asdict(summary(spread[0])), "own": asdict(summary(spread[1]))})
 
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=recipe.optimizer.learning_rate)
-    learn(recipe, policy, optimizer, Accelerator(), rolled, advantage, 0, Clock(policy.device), look)
+    learn(recipe, policy, optimizer, Accelerator(), rolled, advantage, 0, Clock(policy.device), updated=look)
     return rows
 
 

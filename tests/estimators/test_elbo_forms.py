@@ -5,22 +5,23 @@ import torch
 
 from stipule.errors import RecipeError
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.levels import tilted_counts, uniforms
+from stipule.estimators.levels import uniform_counts, uniforms
+from stipule.estimators.profile import DEFENCE, KNOTS, Surprise, profiled_counts, surprise
 from tests.estimators.enumeration import LENGTH, ROW, TOY, agree, copies, elbo_of_tokens, mean
 from tests.toys import response
 
 FORMS = [
-    Elbo(samples=samples, masks=masks, levels=levels, subsets=subsets, tilt=tilt)
+    Elbo(samples=samples, masks=masks, levels=levels, subsets=subsets, profile=profile)
     for masks in ("exact", "rao_blackwell")
     for levels in ("independent", "systematic", "jittered", "antithetic")
     for subsets in ("independent", "circular")
-    for tilt in ((None, 0.3) if masks == "exact" else (None,))
+    for profile in ((None, (0.3, 1.3, 0.6)) if masks == "exact" else (None,))
     for samples in ((2, 4) if levels == "antithetic" else (3,))
 ]
 
 
 def name(form):
-    return f"{form.masks}-{form.levels}-{form.subsets}-{form.samples}-{form.tilt}"
+    return f"{form.masks}-{form.levels}-{form.subsets}-{form.samples}-{form.profile and 'profile'}"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)
@@ -94,13 +95,13 @@ def test_levels_are_uniform_and_fill_their_strata():
     assert torch.equal((jittered * 4).long(), torch.arange(4)[:, None].expand(4, 100))
 
 
-def test_tilted_counts_have_the_stated_chances():
-    n = torch.tensor([3, 5]).repeat(40_000)
+def test_counts_have_the_chances_that_the_profile_says():
+    n = torch.tensor([2, 4]).repeat(40_000)
     u = torch.rand(1, len(n), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    count, chance = tilted_counts(u, 0.5, n, 5)
-    for size in (3, 5):
+    count, chance = profiled_counts(u, (0.0, 3.0, 6.0), n, 4)
+    for size in (2, 4):
         mine = count[0][n == size]
-        weights = torch.tensor([0.5 + k / size for k in range(1, size + 1)])
+        weights = torch.tensor([6 * k / size + 3 * DEFENCE for k in range(1, size + 1)])
         q = weights / weights.sum()
         assert (torch.bincount(mine, minlength=size + 1)[1:] / len(mine)).tolist() == pytest.approx(
             q.tolist(), abs=0.01
@@ -108,13 +109,52 @@ def test_tilted_counts_have_the_stated_chances():
         assert chance[0][n == size].tolist()[:50] == pytest.approx(q[mine - 1].tolist()[:50], abs=1e-6)
 
 
+def test_a_constant_profile_is_none():
+    u = uniforms("jittered", 3, 500, torch.Generator().manual_seed(0))
+    n = torch.randint(1, 9, (500,), generator=torch.Generator().manual_seed(1))
+    count, chance = profiled_counts(u, (2.0, 2.0, 2.0), n, 8)
+    assert torch.equal(count, uniform_counts(u, 1, n))
+    torch.testing.assert_close(chance, (1.0 / n).expand(3, -1).double())
+
+
+def test_a_fitted_profile_takes_out_what_the_level_adds():
+    """Where the surprise of a hidden token is linear in the share of hidden ones, nothing of the variance is left."""
+    form = Elbo(samples=1, masks="exact", profile="fitted")
+    many = response([[0] * 60] * 4000)
+    (views,) = form.draw(many, 1, torch.Generator().manual_seed(0))
+    seen = Surprise()
+    logp = views.hidden * (-0.1 - 3 * views.hidden.sum(2, keepdim=True) / 60)
+    seen.remember(surprise(logp, views))
+    line = [0.1 + 3 * j / (KNOTS - 1) for j in range(KNOTS)]
+    assert seen.profile() == pytest.approx(line, abs=0.2)  # a knot averages over its neighbourhood: highest at the ends
+    assert seen.profile()[1:-1] == pytest.approx(line[1:-1], abs=0.03)
+    # What is left is the defence: 5 % of the mean, a share of the smallest counts' weight.
+    assert linear_variance(form.fitted(seen)) < 0.05 * linear_variance(form)
+
+
+def test_surprise_fades_and_an_empty_view_says_nothing():
+    seen = Surprise()
+    assert seen.profile() is None
+    assert Elbo(masks="exact", profile="fitted").fitted(seen).profile is None
+    seen.remember(torch.tensor([[1.0] * KNOTS, [4.0] * KNOTS]))
+    assert seen.profile() == (2.0,) * KNOTS
+    seen.remember(torch.tensor([[0.1] * KNOTS, [0.4] * KNOTS]))
+    assert seen.weight == pytest.approx([1.0] * KNOTS)  # 0.9 of the first, and the second
+    (views,) = Elbo(samples=1, masks="rao_blackwell").draw(copies(4000), 1, torch.Generator().manual_seed(0))
+    looked = surprise(views.hidden * -2.0, views)
+    assert float(looked[0].sum()) == pytest.approx(int(views.busy.sum()), abs=1e-6)
+    assert float(looked[1].sum()) == pytest.approx(4 * int(views.busy.sum()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"samples": 3, "levels": "antithetic"}, "come in pairs"),
         ({"subsets": "circular"}, "masks bernoulli"),
-        ({"tilt": 0.5}, "set masks=exact"),
-        ({"masks": "exact", "tilt": -1.0}, "0 or more"),
+        ({"profile": "fitted"}, "set masks=exact"),
+        ({"masks": "exact", "profile": (1.0, -1.0)}, "none below 0"),
+        ({"masks": "exact", "profile": (0.0, 0.0)}, "not all 0"),
+        ({"masks": "exact", "profile": (1.0,)}, "2 numbers or more"),
     ],
 )
 def test_impossible_forms_are_refused(settings, words):

@@ -19,6 +19,7 @@ from stipule.models.loading import save_policy
 from stipule.recipe import dump_recipe, parse_recipe
 from stipule.tasks.problem import Problem
 from stipule.training import update
+from stipule.training.checkpoint import read_progress
 from stipule.training.folder import RunFolder
 from stipule.training.loop import batch, train
 from stipule.training.settings import Recipe
@@ -40,7 +41,8 @@ def recipe(base, *overrides) -> Recipe:
         "model": {"path": str(base), "attention": "eager"},
         "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
         "pruning": {"spatial": {"ratio": 0.2, "source": "last_visit"}, "temporal": {"cutoff": 0.2}},
-        "estimator": {"masks": "exact"},  # no view hides nothing, so that model calls can be counted beforehand
+        # No view hides nothing, so that model calls can be counted beforehand; what is fitted must survive a kill.
+        "estimator": {"masks": "exact", "profile": "fitted"},
         "objective": {"kind": "grpo", "kl": 0.04},
         "optimizer": {"learning_rate": 1e-3},
         "training": {
@@ -77,6 +79,8 @@ def test_a_run_leaves_its_record(whole):
     assert lines[0]["response/anchors"] == 0  # last_visit: nothing is known of a problem on its first visit
     assert sorted(p.name for p in (whole / "rollouts").iterdir()) == ["step-000003.jsonl", "step-000006.jsonl"]
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+    seen = read_progress(whole / "checkpoints" / "step-000006").surprise
+    assert sum(seen.weight) > 3 * 6 * 2 and min(seen.profile()) > 0  # more than one step's views
     assert json.loads((whole / "environment.json").read_text())["torch"] == torch.__version__
     # kl > 0: one scored view set for the second update's old scores, two for the reference, two updates; K = 3.
     assert (lines[-1]["calls/score"], lines[-1]["calls/update"]) == (3 * 6 * 3, 3 * 6 * 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stipule.errors import RecipeError
-from stipule.estimators.levels import Levels, tilted_counts, uniform_counts, uniforms
+from stipule.estimators.levels import Levels, uniform_counts, uniforms
+from stipule.estimators.profile import Surprise, profiled_counts
 from stipule.estimators.views import bernoulli_hidden, circular_hidden, exact_hidden, views_of, weighted_sum
 from stipule.types import Responses, Views
 
@@ -31,7 +32,9 @@ class Elbo:
     makes the hidden sets follow one another around one random order (`estimators/views.py`). Two special cases:
       exact + antithetic + circular           k and n+1-k tokens, the second set the complement plus one of the first
       rao_blackwell + antithetic + circular   k and n-k, exact complements (ESPO's pair; one of the two may be empty)
-    `tilt` draws k with probability q(k) in proportion to tilt + k/n, weight 1/(K k q(k)) (importance sampling).
+    `profile` is the surprise of a hidden token by the share of hidden tokens: k is drawn in proportion to it, weight
+    1/(K k q(k)) (importance sampling, `estimators/profile.py`). `fitted` measures it in the scores of earlier RL steps,
+    at no model call; the first step draws every count alike.
 
     The views of all inner updates are drawn at once and shared by the new, old and reference policy (common random
     numbers), so that the ratio is 1 where nothing has changed.
@@ -43,7 +46,7 @@ class Elbo:
     t_min: float = 1e-3  # least share of masks for `bernoulli`
     levels: Levels = "independent"
     subsets: Literal["independent", "circular"] = "independent"
-    tilt: float | None = None  # None: every count alike
+    profile: Literal["fitted"] | tuple[float, ...] | None = None  # None: every count alike
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -64,11 +67,22 @@ class Elbo:
                 "estimator.subsets is circular with masks bernoulli; a circular subset has an exact count of tokens; "
                 "set masks=exact, or subsets=independent"
             )
-        if self.tilt is not None and (self.masks != "exact" or self.tilt < 0):
+        if self.profile is None:
+            return
+        if self.masks != "exact":
             raise RecipeError(
-                f"estimator.tilt is {self.tilt} with masks {self.masks}; it tilts the exact count of hidden tokens "
-                "towards many and must be 0 or more; set masks=exact, or remove it"
+                f"estimator.profile is {self.profile} with masks {self.masks}; it is what the exact count of hidden "
+                "tokens is drawn by; set masks=exact, or remove it"
             )
+        if self.profile != "fitted" and (len(self.profile) < 2 or min(self.profile) < 0 or max(self.profile) <= 0):
+            raise RecipeError(
+                f"estimator.profile is {list(self.profile)}; it is the surprise of a token at equal distances of the "
+                "share of hidden tokens, from none to all: 2 numbers or more, none below 0, not all 0; try fitted"
+            )
+
+    def fitted(self, seen: Surprise) -> Elbo:
+        """With what a run has seen in the place of `profile: fitted`; as it is without that, or before anything is."""
+        return replace(self, profile=seen.profile()) if self.profile == "fitted" else self
 
     @property
     def independent(self) -> bool:
@@ -98,11 +112,11 @@ class Elbo:
         else:
             n = scored.sum(1)
             least = 1 if self.masks == "exact" else 0
-            if self.tilt is None:
+            if isinstance(self.profile, tuple):
+                count, chance = profiled_counts(u, self.profile, n, scored.shape[1])
+            else:
                 count = uniform_counts(u, least, n)
                 chance = 1 / (n + 1 - least).clamp(min=1).double()  # of this count
-            else:
-                count, chance = tilted_counts(u, self.tilt, n, scored.shape[1])
             hidden = (circular_hidden if self.subsets == "circular" else exact_hidden)(count, scored, noise)
             worth = 1 / (samples * count.clamp(min=1) * chance).float()
         return views_of(responses, hidden, worth[:, :, None] * hidden)

@@ -40,21 +40,3 @@ def uniforms(levels: Levels, samples: int, rows: int, generator: torch.Generator
 def uniform_counts(u: Float[Tensor, "K B"], least: int, most: Int[Tensor, " B"]) -> Int[Tensor, "K B"]:
     """k ~ U{least .. most}. With least = 1, u and 1 - u give k and n + 1 - k; with least = 0, k and n - k."""
     return (least + (u * (most - least + 1)).long()).minimum(most.clamp(min=least))
-
-
-def tilted_counts(
-    u: Float[Tensor, "K B"], tilt: float, most: Int[Tensor, " B"], length: int
-) -> tuple[Int[Tensor, "K B"], Float[Tensor, "K B"]]:
-    """k ~ q(k) = (tilt + k/n) / Z over 1 .. n, by inverse CDF, with q(k): importance sampling of the count.
-
-    The best q is proportional to sqrt(E[S^2 | k]) / k, about the mean surprise of a token when k are hidden, which
-    grows with k in a trained model. As tilt -> infinity q is uniform; at 0 the largest counts are drawn most.
-    """
-    n = most.clamp(min=1)[:, None]
-    k = torch.arange(1, length + 1, dtype=torch.float64)
-    weights = ((tilt + k / n) * (k <= n)).float().double()
-    q = weights / weights.sum(1, keepdim=True)
-    cumulative = q.cumsum(1)
-    index = torch.searchsorted(cumulative, (u.T * cumulative[:, -1:]).contiguous(), right=True)
-    count = (index + 1).minimum(n)
-    return count.T, q.gather(1, count - 1).T

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stipule.estimators.elbo import Elbo
 from stipule.estimators.estimator import Estimator
+from stipule.estimators.profile import Surprise, surprise
 from stipule.estimators.score import hidden_log_probabilities
 from stipule.evidence.theory import Split, variance_split
 from stipule.models.policy import Policy
@@ -26,8 +27,9 @@ FORMS = {
     "systematic, circular": Elbo(masks="exact", levels="systematic", subsets="circular"),
     "jittered": Elbo(masks="exact", levels="jittered"),
     "jittered, circular": Elbo(masks="exact", levels="jittered", subsets="circular"),
-    "tilted": Elbo(masks="exact", tilt=0.1),
-    "tilted, jittered, circular": Elbo(masks="exact", tilt=0.1, levels="jittered", subsets="circular"),
+    "fitted": Elbo(masks="exact", profile="fitted"),
+    "fitted, systematic, circular": Elbo(masks="exact", profile="fitted", levels="systematic", subsets="circular"),
+    "fitted, jittered, circular": Elbo(masks="exact", profile="fitted", levels="jittered", subsets="circular"),
     "complement pair (ESPO)": Elbo(samples=2, masks="rao_blackwell", levels="antithetic", subsets="circular"),
     "antithetic pair": Elbo(samples=2, masks="exact", levels="antithetic", subsets="circular"),
 }
@@ -63,23 +65,52 @@ def variances(
     policy: Policy, responses: Responses, form: Elbo, draws: int, generator: torch.Generator
 ) -> Float[Tensor, " B"]:
     """Sample variance of the summed estimate of each response over `draws` independent estimates."""
-    return estimates(policy, responses, form.draw(responses, draws, generator), form).var(0, correction=1)
+    return torch.cat(
+        [
+            estimates(policy, rows, fitted.draw(rows, draws, generator), fitted).var(0, correction=1)
+            for rows, fitted in cross_fitted(policy, responses, form, generator)
+        ]
+    )
+
+
+def cross_fitted(
+    policy: Policy, responses: Responses, form: Elbo, generator: torch.Generator, draws: int = 4
+) -> list[tuple[Responses, Elbo]]:
+    """Halves of the responses, each with the form that the other half fits, as training fits it to earlier steps."""
+    if form.profile != "fitted" or len(responses) < 2:
+        return [(responses, form)]
+    half = len(responses) // 2
+    halves = responses[:half], responses[half:]
+    return [(rows, form.fitted(_seen(policy, others, draws, generator))) for rows, others in (halves, halves[::-1])]
+
+
+def _seen(policy: Policy, responses: Responses, draws: int, generator: torch.Generator) -> Surprise:
+    seen, pilot = Surprise(), Elbo(samples=16, masks="exact", levels="jittered")
+    with torch.inference_mode():
+        for views in pilot.draw(responses, draws, generator):
+            seen.remember(surprise(hidden_log_probabilities(policy, responses, views), views))
+    return seen
 
 
 def time_and_noise(
     policy: Policy, responses: Responses, form: Elbo, levels: int, masks: int, generator: torch.Generator
 ) -> list[Split]:
     """Eq. 14 for a single draw of each response: `masks` masks at each of `levels` levels."""
-    rows, length = responses.tokens.shape
+    halves = cross_fitted(policy, responses, form, generator)
+    if len(halves) > 1:
+        return [
+            split for rows, fitted in halves for split in time_and_noise(policy, rows, fitted, levels, masks, generator)
+        ]
+    count, length = responses.tokens.shape
     single = replace(form, samples=1, levels="independent", subsets="independent")
-    u = torch.rand(levels, 1, rows, generator=generator, dtype=torch.float64)
+    u = torch.rand(levels, 1, count, generator=generator, dtype=torch.float64)
     views = [
-        single.place(responses, level, torch.rand(1, rows, length, generator=generator))
+        single.place(responses, level, torch.rand(1, count, length, generator=generator))
         for level in u
         for _ in range(masks)
     ]
-    found = estimates(policy, responses, views, single).view(levels, masks, rows)
-    return [variance_split(found[:, :, row]) for row in range(rows)]
+    found = estimates(policy, responses, views, single).view(levels, masks, count)
+    return [variance_split(found[:, :, row]) for row in range(count)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stipule.errors import CheckpointError
+from stipule.estimators.profile import Surprise
 from stipule.files import replace_folder
 from stipule.models.loading import save_policy
 from stipule.models.policy import MaskedPolicy
@@ -27,6 +28,7 @@ class Progress:
     model_calls: int = 0  # rows x calls, of rollouts, scoring and updates
     pregeneration_calls: int = 0  # rows x calls spent on the anchor store
     seconds: float = 0.0
+    surprise: Surprise = field(default_factory=Surprise)  # for `estimator.profile: fitted`
 
 
 def save_checkpoint(
@@ -69,7 +71,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def read_progress(place: Path) -> Progress:
     """How far the run of this checkpoint was."""
     try:
-        return Progress(**json.loads((place / "progress.json").read_text()))
+        saved = json.loads((place / "progress.json").read_text())
+        return Progress(**{**saved, "surprise": Surprise(**saved.get("surprise", {}))})
     except (OSError, ValueError, TypeError) as cause:
         raise CheckpointError(f"{place} is damaged ({cause}); remove it to resume from the one before") from cause
 

@@ -110,7 +110,9 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.rate(step)
             try:
-                learned = learn(recipe, policy, optimizer, accelerator, responses, advantage, step, clock)
+                learned = learn(
+                    recipe, policy, optimizer, accelerator, responses, advantage, step, clock, progress.surprise
+                )
             except DivergenceError as cause:
                 guard.broken(step + 1, cause, "diverged")
                 saved = folder.write_rollouts(step + 1, records(repeated, responses, graded, advantage, policy.label))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stipule.errors import DivergenceError
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.profile import KNOTS, Surprise, surprise
 from stipule.estimators.score import hidden_log_probabilities, score
 from stipule.estimators.spread import draw_variance, estimate_variance
 from stipule.models.policy import MaskedPolicy
@@ -32,13 +33,19 @@ def learn(
     advantage: Float[Tensor, " B"],
     step: int,
     clock: Clock,
+    seen: Surprise | None = None,
     updated: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """mu inner updates on one batch of rollouts (eq. 1, 4); `updated` is called after each.
 
+    `seen` is the run's memory of how surprising hidden tokens are, by which an ELBO with `profile: fitted` draws.
     Raises DivergenceError on a loss that is not a number.
     """
     settings, estimator, objective = recipe.training, recipe.estimator, recipe.objective
+    if not (isinstance(estimator, Elbo) and estimator.profile == "fitted"):
+        seen = None
+    elif seen is not None:
+        estimator = estimator.fitted(seen)
     ranks = Ranks(accelerator)
     rows = len(responses)
     if objective.kl == 0:  # a row without advantage has no term left in the loss: neither score nor update it
@@ -77,6 +84,7 @@ def learn(
     norms: list[float] = []
     first: list[Tensor] = []  # scores of the first update, by portion
     draws: list[Tensor] = []  # and the spread of its draws
+    surprises = torch.zeros(2, KNOTS, dtype=torch.float64, device=ranks.device)
     parameters = list(policy.trainable().values())
     for update, view in enumerate(views):
         with clock.part("update"), policy.updating(stream(settings.seed, step, f"dropout {update}")):
@@ -84,6 +92,8 @@ def learn(
             for index, (part, share) in enumerate(parts):
                 logp = hidden_log_probabilities(policy, responses[part], view[part])
                 new = estimator.read(logp, view[part], advantage[part])
+                if seen is not None and share > 0:
+                    surprises += surprise(logp.detach(), view[part])
                 if update == 0:
                     first.append(new.detach())
                     if isinstance(estimator, Elbo) and estimator.independent:
@@ -104,6 +114,8 @@ def learn(
             optimizer.step()
             clock.calls["update"] += calls_of(view)
         updated()
+    if seen is not None:
+        seen.remember(ranks.sum(surprises))
     described = merged(ranks, totals)
     if old:
         spread = [
