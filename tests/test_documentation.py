@@ -1,20 +1,34 @@
 """What the docs name exists, what exists is named, and the README's commands run."""
 
+import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from stipule.cli import app
+from stipule.cli.interface import CALLED, EXAMPLE, WRITTEN
 from stipule.cli.reference import commands, recipes, reference
+from stipule.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MEASURED = {"README.md", "results.md", "metrics.md", "theory.md", "report.md"}  # others hold tables of rules
+RULES = {  # tables of rules and names, not of results
+    "decisions.md",
+    "papers.md",
+    "reference.md",
+    "## What is saved without changing a token",
+    "## The model",
+    "## Where each number comes from",
+    "## The strict rules",
+}
 COMMAND = re.compile(r"stipule [a-z]|python[3]? |make [a-z]|pip install")
 
 
@@ -43,9 +57,85 @@ def test_the_readme_names_options_that_exist(command):
         assert option in said.stdout, f"stipule {name} has no {option}"
 
 
+def written_commands():
+    """What README, docs and --help tell people to type, as far as it is no pattern with words in capitals."""
+    said = {
+        f"stipule {name}": [part.strip() for part in re.split("·|; |, while|, then", leaf.epilog or "")]
+        for name, leaf in leaves().items()
+    }
+    for page in PAGES:
+        code = re.findall(r"(?m)^    (stipule .+)$", page.read_text()) + re.findall(
+            r"`(stipule [^`]+)`", page.read_text()
+        )
+        said[page.name] = code
+    for place, lines in said.items():
+        for line in lines:
+            words = re.sub(r"^Examples?:\s*", "", line)
+            if words.startswith("stipule ") and not re.search(r"\b[A-Z]{2,}\b|<|\.\.\.|\[", words):
+                yield pytest.param(words, id=f"{place}: {words}"[:90])
+
+
+@cache
+def leaves():
+    """The commands themselves by their whole names."""
+
+    def walk(command, above):
+        if not hasattr(command, "commands"):
+            return {above: command}
+        inner = [walk(below, f"{above} {name}".strip()) for name, below in command.commands.items()]
+        return {name: leaf for some in inner for name, leaf in some.items()}
+
+    return walk(typer.main.get_command(app), "")
+
+
+@pytest.mark.parametrize("command", list(written_commands()))
+def test_what_people_are_told_to_type_is_understood(command):
+    typed = command.removeprefix("stipule ")
+    name = next((n for n in leaves() if f"{typed} ".startswith(f"{n} ")), None)
+    assert name, "there is no such command"
+    arguments = shlex.split(typed[len(name) :], comments=True)
+    if not arguments:
+        return  # the command is only named
+    context = leaves()[name].make_context(name, arguments)  # fails on an option that is not there
+    given = context.params.get("recipe")
+    if given and not given.endswith(".yaml") and name != "pretrain":  # a file is the reader's own
+        load_recipe(given, context.params.get("overrides") or ())
+
+
+def test_every_command_has_an_example():
+    assert [name for name, leaf in leaves().items() if "stipule" not in (leaf.epilog or "")] == []
+
+
 def test_every_recipe_says_in_its_first_line_what_it_is():
     for name, words in recipes():
         assert len(words) > 10, name
+
+
+def test_every_public_function_and_class_says_what_it_is():
+    for file in sorted((ROOT / "src" / "stipule").rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{file}: {node.name}"
+
+
+def test_what_python_code_may_import_is_in_the_reference():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for module, names in (CALLED | WRITTEN).items():
+        for name in names:
+            row = re.search(rf"\| `{re.escape(module)}\.{name}` \| (.+) \|", text)
+            assert row and len(row[1]) > 10, name
+    assert EXAMPLE in text
+
+
+def test_the_equations_and_methods_name_code_that_exists():
+    """`file.py: Name` of docs/papers.md."""
+    text = (ROOT / "docs" / "papers.md").read_text()
+    named = re.findall(r"`([a-z0-9_/]+\.py)(?:: (\w+))?`", text)
+    assert len(named) > 25
+    for file, name in named:
+        found = [p for p in (ROOT / "src" / "stipule").rglob(Path(file).name) if str(p).endswith(f"/{file}")]
+        assert found, file
+        assert not name or any(re.search(rf"(?:def|class) {name}\b", p.read_text()) for p in found), (file, name)
 
 
 def test_links_and_pictures_lead_somewhere():
@@ -56,10 +146,17 @@ def test_links_and_pictures_lead_somewhere():
 
 def test_every_picture_and_every_table_of_results_has_its_command():
     for page in PAGES:
-        tables = r"(?m)^\||!\[" if page.name in MEASURED else r"!\["
         for section in re.split(r"(?m)^(?=#{1,2} )", page.read_text()):
+            head = section.split("\n")[0]
+            tables = r"!\[" if {page.name, head} & RULES else r"(?m)^\||!\["
             if re.search(tables, section):
-                assert COMMAND.search(section), f"{page.name}: {section.splitlines()[0]}"
+                assert COMMAND.search(section), f"{page.name}: {head}"
+
+
+def test_files_that_the_docs_name_exist():
+    for page in PAGES:
+        for name in re.findall(r"\b((?:benchmarks|recipes|tests|docs|src)/[\w/.-]+\w)", page.read_text()):
+            assert (ROOT / name).exists() or (ROOT / f"{name}.yaml").exists(), f"{page.name}: {name}"
 
 
 def test_make_targets_of_the_docs_exist():
@@ -91,13 +188,26 @@ def test_the_readmes_commands_run(tmp_path):
         "plan": ["quickstart", "--no-measure"],
         "reproduce": ["table5", "--scale", "llada-8b"],
         "export": ["runs/a", "runs/exported"],
+        "doctor": ["tiny/sudoku"],
         "report": ["runs/quickstart", "runs/a", "--out", "both.html"],
     }
-    served = {"watch"}  # goes on until it is stopped: tests/report/test_serve.py
-    assert set(arguments) | served <= {name for name, _ in commands()}
+    elsewhere = {
+        "watch": "tests/report/test_serve.py",  # goes on until it is stopped
+        "grade": "tests/tasks/test_d1.py",
+        "convert-adapter": "tests/test_cli_models.py",
+    }
+    assert set(arguments) | set(elsewhere) == {name for name, _ in commands()}
     for name, words in arguments.items():
         command = [sys.executable, "-m", "stipule", *name.split(), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (name, done.stdout[-500:], done.stderr[-500:])
     assert json.loads((tmp_path / "runs" / "quickstart" / "result.json").read_text())["steps"] == 1
     assert (tmp_path / "both.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_python_of_the_reference_runs(tmp_path):
+    done = subprocess.run([sys.executable, "-c", EXAMPLE], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert re.match(r"\d+ of 64, 95 % interval", done.stdout)
+    assert (tmp_path / "page.html").stat().st_size > 10_000

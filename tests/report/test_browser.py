@@ -41,6 +41,12 @@ def pages(tmp_path_factory):
     place = tmp_path_factory.mktemp("pages")
     two = [write_run(place / "learns"), write_run(place / "flat", rise=0, seed=1, hostile=True)]
     write_page(two, place / "two.html")
+    alike = write_run(place / "alike")
+    file = min((alike / "rollouts").iterdir())
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[:4] = [row | {"reward": 0.1, "correct": False} for row in rows[:4]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([alike], place / "alike.html")
     big = write_run(place / "big", steps=2000, every=32, length=256)
     assert write_page([big], place / "big.html") < 2_000_000
     return place
@@ -154,6 +160,15 @@ def test_the_slider_and_the_keys_move_through_calls_and_responses(show):
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#call-words").inner_text() == "call 3 of 13"
+
+
+def test_the_viewer_opens_a_group_whose_rewards_differ(show):
+    tab = show("alike.html")
+    assert tab.locator("#group option").first.inner_text().startswith("step 5 · 0 of 4 right · ")
+    assert tab.locator("#group").input_value() == "1"
+    assert tab.locator("#call-words").inner_text() == "call 13 of 13"
+    tab.select_option("#group", "0")
+    assert {words.split("\n")[0] for words in tab.locator(".rewards").all_inner_texts()} == {"✗ wrong · reward 0.1"}
 
 
 def test_the_slider_can_be_dragged(show):

@@ -1,4 +1,4 @@
-"""docs/reference.md, from the code: every command, every setting of a recipe, every shipped recipe.
+"""docs/reference.md, from the code: every command, every setting of a recipe, every shipped recipe, the Python names.
 
 python -m stipule.cli.reference > docs/reference.md
 """
@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from stipule.cli.interface import interface
 from stipule.recipe import recipe_folder
 from stipule.training.pretrain import PretrainRecipe
 from stipule.training.settings import Recipe
@@ -46,6 +47,8 @@ def reference() -> str:
             "",
             "For `stipule pretrain RECIPE section.key=value`.",
             *bases,
+            "",
+            *interface(),
             "",
             "## Shipped recipes",
             "",

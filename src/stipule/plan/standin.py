@@ -90,10 +90,12 @@ def views_of_step(recipe: Recipe, responses: Responses) -> list[Views]:
 
 
 def prompts_of(responses: Responses) -> Prompts:
+    """The prompts that these responses answer."""
     return Prompts(responses.prompt, responses.prompt_mask)
 
 
 def trained(policy: MaskedPolicy) -> list[nn.Parameter]:
+    """The parameters that an update changes."""
     return list(policy.trainable().values())
 
 

@@ -33,6 +33,7 @@ def reproduction_page(found: Mapping[str, Any], command: str) -> str:
 
 
 def title(found: Mapping[str, Any]) -> str:
+    """The heading over a table: which, in what world, how many seeds and problems."""
     number = found["table"].replace("table", "Table ").replace("figure", "Figure ")
     seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
     return f"{number}: {found['title']}; world {found['world']}, {seeds} x {found['problems']} held-out problems"

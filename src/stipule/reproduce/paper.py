@@ -33,10 +33,12 @@ SPG = ("estimator.kind=spg", "estimator.block=8", "credit.scale=false", "objecti
 
 
 def spatial(ratio: float, *more: str) -> tuple[str, ...]:
+    """Overrides that turn on spatial pruning at this ratio."""
     return (f"pruning.spatial.ratio={ratio}", *more)
 
 
 def temporal(cutoff: float) -> tuple[str, ...]:
+    """Overrides that turn on temporal pruning at this cut-off."""
     return (f"pruning.temporal.cutoff={cutoff}",)
 
 

@@ -62,4 +62,5 @@ def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> 
 
 
 def judge_all(claims: Sequence[Claim], outcomes: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:
+    """A verdict for each claim, from the outcomes of the rows that it names."""
     return [judge(claim, outcomes[claim.better], outcomes[claim.worse]) for claim in claims]

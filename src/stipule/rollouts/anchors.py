@@ -66,7 +66,7 @@ class AnchorStore:
         """Stage 1 for these problems, `group` equal rows each; a problem that is not in the store gets no anchors.
 
         All rows of a group share S_fixed: they come from one conditional distribution, so the group mean is a valid
-        baseline, and they need the same number of model calls (docs/decisions.md 3.5, row 11).
+        baseline, and they need the same number of model calls (docs/decisions.md, row 11).
         """
         known = torch.tensor([key in self.rows for key in keys])
         row = torch.tensor([self.rows.get(key, 0) for key in keys])

@@ -93,7 +93,7 @@ def choose_fixed(
 
     `confident` fixes the most confident tokens and leaves the uncertain ones to exploration (table 7); equal
     confidences, which float precision makes common at 1.0, are split by `noise`. The paper writes a Bernoulli e_i; an
-    exact count is what its low-confidence rule and its cost formula need (docs/decisions.md 3.5, row 3).
+    exact count is what its low-confidence rule and its cost formula need (docs/decisions.md, row 3).
     """
     count = anchors_for(ratio, eligible.shape[1])
     order = noise.argsort(dim=1, descending=True)

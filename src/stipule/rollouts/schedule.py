@@ -90,7 +90,7 @@ def plan(masks: tuple[int, ...], length: int, steps: int, block: int, cutoff: fl
     Stage 2a commits L/N tokens a call, block after block; what a finished block leaves of a call's quota goes to the
     next block in the same call. Stage 2b finishes with one argmax call as soon as at most `cutoff` of the masks are
     left: of the whole response (`global`), or of each block (`block`). With scope `global` that is
-    ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] calls (eq. 10; docs/decisions.md 3.4).
+    ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] calls (eq. 10; docs/decisions.md, row 15).
     """
     if scope == "global":
         pieces = [(sum(masks), share_of(cutoff, length))]

@@ -91,6 +91,7 @@ def math_answer(text: str) -> str:
 
 
 def math_right(text: str, gold: str) -> bool:
+    """Whether the answer and the gold one are equal after d1's normal form."""
     return d1_equal(math_answer(text), gold)
 
 

@@ -15,6 +15,7 @@ from stipule.types import Responses
 
 
 def describe(graded: Graded, responses: Responses, group: int) -> dict[str, float]:
+    """The metrics of a step's rollouts: rewards and what the responses are like."""
     rewards = graded.reward.view(-1, group)
     names = graded.grades[0].parts
     return {

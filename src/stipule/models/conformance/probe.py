@@ -72,8 +72,10 @@ class Probe:
 
 
 def row(policy: MaskedPolicy, text: Turns) -> Prompts:
+    """One prompt as a batch of one."""
     return policy.encode([text])
 
 
 def distance(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors."""
     return float((one - other).abs().max())

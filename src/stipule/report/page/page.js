@@ -39,7 +39,7 @@ function renew(fresh) {
   const name = (all, group) => group && `${all.runs[group.run].name} ${group.step} ${group.key}`;
   const chosen = name(data, data.samples.groups[view.group]);
   const place = fresh.samples.groups.findIndex((group) => name(fresh, group) === chosen);
-  if (place < 0) Object.assign(view, { group: 0, member: 0, call: fresh.samples.groups.length ? lastCall(fresh.samples.groups[0]) : 0 });
+  if (place < 0) openFirst(fresh.samples.groups);
   else view.group = place;
   const open = [...document.querySelectorAll("details[open]")].map((box) => box.dataset.key);
   const input = byId("table").contains(document.activeElement) ? document.activeElement : null;
@@ -76,7 +76,7 @@ function follow() {
 
 theme();
 stageKeys(() => data);
-if (data.samples.groups.length) view.call = lastCall(data.samples.groups[0]);
+openFirst(data.samples.groups);
 draw();
 if (data.live && location.protocol.startsWith("http")) follow();
 document.documentElement.dataset.ready = "true";

@@ -40,7 +40,7 @@ function drawTable(data) {
     replaceChildren(head, columns.map(([key, words]) => html("th", { scope: "col", "aria-sort": list.sort === key ? (list.down ? "descending" : "ascending") : null },
       html("button", { type: "button", "data-sort": key, onclick: () => { change({ sort: key, down: list.sort === key ? !list.down : typeof rows[0][key] === "number" && key !== "step" }); head.querySelector(`[data-sort=${key}]`).focus(); } },
         `${words}${list.sort === key ? (list.down ? " ▼" : " ▲") : ""}`))));
-    replaceChildren(body, found.slice(0, list.shown).map((row) => html("tr", {}, columns.map(([key]) => html("td", { class: typeof row[key] === "number" && key !== "right" ? "number" : key === "text" ? "text" : null },
+    replaceChildren(body, found.slice(0, list.shown).map((row) => html("tr", {}, columns.map(([key]) => html("td", { class: typeof row[key] === "number" && key !== "right" ? "number" : key === "text" ? "text" : key === "key" ? "problem" : null },
       key === "text" ? html("button", { type: "button", class: "open", title: "Watch it being denoised", onclick: () => openResponse(data, row) }, row.text || "(empty)") : key === "right" ? (row.right ? "✓" : "✗") : key === "key" ? row.key.slice(0, 24) : typeof row[key] === "number" ? short(row[key]) : row[key])))));
     count.textContent = `${found.length} of ${rows.length} responses, ${Math.min(found.length, list.shown)} shown`;
     more.hidden = found.length <= list.shown;

@@ -43,7 +43,7 @@ def _trend(lines: Sequence[Line], rows: int | None) -> tuple[str, str]:
         return "good", f"It is learning: {reward} {span}, {'and is still rising' if still else 'and has levelled off'}."
     if rise < -3 * noise and rise < 0:
         return "bad", f"It got worse: {reward} {span}."
-    return "flat", f"No clear change: {reward} {span}, which chance alone explains."
+    return "flat", f"No clear change: {reward} {span}, no more than single steps vary."
 
 
 def _solved(first: Sequence[Line], last: Sequence[Line], rows: int | None) -> str:

@@ -2,6 +2,13 @@
 
 const view = { group: 0, member: 0, call: 0, width: null, timer: null };
 
+// A group whose rewards are all alike has nothing to compare, so the first of the others is opened.
+function openFirst(groups) {
+  const telling = groups.findIndex((group) => new Set(group.responses.map((r) => r.r)).size > 1);
+  const place = Math.max(0, telling);
+  Object.assign(view, { group: place, member: 0, call: groups.length ? lastCall(groups[place]) : 0 });
+}
+
 const lastCall = (group) => Math.max(0, ...group.responses.flatMap((r) => r.v));
 const visible = (piece) => piece.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, (s) => "␣".repeat(s.length)) || "∅";
 
@@ -91,7 +98,7 @@ function drawStage(data) {
   const group = groups[view.group];
   const inside = stage.contains(document.activeElement) ? document.activeElement.id : null;
   const readout = html("p", { class: "readout", id: "token-readout" }, "Point at a token to read its call and probability.");
-  const names = groups.map((g, i) => html("option", { value: i }, `${data.runs.length > 1 ? `${data.runs[g.run].name} · ` : ""}step ${g.step} · ${g.key.slice(0, 40)}`));
+  const names = groups.map((g, i) => html("option", { value: i }, `${data.runs.length > 1 ? `${data.runs[g.run].name} · ` : ""}step ${g.step} · ${g.responses.filter((r) => r.c).length} of ${g.responses.length} right · ${g.key.slice(0, 40)}`));
   const pick = html("select", { id: "group", onchange: () => { view.group = Number(pick.value); view.member = 0; view.call = lastCall(groups[view.group]); drawStage(data); } }, names);
   pick.value = String(view.group);
   const slider = html("input", { type: "range", id: "call", min: 0, max: lastCall(group), step: 1, oninput: () => { view.call = Number(slider.value); showCall(data); } });
