@@ -32,7 +32,7 @@ def variance_over_training(found: Mapping[str, Any], path: Path) -> None:
         steps = sorted(by_step)
         curves.plot(steps, [fmean(by_step[s]) for s in steps], color=colour, linewidth=2, label=titles[row])
         pools.append([value for values in by_step.values() for value in values])
-    curves.set(xlabel="RL step", ylabel="variance of the estimate per token", yscale="log")
+    curves.set(xlabel="RL step", ylabel="variance of the ELBO estimate per token", yscale="log")
     curves.set_title("(a) over training steps", loc="left")
     curves.legend(frameon=False)
     drawn = boxes.boxplot(pools, patch_artist=True, widths=0.55)
