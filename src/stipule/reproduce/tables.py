@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from stipule.evidence.compare import mean_interval
+from stipule.evidence.intervals import wilson
 from stipule.recipe import dump_recipe, load_recipe
 from stipule.reproduce.paper import ROWS, table_of
 from stipule.reproduce.runs import Outcome, outcome, recipe_of
@@ -54,6 +55,8 @@ def made(world: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _row(row: str, found: Sequence[Outcome], first: Sequence[Outcome], is_first: bool) -> dict[str, Any]:
     shares = [o.solved / len(o.correct) for o in found]
     middle, low, high = mean_interval(shares)
+    if ROWS[row].changes is None:  # one evaluation: its own error
+        low, high = wilson(found[0].solved, len(found[0].correct))
     pairs: list[tuple[float, float]] = []
     if not is_first and ROWS[row].changes is not None:  # the untrained base has no seeds to pair
         pairs = [(a, b.solved / len(b.correct)) for a, b in zip(shares, first, strict=True)]
@@ -63,7 +66,7 @@ def _row(row: str, found: Sequence[Outcome], first: Sequence[Outcome], is_first:
         "paper": {"accuracy": dict(ROWS[row].accuracy), "seconds": dict(ROWS[row].seconds)},
         "solved": [o.solved for o in found],
         "accuracy": middle,
-        "interval": [max(0.0, low), min(1.0, high)],
+        "interval": [max(0.0, low), min(1.0, high)],  # over seeds; of the base, over problems
         "difference": mean_interval([a - b for a, b in pairs]) if pairs else None,
         "relative": mean_interval([a / b - 1 for a, b in pairs]) if all(b for _, b in pairs) and pairs else None,
         "calls": fmean(o.calls for o in found),
