@@ -3,7 +3,7 @@
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.recipe import load_recipe
+from stipule.recipe import load_recipe, recipe_folder
 from stipule.reproduce.paper import ROWS, TABLES, table_of
 
 PROBLEMS = {"math": 500, "gsm8k": 1319, "countdown": 256}
@@ -39,6 +39,12 @@ def test_every_row_is_a_valid_change_of_the_world(name):
     plain, changed = load_recipe("reproduce/sudoku"), load_recipe("reproduce/sudoku", ROWS[name].changes)
     assert changed != plain
     assert (changed.task, changed.training, changed.sampler) == (plain.task, plain.training, plain.sampler)
+
+
+def test_every_world_that_ships_trains_every_row():
+    for world in sorted((recipe_folder() / "reproduce").glob("*.yaml")):
+        for row in ROWS.values():
+            load_recipe(str(world), row.changes or ())
 
 
 def test_claims_are_about_rows_of_their_table():

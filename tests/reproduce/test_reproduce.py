@@ -30,9 +30,16 @@ def test_a_table_is_run_judged_written_and_not_run_again(tmp_path):
     assert found["rows"][0]["calls"] == found["rows"][1]["calls"] > 0
     page = (tmp_path / "out" / "small" / "table7.md").read_text()
     assert "35.20 %" in page and "98,234" in page and "not distinguishable" in page
+    environment = json.loads((tmp_path / "out" / "small" / "spatial-0" / "environment.json").read_text())
+    assert found["made"]["processor"] == [environment["processor"]] and found["made"]["recipe"] in page
+    assert environment["torch"] in page and "no interval from one seed" in page
     before = (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns
     assert reproduce(tmp_path, *words).returncode == 0
     assert (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns == before
+    world["optimizer"]["learning_rate"] = 1e-3
+    (tmp_path / "small.yaml").write_text(json.dumps(world))
+    other = reproduce(tmp_path, *words)
+    assert other.returncode == 2 and "holds a run of another recipe" in other.stderr
 
 
 def test_a_table_that_there_is_not_is_an_error_before_anything_runs(tmp_path):

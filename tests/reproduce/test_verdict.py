@@ -13,11 +13,13 @@ FEWER = Claim("", "a", "b", "calls")
 LESS = Claim("", "a", "b", "variance")
 
 
+def run(share=0.5, calls=100, anchor_calls=0, variance=(), sum_variance=()):
+    correct = {str(i): i < round(share * 100) for i in range(100)}
+    return Outcome(correct, calls, anchor_calls, 1.0, dict(variance), dict(sum_variance), {}, 1.0)
+
+
 def solving(*shares, calls=100, variance=1.0):
-    return [
-        Outcome({str(i): i < round(share * 100) for i in range(100)}, calls, 0, 1.0, ((1, variance),))
-        for share in shares
-    ]
+    return [run(share, calls, variance=((1, variance),)) for share in shares]
 
 
 def test_an_effect_that_every_seed_shows_is_confirmed_or_contradicted():
@@ -43,9 +45,24 @@ def test_less_is_better_of_calls_and_variance():
 
 
 def test_runs_that_logged_no_variance_decide_nothing():
-    silent = [Outcome({"0": True}, 1, 0, 1.0, ())] * 3
+    silent = [run()] * 3
     found = judge(LESS, silent, solving(0.5, 0.5, 0.5))
     assert (found.word, found.seeds) == ("not distinguishable", 0)
+
+
+def test_variances_are_compared_at_the_steps_that_both_runs_logged():
+    """A run whose groups are all alike logs none; where the other did, its variance was another model's."""
+    pruned = [run(variance={3: 1.0, 4: 3.0, 9: 80.0}, sum_variance={3: 1.0})] * 2
+    plain = [run(variance={1: 50.0, 3: 2.0, 4: 6.0}, sum_variance={3: 4.0})] * 2
+    assert judge(LESS, pruned, plain).effect == pytest.approx(-0.5)
+    assert judge(Claim("", "a", "b", "sum variance"), pruned, plain).effect == pytest.approx(-0.75)
+    assert judge(LESS, pruned, [run(variance={1: 50.0})] * 2).seeds == 0
+
+
+def test_calls_count_those_of_the_anchors_unless_the_claim_leaves_them_out():
+    pruned, plain = [run(calls=90, anchor_calls=20)] * 2, [run(calls=100)] * 2
+    assert judge(FEWER, pruned, plain).effect == pytest.approx(0.1)
+    assert judge(Claim("", "a", "b", "calls of training"), pruned, plain).effect == pytest.approx(-0.1)
 
 
 def test_one_seed_decides_counts_alone():

@@ -180,6 +180,16 @@ def test_blank_cells_of_a_compact_response_are_protected():
     assert spans == [(0, 1), (2, 3), (4, 5), (7, 9), (11, 13), (14, 15)]
 
 
+def test_where_blanks_may_be_anchors_the_clues_may_not():
+    hints = Sudoku(prompt="compact", anchors="blanks")
+    spans = hints.protected(hints.problem(PUZZLE), SOLVED)
+    free = [cell for cell in range(16) if not any(start <= cell < end for start, end in spans)]
+    assert free == [cell for cell, clue in enumerate(PUZZLE) if clue == "0"]
+    assert hints.protected(hints.problem(PUZZLE), "12") == [(0, 2)]
+    with pytest.raises(RecipeError, match=r"task\.prompt=compact"):
+        Sudoku(anchors="blanks")
+
+
 @pytest.mark.parametrize("response", [SOLVED[:15], SOLVED + "1", SOLVED + "\n", "x"])
 def test_a_compact_response_of_another_length_is_protected_whole(response):
     assert compact.protected(compact.problem(PUZZLE), response) == [(0, len(response))]

@@ -17,6 +17,7 @@ def variance_over_training(found: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: thin lines are seeds, the thick one their mean at a step; boxes hold all steps of all seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -32,13 +33,20 @@ def variance_over_training(found: Mapping[str, Any], path: Path) -> None:
         steps = sorted(by_step)
         curves.plot(steps, [fmean(by_step[s]) for s in steps], color=colour, linewidth=2, label=titles[row])
         pools.append([value for values in by_step.values() for value in values])
-    curves.set(xlabel="RL step", ylabel="variance of the estimate per token", yscale="log")
+    curves.set(xlabel="RL step", ylabel="variance of the ELBO estimate per token", yscale="log")
+    curves.xaxis.get_major_locator().set_params(integer=True)
     curves.set_title("(a) over training steps", loc="left")
     curves.legend(frameon=False)
-    drawn = boxes.boxplot(pools, patch_artist=True, widths=0.55)
+    drawn = boxes.boxplot(pools, patch_artist=True, widths=0.55, medianprops={"color": "black"})
     for box, colour in zip(drawn["boxes"], COLOURS, strict=False):
         box.set(facecolor=colour, alpha=0.55)
     boxes.set_xticks(range(1, len(pools) + 1), [titles[row] for row in found["variance"]])
     boxes.set_yscale("log")
     boxes.set_title("(b) all steps and seeds", loc="left")
+    low, high = curves.get_ylim()
+    boxes.set_ylim(low, high)
+    for axes in (curves, boxes):
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     replace_file(path, lambda place: figure.savefig(place, format="png"))

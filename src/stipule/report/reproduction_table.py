@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isinf
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-COLUMNS = (
-    "", "paper: accuracy", "paper: seconds", "solved", "difference to the first", "model calls (anchors)", "seconds",
-)  # fmt: skip
 VERDICTS = ("claim of the paper", "effect here, 95 % interval", "seeds", "verdict")
 STYLES = {"confirmed": "green", "contradicted": "red", "not distinguishable": "yellow"}
+COUNTED = "Model calls are rows x calls and repeat exactly; seconds are of one core and change with what else it does."
 
 
 def reproduction_tables(found: Mapping[str, Any]) -> Group:
     """For a terminal."""
-    rows = Table(*COLUMNS, title=title(found), title_justify="left")
+    rows = Table(*columns(found), title=title(found), title_justify="left", caption=made(found), caption_justify="left")
     for cells in cells_of(found):
         rows.add_row(*cells)
     claims = Table(*VERDICTS, title="The paper's claims", title_justify="left")
@@ -28,8 +27,8 @@ def reproduction_tables(found: Mapping[str, Any]) -> Group:
 
 def reproduction_page(found: Mapping[str, Any], command: str) -> str:
     """The same as Markdown, with the command above it."""
-    parts = [f"## {title(found)}", "", f"    {command}", "", *_markdown(COLUMNS, cells_of(found)), ""]
-    return "\n".join([*parts, *_markdown(VERDICTS, claims_of(found)), ""])
+    parts = [f"## {title(found)}", "", f"    {command}", "", *_markdown(columns(found), cells_of(found)), ""]
+    return "\n".join([*parts, f"{made(found)} {COUNTED}", "", *_markdown(VERDICTS, claims_of(found)), ""])
 
 
 def title(found: Mapping[str, Any]) -> str:
@@ -37,6 +36,23 @@ def title(found: Mapping[str, Any]) -> str:
     number = found["table"].replace("table", "Table ").replace("figure", "Figure ")
     seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
     return f"{number}: {found['title']}; world {found['world']}, {seeds} x {found['problems']} held-out problems"
+
+
+def columns(found: Mapping[str, Any]) -> tuple[str, ...]:
+    difference = f"difference to {found['compared_with']}"
+    return "", "paper: accuracy", "paper: seconds", "solved", difference, "model calls (+ anchors)", "seconds"
+
+
+def made(found: Mapping[str, Any]) -> str:
+    """Hardware, versions and hashes, in a line."""
+    origin = found["made"]
+    processor, cores, torch, version, commit = (
+        " and ".join(origin[key]) for key in ("processor", "cores", "torch", "stipule", "commit")
+    )
+    return (
+        f"Made on {processor}, a core a run (of {cores}), torch {torch}, stipule {version}, commit {commit}, "
+        f"recipe {origin['recipe']}; {origin['seconds'] / 60:.0f} core minutes of training and evaluation."
+    )
 
 
 def cells_of(found: Mapping[str, Any]) -> list[list[str]]:
@@ -47,8 +63,8 @@ def cells_of(found: Mapping[str, Any]) -> list[list[str]]:
             _join(row["paper"]["accuracy"], "{:.2f} %"),
             _join(row["paper"]["seconds"], "{:,}"),
             _share(row["accuracy"], row["interval"]),
-            _points(row["difference"]),
-            f"{row['calls']:,.0f} ({row['anchor_calls']:,.0f})" if row["calls"] else "-",
+            _difference(row["difference"], row["relative"]),
+            f"{row['calls']:,.0f} (+ {row['anchor_calls']:,.0f})" if row["calls"] else "-",
             f"{row['seconds']:.0f}" if row["seconds"] else "-",
         ]
         for row in found["rows"]
@@ -59,17 +75,41 @@ def claims_of(found: Mapping[str, Any]) -> list[list[str]]:
     """A line of text for each claim."""
     lines = []
     for verdict in found["verdicts"]:
-        unit = "points of accuracy" if verdict["quantity"] == "accuracy" else verdict["quantity"]
-        low, high = verdict["interval"]
         decide, word = verdict["seeds_to_decide"], verdict["word"]
         more = f" (about {decide} seeds would decide)" if word == "not distinguishable" and decide else ""
-        effect = f"{verdict['effect']:+.1%} {unit} ({low:+.1%} to {high:+.1%})"
-        lines.append([verdict["claim"], effect, str(verdict["seeds"]), word + more])
+        lines.append([verdict["claim"], _effect(verdict), str(verdict["seeds"]), word + more])
     return lines
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines)]
+def _effect(verdict: Mapping[str, Any]) -> str:
+    if not verdict["seeds"]:
+        return "nothing to compare"
+    effect = (verdict["effect"], *verdict["interval"])
+    return _points(effect) if verdict["quantity"] == "accuracy" else _change(effect, f" {verdict['quantity']}")
+
+
+def _difference(points: Sequence[float] | None, relative: Sequence[float] | None) -> str:
+    if points is None:
+        return "-"
+    return _points(points) + (f", relative {_change(relative)}" if relative else "")
+
+
+def _points(effect: Sequence[float]) -> str:
+    middle, low, high = (f"{100 * value:+.1f}" for value in effect)
+    return f"{middle} points" + _edges(effect, low, high)
+
+
+def _change(effect: Sequence[float], unit: str = "") -> str:
+    middle, low, high = (f"{100 * value:+.1f} %" for value in effect)
+    return f"{middle}{unit}" + _edges(effect, low, high)
+
+
+def _edges(effect: Sequence[float], low: str, high: str) -> str:
+    return " (no interval from one seed)" if isinf(effect[1]) else f" ({low} to {high})"
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *lines)]
 
 
 def _join(values: Mapping[str, float], form: str) -> str:
@@ -78,11 +118,4 @@ def _join(values: Mapping[str, float], form: str) -> str:
 
 
 def _share(middle: float, interval: Sequence[float]) -> str:
-    return f"{middle:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
-
-
-def _points(difference: Sequence[float] | None) -> str:
-    if difference is None or difference[0] == difference[1] == difference[2] == 0:
-        return "-"
-    middle, low, high = difference
-    return f"{middle:+.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{100 * middle:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,13 @@ class Outcome:
     """One trained (or untrained) model: held-out problems by key, what training it took, its variance by step."""
 
     correct: dict[str, bool]
-    calls: int  # rows x model calls of training, anchors included
-    anchor_calls: int  # of these, to make the anchors
+    calls: int  # rows x model calls of training, without those that made the anchors
+    anchor_calls: int
     seconds: float
-    variance: tuple[tuple[int, float], ...]  # (RL step, logged variance of the estimate per token)
+    variance: Mapping[int, float]  # of the estimate per counted token, at the RL steps that logged one
+    sum_variance: Mapping[int, float]  # of the sum over the counted tokens, at the same steps
+    environment: Mapping[str, Any]  # where it was made
+    evaluation_seconds: float
 
     @property
     def solved(self) -> int:
@@ -75,6 +78,7 @@ def run_all(
 
 def _make(out: Path, world: str, row: str, seed: int) -> None:
     place = place_of(out, world, row, seed)
+    _check(place, world, row, seed)
     for words in commands(out, world, row, seed):
         if words[0] == "train":
             if _trained(place):
@@ -94,6 +98,18 @@ def _make(out: Path, world: str, row: str, seed: int) -> None:
             )
 
 
+def _check(place: Path, world: str, row: str, seed: int) -> None:
+    """Raises StipuleError if what is there was made by another recipe: a table must not mix two worlds."""
+    kept, changes = place / "recipe.yaml", ROWS[row].changes
+    if changes is None or not kept.exists():
+        return
+    if load_recipe(str(kept)) != load_recipe(recipe_of(world), (*changes, f"training.seed={seed}")):
+        raise StipuleError(
+            f"{place} holds a run of another recipe than {world} is now; its runs and new ones would stand in one "
+            "table; give another --out, or remove the folder"
+        )
+
+
 def _trained(place: Path) -> bool:
     newest = newest_checkpoint(place / "checkpoints")
     return newest is not None and read_progress(newest).step == load_recipe(str(place / "recipe.yaml")).training.steps
@@ -103,22 +119,34 @@ def outcome(out: Path, world: str, row: str, seed: int) -> Outcome:
     """What a finished run left in its folder."""
     place = place_of(out, world, row, seed)
     if ROWS[row].changes is None:
-        return Outcome(_correct(place), 0, 0, 0.0, ())
-    lines = _lines(place / "metrics.jsonl")
+        result = _json(place / "result.json")
+        return Outcome(_correct(place), 0, 0, 0.0, {}, {}, result["environment"], result["seconds"])
     newest = newest_checkpoint(place / "checkpoints")
     assert newest is not None
     progress, key = read_progress(newest), "variance/estimate"
+    logged = [line for line in _lines(place / "metrics.jsonl") if key in line]
     return Outcome(
-        _correct(place / "evaluation"),
-        progress.model_calls + progress.pregeneration_calls,
-        progress.pregeneration_calls,
-        progress.seconds,
-        tuple((line["step"], line[key]) for line in lines if key in line),
+        correct=_correct(place / "evaluation"),
+        calls=progress.model_calls,
+        anchor_calls=progress.pregeneration_calls,
+        seconds=progress.seconds,
+        variance={line["step"]: line[key] for line in logged},
+        # Exact where all responses count equally many tokens, as in a world without end-of-text.
+        sum_variance={
+            line["step"]: line[key] * (line["response/length"] - line["response/anchors"]) ** 2 for line in logged
+        },
+        environment=_json(place / "environment.json"),
+        evaluation_seconds=_json(place / "evaluation" / "result.json")["seconds"],
     )
 
 
 def _correct(evaluation: Path) -> dict[str, bool]:
     return {line["key"]: bool(line["correct"]) for line in _lines(evaluation / "responses.jsonl")}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

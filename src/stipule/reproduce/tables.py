@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from stipule.evidence.compare import mean_interval
+from stipule.evidence.intervals import wilson
+from stipule.recipe import dump_recipe, load_recipe
 from stipule.reproduce.paper import ROWS, table_of
-from stipule.reproduce.runs import Outcome, outcome
+from stipule.reproduce.runs import Outcome, outcome, recipe_of
 from stipule.reproduce.verdict import judge_all
+
+MADE = ("processor", "cores", "torch", "stipule", "commit")  # of a run's environment, what goes beside a table
 
 
 def reproduction(name: str, world: str, seeds: int, out: Path) -> dict[str, Any]:
@@ -28,25 +34,41 @@ def reproduction(name: str, world: str, seeds: int, out: Path) -> dict[str, Any]
         "world": world,
         "seeds": seeds,
         "problems": len(found[first][0].correct),
-        "rows": [_row(row, found[row], found[first]) for row in table.rows],
+        "compared_with": ROWS[first].title,
+        "rows": [_row(row, found[row], found[first], row == first) for row in table.rows],
         "verdicts": [asdict(verdict) for verdict in judge_all(table.claims, found)],
-        "variance": {row: [list(map(list, o.variance)) for o in found[row]] for row in table.rows},
+        "variance": {row: [sorted(o.variance.items()) for o in found[row]] for row in table.rows},
+        "made": made(world, list(chain.from_iterable(found.values()))),
     }
 
 
-def _row(row: str, found: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, Any]:
+def made(world: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Where the runs were made and with what; a list holds more than one value where runs differ."""
+    machines = {key: list(dict.fromkeys(str(o.environment.get(key)) for o in outcomes)) for key in MADE}
+    return {
+        **machines,
+        "recipe": sha256(dump_recipe(load_recipe(recipe_of(world))).encode()).hexdigest()[:12],
+        "seconds": sum(o.seconds + o.evaluation_seconds for o in outcomes),
+    }
+
+
+def _row(row: str, found: Sequence[Outcome], first: Sequence[Outcome], is_first: bool) -> dict[str, Any]:
     shares = [o.solved / len(o.correct) for o in found]
     middle, low, high = mean_interval(shares)
-    paired = len(found) == len(first)
-    differences = [a - b.solved / len(b.correct) for a, b in zip(shares, first, strict=paired)]
+    if ROWS[row].changes is None:  # one evaluation: its own error
+        low, high = wilson(found[0].solved, len(found[0].correct))
+    pairs: list[tuple[float, float]] = []
+    if not is_first and ROWS[row].changes is not None:  # the untrained base has no seeds to pair
+        pairs = [(a, b.solved / len(b.correct)) for a, b in zip(shares, first, strict=True)]
     return {
         "row": row,
         "title": ROWS[row].title,
         "paper": {"accuracy": dict(ROWS[row].accuracy), "seconds": dict(ROWS[row].seconds)},
         "solved": [o.solved for o in found],
         "accuracy": middle,
-        "interval": [max(0.0, low), min(1.0, high)],
-        "difference": mean_interval(differences) if paired else None,
+        "interval": [max(0.0, low), min(1.0, high)],  # over seeds; of the base, over problems
+        "difference": mean_interval([a - b for a, b in pairs]) if pairs else None,
+        "relative": mean_interval([a / b - 1 for a, b in pairs]) if all(b for _, b in pairs) and pairs else None,
         "calls": fmean(o.calls for o in found),
         "anchor_calls": fmean(o.anchor_calls for o in found),
         "seconds": fmean(o.seconds for o in found),

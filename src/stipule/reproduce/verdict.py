@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf
 from statistics import fmean
 from typing import Literal
 
@@ -17,7 +17,7 @@ Word = Literal["confirmed", "contradicted", "not distinguishable"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a claim came out. The effect is better minus worse in points of accuracy, else their ratio minus 1."""
+    """How a claim came out. The effect is better minus worse in shares solved, else their ratio minus 1."""
 
     claim: str
     quantity: Quantity
@@ -28,13 +28,26 @@ class Verdict:
     seeds_to_decide: int | None  # that would make this effect with this spread exclude 0; None: no number would
 
 
-def value(outcome: Outcome, quantity: Quantity) -> float:
-    """What of an outcome a claim is about."""
-    if quantity == "accuracy":
-        return outcome.solved / len(outcome.correct)
-    if quantity == "variance":
-        return fmean(v for _, v in outcome.variance) if outcome.variance else float("nan")
-    return float(outcome.calls if quantity == "calls" else outcome.seconds)
+def values(better: Outcome, worse: Outcome, quantity: Quantity) -> tuple[float, float] | None:
+    """What of two runs a claim compares.
+
+    Variances are means over the steps at which both runs learned, since a step whose groups are all alike logs none;
+    None if there is no such step.
+    """
+    match quantity:
+        case "accuracy":
+            return better.solved / len(better.correct), worse.solved / len(worse.correct)
+        case "calls":
+            return better.calls + better.anchor_calls, worse.calls + worse.anchor_calls
+        case "calls of training":
+            return better.calls, worse.calls
+        case "seconds":
+            return better.seconds, worse.seconds
+    first, second = (
+        (better.variance, worse.variance) if quantity == "variance" else (better.sum_variance, worse.sum_variance)
+    )
+    shared = first.keys() & second.keys()
+    return (fmean(first[step] for step in shared), fmean(second[step] for step in shared)) if shared else None
 
 
 def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> Verdict:
@@ -42,8 +55,8 @@ def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> 
 
     A single seed decides only what has no chance in it, the model calls.
     """
-    pairs = [(value(a, claim.quantity), value(b, claim.quantity)) for a, b in zip(better, worse, strict=True)]
-    pairs = [pair for pair in pairs if not any(map(isnan, pair))]  # a run that never learns logs no variance
+    compared = [values(a, b, claim.quantity) for a, b in zip(better, worse, strict=True)]
+    pairs = [pair for pair in compared if pair is not None]
     if not pairs:
         return Verdict(claim.words, claim.quantity, 0.0, (-inf, inf), "not distinguishable", 0, None)
     more = claim.quantity == "accuracy"
@@ -56,7 +69,7 @@ def judge(claim: Claim, better: Sequence[Outcome], worse: Sequence[Outcome]) -> 
         decide = seeds_to_decide(effects)
     gain = (low, high) if more else (-high, -low)
     word: Word = "confirmed" if gain[0] > 0 else "contradicted" if gain[1] < 0 else "not distinguishable"
-    if len(effects) < 2 and claim.quantity != "calls":
+    if len(effects) < 2 and not claim.quantity.startswith("calls"):
         word, low, high = "not distinguishable", -inf, inf
     return Verdict(claim.words, claim.quantity, middle, (low, high), word, len(effects), decide)
 

@@ -57,6 +57,8 @@ class Sudoku:
     test_problems are taken; None draws puzzles, none of them in the other split's file.
     blanks: least and most empty cells, each count equally likely.
     habit: share of hasty demonstrations; only pre-training of a tiny base reads it.
+    anchors: cells of a compact response that spatial pruning may fix: "clues", which repeat the prompt, or "blanks",
+    each a part of the answer and so a hint, as tokens of table 4's reference solutions are.
     weights: of the parts; strict: solved 0.9, format 0.1, cells 0; d1: tagged_cells 1.
     d1 splits by puzzle, which puts most test solutions into training; here no solution grid is in both splits
     (that cannot be had beside a file like d1's, which holds 229 of the 288).
@@ -73,6 +75,7 @@ class Sudoku:
     test_problems: int = 512
     seed: int = 0
     habit: float = 0.7
+    anchors: Literal["clues", "blanks"] = "clues"
     weights: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,11 @@ class Sudoku:
         meaning = "the least and most empty cells of a 4x4 puzzle with one solution"
         check_range("task.blanks", self.blanks, meaning, 1, MAX_BLANKS, (6, 11))
         check_counts(self.train_problems, self.test_problems, self.habit)
+        if self.anchors == "blanks" and self.prompt != "compact":
+            raise RecipeError(
+                f"task.anchors is blanks with task.prompt {self.prompt}, where the answer is protected wherever it "
+                "stands; leave task.anchors out, or set task.prompt=compact"
+            )
 
     @property
     def name(self) -> str:
@@ -177,14 +185,15 @@ class Sudoku:
         return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, solved)
 
     def protected(self, problem: Problem, response: str) -> list[Span]:
-        """Tagged answers and copies of the solution; in a compact response of 16 characters, the blank cells.
+        """Tagged answers and copies of the solution; in a compact response, the blank cells or, as asked, the clues.
 
         A compact response of another length has no cells to tell apart, so all of it is protected.
         """
         if self.prompt == "compact":
             if len(response) != CELLS:
                 return merge_spans([(0, len(response))])
-            return merge_spans((cell, cell + 1) for cell, clue in enumerate(_puzzle(problem)) if clue == "0")
+            clues = self.anchors == "blanks"
+            return merge_spans((cell, cell + 1) for cell, clue in enumerate(_puzzle(problem)) if (clue != "0") == clues)
         solution = cast(str, problem.data["solution"])
         copies = [(at, at + CELLS) for at in range(len(response)) if response.startswith(solution, at)]
         return merge_spans([*answer_spans(response), *box_spans(response), *copies])

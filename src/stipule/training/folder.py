@@ -14,6 +14,7 @@ from typing import Any
 from stipule import __version__
 from stipule.errors import CheckpointError, RecipeError
 from stipule.files import refused, replace_file
+from stipule.training.origin import commit, processor
 
 # What may differ between a run and its continuation without changing a step that both have.
 MAY_CHANGE = (
@@ -116,7 +117,9 @@ def environment() -> dict[str, Any]:
         "stipule": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processor": processor(),
         "cores": os.cpu_count(),
+        "commit": commit(),
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
     }
 
