@@ -153,12 +153,17 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _name_kinds(kind: Any, data: dict[str, Any]) -> None:
-    """Writes the default's `kind` into every section that is given without one: clip=0.1 means that of the default."""
+    """Writes the default's `kind` into every section that is given without one: clip=0.1 means that of the default.
+
+    Sections within sections too: pruning.temporal.cutoff=0.1 is the constant one.
+    """
     for field in fields(kind):
         section = data.get(field.name)
         default = field.default_factory() if field.default_factory is not MISSING else None
         if isinstance(section, dict) and (named := getattr(default, "kind", None)):
             section.setdefault("kind", named)
+        if isinstance(section, dict) and is_dataclass(default):
+            _name_kinds(type(default), section)
 
 
 def _check_keys(kind: Any, data: Any, where: str) -> set[str]:

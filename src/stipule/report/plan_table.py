@@ -8,6 +8,7 @@ from rich.text import Text
 
 from stipule.plan.forecast import Forecast
 from stipule.plan.scaling import ENGINES, Spread
+from stipule.training.cost import may_take_fewer
 from stipule.training.settings import Recipe
 
 GIB = 2**30
@@ -44,6 +45,7 @@ def _head(recipe: Recipe, found: Forecast) -> Text:
         f"a step: {settings.problems} problems x {settings.group} = {rows} responses of {recipe.sampler.length} tokens "
         f"after prompts of {found.prompting.tokens} ({found.prompting.how}), {settings.updates} updates\n"
         "counted for responses of full length; less where rows end early or have no advantage\n"
+        + ("pruning decides row by row: the rollout's calls are the most that it can take\n" * may_take_fewer(recipe))
     )
 
 

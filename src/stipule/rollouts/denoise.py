@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.models.policy import Policy
 from stipule.models.sharding import goes_on, idle_call, is_sharded
+from stipule.rollouts.commits import best, sure_rows, within_reach
+from stipule.rollouts.pace import Pace
 from stipule.rollouts.pick import pick
-from stipule.rollouts.pruning import Anchors, Temporal
-from stipule.rollouts.schedule import Plan, check_schedule, plan
+from stipule.rollouts.pruning import Anchors, AnyTemporal, Confident, Temporal
+from stipule.rollouts.schedule import check_schedule, plan, share_of
 from stipule.types import Prompts, Responses
 
 
@@ -37,7 +39,7 @@ class Sampler(Protocol):
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None = None,
-        temporal: Temporal = ...,
+        temporal: AnyTemporal = ...,
         at_once: int | None = None,
     ) -> Responses: ...
 
@@ -76,7 +78,7 @@ class BlockDenoiser:
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None = None,
-        temporal: Temporal = Temporal(),  # noqa: B008 (frozen)
+        temporal: AnyTemporal = Temporal(),  # noqa: B008 (frozen)
         at_once: int | None = None,
     ) -> Responses:
         """Denoises a batch. Spends exactly the planned calls on each row, or fewer where a row ends early.
@@ -95,7 +97,7 @@ class BlockDenoiser:
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None,
-        temporal: Temporal,
+        temporal: AnyTemporal,
         at_once: int | None,
     ) -> Responses:
         device, (rows, prompt_width) = policy.device, prompts.tokens.shape
@@ -112,26 +114,33 @@ class BlockDenoiser:
         uniform, order = noise.uniform.to(device), noise.order.to(device)
 
         # The schedule is known on the host, so that no call waits for the device: only a completed block does, where
-        # rows may end early.
-        plans = self._plans(masked, temporal)
+        # rows may end early, and the last share of a response, where confidence may end it.
+        pace = self._pace(masked, temporal)
+        at_least = temporal.at_least if isinstance(temporal, Confident) else None
+        may_end = 0 if at_least is None else share_of(temporal.cutoff, self.length)
+        committed = torch.zeros(rows, dtype=torch.long)
         spent = torch.zeros(rows, dtype=torch.long)
         prompt_length = prompts.mask.sum(1).cpu()
         waiting = prompt_length.argsort(descending=True, stable=True)  # rows of similar length meet: little padding
-        waiting = waiting[plans.calls[waiting] > 0]
+        waiting = waiting[pace.total[waiting] > 0]
         while goes_on(policy, len(waiting) > 0):
             going = waiting[:at_once]
             if not len(going):  # under sharded weights every rank makes every call
                 idle_call(policy)
                 continue
-            call = spent[going]
+            call, before = spent[going], committed[going]
             longest = int(prompt_length[going].max())
             padded = bool((prompt_length[going] < longest).any())
-            scheduled = torch.stack([going, call, plans.quotas[going, call], plans.argmax[going, call].long()])
-            at, call_of, quota, argmax = scheduled.to(device)
-            hidden, width = masked[at], int(plans.widths[going, call].sum())
-            window = _window(hidden, quota, self.block)
+            quota, argmax = pace.next(going, before)
+            left = pace.total[going] - before
+            ending = left <= may_end
+            reach = torch.where(ending, left, quota)
+            width = int(reach.sum()) if self.order == "random" else pace.width(going, before, reach)
+            at, call_of, quota_of, reach_of = torch.stack([going, call, quota, reach]).to(device)
+            hidden = masked[at]
+            window = within_reach(hidden, reach_of, self.block)
             if self.order == "random":  # which positions a call commits is known before it: only they meet the head
-                window, width = _best(order[at], window, block_of, quota), int(plans.quotas[going, call].sum())
+                window = best(order[at], window, self.block, reach_of)
 
             prompt, real = (t[at, prompt_width - longest :] for t in (prompts.tokens, prompts.mask))
             attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
@@ -139,16 +148,23 @@ class BlockDenoiser:
             logits = policy.logits(torch.cat([prompt, tokens[at]], 1), attend, asked, width)
 
             row, position = torch.nonzero_static(window, size=width).unbind(1)
-            token, probability = pick(
-                logits,
-                uniform[(call_of % len(uniform))[row], at[row], position],
-                self.temperature,
-                argmax[row].bool() if bool(plans.argmax[going, call].any()) else None,
-                policy.mask_id,
-            )
+            chance = uniform[(call_of % len(uniform))[row], at[row], position]
+            greedy = argmax.to(device)[row] if bool(argmax.any()) else None
+            token, probability = pick(logits, chance, self.temperature, greedy, policy.mask_id)
+            if at_least is not None and bool(ending.any()):
+                likeliest, sure = pick(logits, chance, 0.0, None, policy.mask_id)
+                ended = sure_rows(sure, row, ending.to(device), at_least)
+                token, probability = (
+                    torch.where(ended[row], *pair) for pair in ((likeliest, token), (sure, probability))
+                )
+                quota = torch.where(ended.cpu(), left, quota)
+                quota_of = quota.to(device)
             candidate = torch.zeros_like(tokens[at]).masked_scatter(window, token)
             certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
-            commit = window if self.order == "random" else _best(certain, window, block_of, quota)
+            if self.order == "random" and not bool(ending.any()):
+                commit = window
+            else:
+                commit = best(order[at] if self.order == "random" else certain, window, self.block, quota_of)
 
             tokens[at] = torch.where(commit, candidate, tokens[at])
             confidence[at] = torch.where(commit, certain, confidence[at])
@@ -156,11 +172,12 @@ class BlockDenoiser:
             masked[at] = hidden & ~commit
             forwards[at] += 1
             spent[going] += 1
-            done = spent[going] == plans.calls[going]
+            committed[going] += quota
+            done = committed[going] == pace.total[going]
 
-            if self.early_end and plans.block_completed(going, call):
-                finished_blocks = plans.completed[going, call].to(device)
-                ends = (tokens[at] == policy.eos_id) & (block_of < finished_blocks[:, None]) & ~masked[at]
+            completed = pace.completed(going, committed[going])
+            if self.early_end and bool((completed > pace.completed(going, before)).any()):
+                ends = (tokens[at] == policy.eos_id) & (block_of < completed.to(device)[:, None]) & ~masked[at]
                 ended = ends.any(1)
                 rest = masked[at] & ended[:, None]
                 tokens[at] = tokens[at].masked_fill(rest, policy.eos_id)
@@ -181,62 +198,9 @@ class BlockDenoiser:
             forwards=forwards,
         )
 
-    def _plans(self, masked: Bool[Tensor, "B L"], temporal: Temporal) -> _Plans:
-        patterns = masked.unflatten(1, (-1, self.block)).sum(2).cpu()
-        distinct, which = torch.unique(patterns, dim=0, return_inverse=True)
-        return _Plans.stack(
-            [
-                plan(tuple(p), self.length, self.steps, self.block, temporal.cutoff, temporal.scope)
-                for p in distinct.tolist()
-            ],
-            which,
+    def _pace(self, masked: Bool[Tensor, "B L"], temporal: AnyTemporal) -> Pace:
+        cutoff, scope = temporal.planned
+        return Pace.of(
+            masked.unflatten(1, (-1, self.block)).sum(2).cpu(),
+            lambda masks: plan(masks, self.length, self.steps, self.block, cutoff, scope),
         )
-
-
-@dataclass(frozen=True)
-class _Plans:
-    """The plans of a batch as host tensors, so that no step loops over rows."""
-
-    calls: Int[Tensor, " B"]
-    quotas: Int[Tensor, "B J"]
-    argmax: Bool[Tensor, "B J"]
-    widths: Int[Tensor, "B J"]
-    completed: Int[Tensor, "B J"]
-
-    @staticmethod
-    def stack(plans: list[Plan], which: Int[Tensor, " B"]) -> _Plans:
-        longest = max((p.forwards for p in plans), default=0)
-
-        def table(rows: list[tuple[int, ...]]) -> Tensor:
-            filled = [row + (0,) * (longest - len(row)) for row in rows]
-            return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)[which]
-
-        return _Plans(
-            torch.tensor([p.forwards for p in plans], dtype=torch.long)[which],
-            table([p.quotas for p in plans]),
-            table([p.argmax for p in plans]).bool(),
-            table([p.widths for p in plans]),
-            table([p.completed for p in plans]),
-        )
-
-    def block_completed(self, rows: Int[Tensor, " A"], call: Int[Tensor, " A"]) -> bool:
-        """Whether this call fills the last mask of some row's block: only then can a row have ended."""
-        before = torch.where(call > 0, self.completed[rows, (call - 1).clamp(min=0)], 0)
-        return bool((self.completed[rows, call] > before).any())
-
-
-def _window(hidden: Bool[Tensor, "A L"], quota: Int[Tensor, " A"], block: int) -> Bool[Tensor, "A L"]:
-    """The hidden positions a call may commit: of the first unfinished block, and the next if needed."""
-    left = hidden.unflatten(1, (-1, block)).sum(2)  # A x blocks
-    before = left.cumsum(1) - left
-    return hidden & (before < quota[:, None]).repeat_interleave(block, 1)
-
-
-def _best(
-    priority: Float[Tensor, "A L"], window: Bool[Tensor, "A L"], block_of: Int[Tensor, " L"], quota: Int[Tensor, " A"]
-) -> Bool[Tensor, "A L"]:
-    """The `quota` positions of each row with the highest priority, earlier blocks first."""
-    # float64 holds a float32 priority and the block number without loss, so blocks never mix and ties stay ties.
-    key = (priority.double() - 2.0 * block_of).masked_fill(~window, float("-inf"))
-    rank = key.argsort(dim=1, descending=True, stable=True).argsort(1)
-    return (rank < quota[:, None]) & window

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ class Progress:
     model_calls: int = 0  # rows x calls, of rollouts, scoring and updates
     pregeneration_calls: int = 0  # rows x calls spent on the anchor store
     seconds: float = 0.0
+    # Share of each problem's group that was right at its last visit, where pruning goes by difficulty.
+    solved: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(

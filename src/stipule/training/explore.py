@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -32,8 +33,11 @@ def explore(
     step: int,
     clock: Clock,
     ranks: Ranks,
+    solved: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Responses, Graded]:
     """G graded responses to each problem, on every rank all of them.
+
+    `solved` is the share of a problem's group that was right at its last visit, for anchors that go by difficulty.
 
     With `pruning.spatial.when: all_wrong` anchors are hints: every group is rolled out without them first, and those
     without a right response once more, with them. That costs calls instead of saving them.
@@ -42,7 +46,7 @@ def explore(
     prompts = policy.encode([p.turns for p in asked]).repeat(group)
     hints = spatial.when == "all_wrong"
     with clock.part("rollout"):
-        anchors = None if hints else place_anchors(recipe, store, asked, step)
+        anchors = None if hints else place_anchors(recipe, store, asked, step, solved)
         responses = rollout(recipe, policy, prompts, anchors, step, "sample", ranks)
         clock.calls["rollout"] = int(responses.forwards.sum())
     graded = _graded(recipe, policy, asked, responses, clock, ranks)
@@ -52,7 +56,8 @@ def explore(
     if bool(wrong.any()):
         rows = wrong.repeat_interleave(group).nonzero()[:, 0]
         with clock.part("rollout"):
-            anchors = place_anchors(recipe, store, [p for p, w in zip(asked, wrong, strict=True) if w], step)
+            failed = [p for p, w in zip(asked, wrong, strict=True) if w]
+            anchors = place_anchors(recipe, store, failed, step, solved)
             again = rollout(
                 recipe, policy, prompts[rows.to(prompts.tokens.device)], anchors, step, "sample/hints", ranks
             )
@@ -86,12 +91,20 @@ def held_out_step(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Probl
     }
 
 
-def place_anchors(recipe: Recipe, store: AnchorStore | None, asked: Sequence[Problem], step: int) -> Anchors | None:
+def place_anchors(
+    recipe: Recipe,
+    store: AnchorStore | None,
+    asked: Sequence[Problem],
+    step: int,
+    solved: Mapping[str, float] = MappingProxyType({}),
+) -> Anchors | None:
     """Stage 1 (eq. 5) for these problems."""
     if store is None:
         return None
+    spatial = recipe.pruning.spatial
+    ratios = [spatial.ratio_at(step, solved.get(p.key)) for p in asked]
     noise = torch.rand(len(asked), store.length, generator=stream(recipe.training.seed, step, "anchors"))
-    return store.anchors([p.key for p in asked], recipe.training.group, recipe.pruning.spatial, noise)
+    return store.anchors([p.key for p in asked], recipe.training.group, spatial, noise, ratios)
 
 
 def rollout(

@@ -16,7 +16,7 @@ from stipule.models.policy import MaskedPolicy
 from stipule.models.sharding import parameter_groups, shard
 from stipule.streams import stream
 from stipule.tasks.problem import Problem
-from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember
+from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember, shares_solved
 from stipule.training.checkpoint import (
     Progress,
     load_optimizer,
@@ -99,13 +99,15 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             repeated = [problem for problem in asked for _ in range(settings.group)]
 
             try:
-                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks)  # eq. 5 to 9
+                visits = progress.solved  # eq. 5 to 9:
+                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks, visits)
             except RewardError as cause:
                 guard.broken(step + 1, cause, "not_a_number")
                 raise
             advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
             if moving is not None:
                 remember(recipe, moving, policy, asked, responses, graded)
+            progress.solved |= shares_solved(recipe, asked, graded)
 
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.rate(step)
