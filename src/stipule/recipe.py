@@ -196,9 +196,9 @@ def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:
     """The dataclass that a mapping is meant for: of a union, the one whose `kind` it names."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     options = tuple(o for o in options if is_dataclass(o))
-    named = [o for o in options if data.get("kind", _kind(o)) == _kind(o)]
+    named = [o for o in options if "kind" not in data or data["kind"] in _kinds(o)]
     if options and "kind" in data and not named:
-        allowed = ", ".join(str(_kind(o)) for o in options)
+        allowed = ", ".join(str(kind) for o in options for kind in _kinds(o))
         raise RecipeError(f"kind is {data['kind']!r}; allowed: {allowed}")
     if len(named) > 1:
         raise RecipeError(f"say which kind is meant; allowed: {', '.join(str(_kind(o)) for o in options)}")
@@ -207,6 +207,12 @@ def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:
 
 def _kind(option: Any) -> Any:
     return next((f.default for f in fields(option) if f.name == "kind"), None)
+
+
+def _kinds(option: Any) -> tuple[Any, ...]:
+    """The words for a dataclass: one, or several that it tells apart itself."""
+    hint = get_type_hints(option).get("kind")
+    return get_args(hint) or (_kind(option),)
 
 
 def _explain(error: Any) -> str:

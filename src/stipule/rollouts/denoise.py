@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from stipule.rollouts.commits import best, sure_rows, within_reach
 from stipule.rollouts.pace import Pace
 from stipule.rollouts.pick import pick
 from stipule.rollouts.pruning import Anchors, AnyTemporal, Confident, Temporal
+from stipule.rollouts.recall import Cache, Recall
 from stipule.rollouts.schedule import check_schedule, plan, share_of
 from stipule.types import Prompts, Responses
 
@@ -58,11 +59,33 @@ class BlockDenoiser:
     # until they look confident, which lowers the temperature in effect (docs/decisions.md).
     redraw: bool = False
     early_end: bool = True  # a row whose finished blocks hold an end-of-text leaves the batch
+    # Approximate, so off; `stipule doctor` says what they change, docs/speed.md what they bring.
+    parallel: float | None = None  # a call also commits the tokens of its block that are at least this probable
+    cache: Cache | None = None  # keys and values from earlier calls
 
     def __post_init__(self) -> None:
         check_schedule(self.length, self.steps, self.block)
         if self.temperature < 0:
             raise RecipeError(f"sampler.temperature is {self.temperature}; it must be 0 (greedy) or more; try 0.9")
+        if self.parallel is not None and not 0 < self.parallel <= 1:
+            raise RecipeError(
+                f"sampler.parallel is {self.parallel}; it is the probability from which tokens are committed early and "
+                "must lie in (0, 1]; try 0.95, or leave it out"
+            )
+        if self.parallel is not None and self.order == "random":
+            raise RecipeError(
+                f"sampler.parallel is {self.parallel} with order random, which commits whatever is next, sure or not; "
+                "leave parallel out, or use sampler.order=low_confidence"
+            )
+
+    @property
+    def approximate(self) -> bool:
+        """Whether responses differ from those of full calls that commit L/N tokens each."""
+        return self.parallel is not None or self.cache is not None
+
+    def exact(self) -> BlockDenoiser:
+        """The same sampler without approximations."""
+        return replace(self, parallel=None, cache=None)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many responses."""
@@ -120,6 +143,10 @@ class BlockDenoiser:
         may_end = 0 if at_least is None else share_of(temporal.cutoff, self.length)
         committed = torch.zeros(rows, dtype=torch.long)
         spent = torch.zeros(rows, dtype=torch.long)
+        width = prompt_width + self.length
+        recall = None
+        if self.cache is not None:
+            recall = Recall(self.cache, policy, rows, at_once, width, self.length, self.block)
         prompt_length = prompts.mask.sum(1).cpu()
         waiting = prompt_length.argsort(descending=True, stable=True)  # rows of similar length meet: little padding
         waiting = waiting[pace.total[waiting] > 0]
@@ -128,43 +155,48 @@ class BlockDenoiser:
             if not len(going):  # under sharded weights every rank makes every call
                 idle_call(policy)
                 continue
-            call, before = spent[going], committed[going]
+            turn, others = pace.turn(going, committed[going], may_end), waiting[len(going) :]
+            if recall is not None:
+                alike = recall.alike(going, turn)
+                going, turn, others = going[alike], turn[alike], torch.cat([going[~alike], others])
+            call, before, ending = spent[going], committed[going], bool(turn.ending.any())
             longest = int(prompt_length[going].max())
             padded = bool((prompt_length[going] < longest).any())
-            quota, argmax = pace.next(going, before)
-            left = pace.total[going] - before
-            ending = left <= may_end
-            reach = torch.where(ending, left, quota)
-            width = int(reach.sum()) if self.order == "random" else pace.width(going, before, reach)
-            at, call_of, quota_of, reach_of = torch.stack([going, call, quota, reach]).to(device)
+            width = int(turn.reach.sum()) if self.order == "random" else pace.width(going, before, turn.reach)
+            at, call_of, quota, reach = torch.stack([going, call, turn.quota, turn.reach]).to(device)
             hidden = masked[at]
-            window = within_reach(hidden, reach_of, self.block)
+            window = within_reach(hidden, reach, self.block)
             if self.order == "random":  # which positions a call commits is known before it: only they meet the head
-                window = best(order[at], window, self.block, reach_of)
+                window = best(order[at], window, self.block, reach)
 
             prompt, real = (t[at, prompt_width - longest :] for t in (prompts.tokens, prompts.mask))
             attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
             asked = torch.cat([torch.zeros_like(real), window], 1)
-            logits = policy.logits(torch.cat([prompt, tokens[at]], 1), attend, asked, width)
+            canvas = torch.cat([prompt, tokens[at]], 1)
+            if recall is None:
+                logits = policy.logits(canvas, attend, asked, width)
+            else:
+                logits = recall.logits(going, turn, canvas, attend, asked, width)
 
             row, position = torch.nonzero_static(window, size=width).unbind(1)
             chance = uniform[(call_of % len(uniform))[row], at[row], position]
-            greedy = argmax.to(device)[row] if bool(argmax.any()) else None
+            greedy = turn.argmax.to(device)[row] if bool(turn.argmax.any()) else None
             token, probability = pick(logits, chance, self.temperature, greedy, policy.mask_id)
-            if at_least is not None and bool(ending.any()):
+            if at_least is not None and ending:
                 likeliest, sure = pick(logits, chance, 0.0, None, policy.mask_id)
-                ended = sure_rows(sure, row, ending.to(device), at_least)
-                token, probability = (
-                    torch.where(ended[row], *pair) for pair in ((likeliest, token), (sure, probability))
-                )
-                quota = torch.where(ended.cpu(), left, quota)
-                quota_of = quota.to(device)
+                over = sure_rows(sure, row, turn.ending.to(device), at_least)
+                token = torch.where(over[row], likeliest, token)
+                probability = torch.where(over[row], sure, probability)
+                quota = torch.where(over, reach, quota)
             candidate = torch.zeros_like(tokens[at]).masked_scatter(window, token)
             certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
-            if self.order == "random" and not bool(ending.any()):
+            if self.order == "random" and not ending:
                 commit = window
             else:
-                commit = best(order[at] if self.order == "random" else certain, window, self.block, quota_of)
+                commit = best(order[at] if self.order == "random" else certain, window, self.block, quota)
+            if self.parallel is not None:
+                near = within_reach(hidden, quota, self.block) if ending else window
+                commit |= near & (certain >= self.parallel)
 
             tokens[at] = torch.where(commit, candidate, tokens[at])
             confidence[at] = torch.where(commit, certain, confidence[at])
@@ -172,7 +204,8 @@ class BlockDenoiser:
             masked[at] = hidden & ~commit
             forwards[at] += 1
             spent[going] += 1
-            committed[going] += quota
+            exact = self.parallel is None and not ending
+            committed[going] += turn.quota if exact else commit.sum(1).cpu()
             done = committed[going] == pace.total[going]
 
             completed = pace.completed(going, committed[going])
@@ -184,7 +217,9 @@ class BlockDenoiser:
                 revealed[at] = torch.where(rest, call_of[:, None], revealed[at])
                 masked[at] &= ~ended[:, None]
                 done |= ended.cpu()
-            waiting = torch.cat([going[~done], waiting[len(going) :]])
+            if recall is not None:
+                recall.forget(going[done])
+            waiting = torch.cat([going[~done], others])
 
         after_end = (tokens == policy.eos_id).long().cumsum(1) - (tokens == policy.eos_id).long()
         return Responses(

@@ -7,13 +7,29 @@ exact decoding that number follows from the plan alone, and no call waits for th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stipule.rollouts.schedule import Plan
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the next call of some rows does, all of it known before."""
+
+    quota: Int[Tensor, " A"]  # tokens that the call commits, where confidence adds none
+    argmax: Bool[Tensor, " A"]  # the one-step cut of stage 2b
+    left: Int[Tensor, " A"]  # masks in all
+    ending: Bool[Tensor, " A"]  # so few that confidence may end the row
+    reach: Int[Tensor, " A"]  # masks that the call must look at, from the left
+    block: Int[Tensor, " A"]  # the first that is unfinished
+    within: Bool[Tensor, " A"]  # whether the reach stays inside it
+
+    def __getitem__(self, rows: Bool[Tensor, " A"]) -> Turn:
+        return Turn(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -42,12 +58,16 @@ class Pace:
         """Tokens that the calls commit in all."""
         return self.masks.sum(1)
 
-    def next(
-        self, rows: Int[Tensor, " A"], committed: Int[Tensor, " A"]
-    ) -> tuple[Int[Tensor, " A"], Bool[Tensor, " A"]]:
-        """How many tokens the next call of unfinished rows commits, and whether it is the argmax call of stage 2b."""
-        call = torch.searchsorted(self.due[rows], committed[:, None], right=True)
-        return self.due[rows].gather(1, call)[:, 0] - committed, self.argmax[rows, call[:, 0]]
+    def turn(self, rows: Int[Tensor, " A"], committed: Int[Tensor, " A"], may_end: int) -> Turn:
+        """The next call of unfinished rows; those with at most `may_end` masks left look at all of them."""
+        due, through = self.due[rows], self.masks[rows].cumsum(1)
+        call = torch.searchsorted(due, committed[:, None], right=True)
+        quota, left = due.gather(1, call)[:, 0] - committed, through[:, -1] - committed
+        ending = left <= may_end
+        reach = torch.where(ending, left, quota)
+        block = (through <= committed[:, None]).sum(1)
+        within = committed + reach <= through.gather(1, block[:, None])[:, 0]
+        return Turn(quota, self.argmax[rows, call[:, 0]], left, ending, reach, block, within)
 
     def width(self, rows: Int[Tensor, " A"], committed: Int[Tensor, " A"], reach: Int[Tensor, " A"]) -> int:
         """Hidden positions in all that calls which reach this many tokens far look at: whole blocks of them."""

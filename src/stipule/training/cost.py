@@ -39,8 +39,10 @@ def plan_of(recipe: Recipe) -> Plan:
 
 
 def may_take_fewer(recipe: Recipe) -> bool:
-    """Whether pruning itself decides row by row, so that the planned calls are the most that are spent."""
-    return recipe.pruning.temporal.kind != "constant" or recipe.pruning.spatial.vary is not None
+    """Whether rows differ by what the model says, so that the planned calls are the most that are spent."""
+    pruning = recipe.pruning
+    varies = pruning.temporal.kind != "constant" or pruning.spatial.vary is not None
+    return varies or recipe.sampler.parallel is not None
 
 
 def step_cost(recipe: Recipe) -> StepCost:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from stipule.evidence.agreement import agreement
 from stipule.evidence.evaluate import evaluate
 from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
@@ -78,6 +79,22 @@ def audit_step(
         "audit/solved": float(graded.correct.float().mean()),
         "audit/calls": int(responses.forwards.sum()),
     }
+
+
+def agreement_step(
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    asked: Sequence[Problem],
+    store: AnchorStore | None,
+    step: int,
+    ranks: Ranks,
+    solved: Mapping[str, float],
+    found: tuple[Responses, Graded],
+) -> dict[str, float]:
+    """What the step's approximate rollouts have in common with exact ones from the same anchors and noise."""
+    plain = replace(recipe, sampler=recipe.sampler.exact())
+    exact = explore(plain, policy, asked, store, step, Clock(policy.device), ranks, solved)
+    return agreement(exact, found, recipe.training.group).metrics()
 
 
 def held_out_step(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], ranks: Ranks) -> dict[str, float]:
