@@ -12,7 +12,7 @@ from stipule.models.memory import KeyValues
 from stipule.recipe import parse_recipe
 from stipule.report.cost_table import cost_table
 from stipule.rollouts.denoise import BlockDenoiser, Noise
-from stipule.rollouts.pruning import Confident, Temporal
+from stipule.rollouts.pruning import Anchors, Confident, Temporal
 from stipule.rollouts.recall import Cache
 from tests.models import published
 from tests.rollouts.test_confident import same
@@ -69,6 +69,31 @@ def test_an_approximate_row_does_not_depend_on_its_batch_mates(policy, approxima
         alone = sampler(policy, asked[row : row + 1], one, mine)
         assert alone.tokens[0].tolist() == together.tokens[row].tolist()
         assert alone.revealed[0].tolist() == together.revealed[row].tolist()
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+@pytest.mark.parametrize("temporal", [Temporal(), Confident(cutoff=0.5, at_least=0.5)])
+@pytest.mark.parametrize("steps", [8, 16])
+def test_rows_in_different_blocks_and_calls_that_reach_over_a_block_keep_to_themselves(policy, kind, temporal, steps):
+    """Two tokens a call or one, odd numbers of masks, and a row that begins a block later than the others."""
+    sampler = replace(SAMPLER, steps=steps, block=4, cache=Cache(kind=kind))
+    asked, noise = prompts(policy, 3), no_noise(sampler, 3)
+    fixed = torch.tensor([[1, 1, 1, 1] + [0] * 12, [0, 1] + [0] * 14, [0] * 5 + [1] + [0] * 10], dtype=torch.bool)
+    placed = Anchors(torch.full((3, 16), 7), fixed)
+    together = sampler(policy, asked, noise, placed, temporal)
+    assert bool((together.tokens != policy.mask_id).all())
+    for row in range(3):
+        one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
+        mine = Anchors(placed.tokens[row : row + 1], fixed[row : row + 1])
+        alone = sampler(policy, asked[row : row + 1], one, mine, temporal)
+        assert alone.tokens[0].tolist() == together.tokens[row].tolist()
+
+
+def test_blocks_are_filled_in_order_whatever_is_sure_beyond_them(policy):
+    sampler = replace(SAMPLER, block=4, parallel=0.3)
+    found = sampler(policy, prompts(policy, 12), no_noise(sampler, 12), None, Confident(cutoff=0.7, at_least=0.6))
+    by_block = found.revealed.unflatten(1, (-1, 4))
+    assert bool((by_block.amax(2)[:, :-1] <= by_block.amin(2)[:, 1:]).all())
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
