@@ -87,6 +87,7 @@ def test_rows_in_different_blocks_and_calls_that_reach_over_a_block_keep_to_them
         mine = Anchors(placed.tokens[row : row + 1], fixed[row : row + 1])
         alone = sampler(policy, asked[row : row + 1], one, mine, temporal)
         assert alone.tokens[0].tolist() == together.tokens[row].tolist()
+        assert torch.allclose(alone.confidence[0], together.confidence[row], atol=1e-4)
 
 
 def test_blocks_are_filled_in_order_whatever_is_sure_beyond_them(policy):

@@ -155,10 +155,10 @@ class BlockDenoiser:
             if not len(going):  # under sharded weights every rank makes every call
                 idle_call(policy)
                 continue
-            turn, others = pace.turn(going, committed[going], may_end), waiting[len(going) :]
+            turn, held, later = pace.turn(going, committed[going], may_end), going[:0], waiting[len(going) :]
             if recall is not None:
                 alike = recall.alike(going, turn)
-                going, turn, others = going[alike], turn[alike], torch.cat([going[~alike], others])
+                going, turn, held = going[alike], turn[alike], going[~alike]
             call, before, ending = spent[going], committed[going], bool(turn.ending.any())
             longest = int(prompt_length[going].max())
             padded = bool((prompt_length[going] < longest).any())
@@ -219,7 +219,7 @@ class BlockDenoiser:
                 done |= ended.cpu()
             if recall is not None:
                 recall.forget(going[done])
-            waiting = torch.cat([going[~done], others])
+            waiting = torch.cat([held, going[~done], later])
 
         after_end = (tokens == policy.eos_id).long().cumsum(1) - (tokens == policy.eos_id).long()
         return Responses(
