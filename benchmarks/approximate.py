@@ -1,7 +1,7 @@
 """What approximate rollouts bring and what they cost: python -m benchmarks.approximate [MODEL] [--problems N]
 
-Speed against exact decoding on random weights of the LLaDA-like size (prompts of 32 tokens, L 64, N 64, blocks of 16), where
-the work is that of a larger model; agreement on a trained model (a run's checkpoint or a bundled base) and its task.
+Speed against exact decoding on random weights of the LLaDA-like size (prompts of 32 tokens, L 64, N 64, blocks of 16),
+where the work is that of a larger model; agreement on a trained model (a checkpoint or a bundled base) and its task.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     ask.add_argument("--problems", type=int, default=64)
     asked = ask.parse_args()
     print(
-        f"| {asked.model} | exact calls / calls | tokens equal | solve rate, approximate minus exact (95 %) | distinct |"
+        f"| {asked.model} | exact calls / calls | tokens equal | solved, minus exact (95 %) | distinct: exact, this |"
     )
     print("|---" * 5 + "|")
     found = {"price": price(asked.model, asked.problems), "speed": speed()}
