@@ -52,8 +52,8 @@ def price(model: str, problems: int, group: int = 4) -> dict[str, Any]:
     found = {}
     for name, side in sides.items():
         one = measured_agreement(policy, recipe.task, asked, side, group, 128)
-        found[name] = asdict(one) | {"interval": one.solved.interval, "difference": one.solved.difference}
-        low, high = one.solved.interval
+        found[name] = asdict(one) | {"interval": one.interval, "difference": one.solved.difference}
+        low, high = one.interval
         print(
             f"| {name} | {one.calls[0] / one.calls[1]:.2f} | {one.tokens:.1%} | {one.solved.difference:+.1%} "
             f"({low:+.1%} to {high:+.1%}) | {one.distinct[0]:.0%}, {one.distinct[1]:.0%} |",

@@ -46,7 +46,8 @@ def test_shares_and_counts_are_those_of_hand():
     assert found.tokens == pytest.approx(8 / 10)  # what neither text reaches is not counted
     assert (found.solved.both, found.solved.first, found.solved.second, found.solved.neither) == (1, 1, 1, 1)
     assert found.distinct == (1.0, 0.75)
-    assert not found.worse
+    assert found.by_problem == (-0.5, 0.5)  # one lost in the first group, one won in the second
+    assert found.interval == (-1, 1) and not found.worse
     assert found.metrics()["approximate/distinct"] == -0.25
 
 

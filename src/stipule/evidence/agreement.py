@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stipule.evidence.compare import Paired
+from stipule.evidence.compare import Paired, mean_interval
 from stipule.models.policy import MaskedPolicy
 from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.grading import Graded, grade
@@ -22,11 +22,21 @@ class Agreement:
     solved: Paired
     distinct: tuple[float, float]  # mean share of a group's texts that differ from one another
     calls: tuple[int, int]  # rows x model calls; a partial call counts as one
+    by_problem: tuple[float, ...]  # difference in the solved share of each group
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference in solve rate: the wider of that over rows and that over problems.
+
+        Responses to one problem are alike, so rows alone would be too sure; problems alone say 0 to 0 where all agree.
+        """
+        _, low, high = mean_interval(self.by_problem)
+        return max(-1.0, min(low, self.solved.interval[0])), min(1.0, max(high, self.solved.interval[1]))
 
     @property
     def worse(self) -> bool:
         """Whether the approximate rollouts solve fewer beyond chance: the 95 % interval lies below 0."""
-        return self.solved.interval[1] < 0
+        return self.interval[1] < 0
 
     def metrics(self) -> dict[str, float]:
         """What a run logs of it (docs/metrics.md)."""
@@ -38,7 +48,7 @@ class Agreement:
         }
 
     def __str__(self) -> str:
-        low, high = self.solved.interval
+        low, high = self.interval
         found = self.solved
         return (
             f"{self.tokens:.1%} of tokens equal; solved {found.both + found.second} instead of "
@@ -58,6 +68,7 @@ def agreement(exact: tuple[Responses, Graded], found: tuple[Responses, Graded], 
         Paired(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))),
         (_distinct(graded.texts, group), _distinct(again.texts, group)),
         (int(one.forwards.sum()), int(other.forwards.sum())),
+        tuple((again.correct.float() - graded.correct.float()).view(-1, group).mean(1).tolist()),
     )
 
 
