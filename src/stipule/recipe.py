@@ -153,12 +153,17 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _name_kinds(kind: Any, data: dict[str, Any]) -> None:
-    """Writes the default's `kind` into every section that is given without one: clip=0.1 means that of the default."""
+    """Writes the default's `kind` into every section that is given without one: clip=0.1 means that of the default.
+
+    Sections within sections too: pruning.temporal.cutoff=0.1 is the constant one.
+    """
     for field in fields(kind):
         section = data.get(field.name)
         default = field.default_factory() if field.default_factory is not MISSING else None
         if isinstance(section, dict) and (named := getattr(default, "kind", None)):
             section.setdefault("kind", named)
+        if isinstance(section, dict) and is_dataclass(default):
+            _name_kinds(type(default), section)
 
 
 def _check_keys(kind: Any, data: Any, where: str) -> set[str]:
@@ -191,9 +196,9 @@ def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:
     """The dataclass that a mapping is meant for: of a union, the one whose `kind` it names."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     options = tuple(o for o in options if is_dataclass(o))
-    named = [o for o in options if data.get("kind", _kind(o)) == _kind(o)]
+    named = [o for o in options if "kind" not in data or data["kind"] in _kinds(o)]
     if options and "kind" in data and not named:
-        allowed = ", ".join(str(_kind(o)) for o in options)
+        allowed = ", ".join(str(kind) for o in options for kind in _kinds(o))
         raise RecipeError(f"kind is {data['kind']!r}; allowed: {allowed}")
     if len(named) > 1:
         raise RecipeError(f"say which kind is meant; allowed: {', '.join(str(_kind(o)) for o in options)}")
@@ -202,6 +207,12 @@ def _dataclass_for(kind: Any, data: Mapping[str, Any]) -> Any:
 
 def _kind(option: Any) -> Any:
     return next((f.default for f in fields(option) if f.name == "kind"), None)
+
+
+def _kinds(option: Any) -> tuple[Any, ...]:
+    """The words for a dataclass: one, or several that it tells apart itself."""
+    hint = get_type_hints(option).get("kind")
+    return get_args(hint) or (_kind(option),)
 
 
 def _explain(error: Any) -> str:

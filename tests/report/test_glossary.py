@@ -7,7 +7,7 @@ from pathlib import Path
 from stipule.report.glossary import GLOSSARY, explain, table
 
 ROOT = Path(__file__).parents[2]
-GROUPS = "reward|response|policy|variance|seconds|calls|audit|held_out|memory"
+GROUPS = "reward|response|policy|variance|seconds|calls|audit|held_out|memory|approximate"
 
 
 def test_the_docs_hold_the_glossary():

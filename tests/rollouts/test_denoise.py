@@ -101,6 +101,7 @@ class count_calls:
 
     def __enter__(self):
         self.hook = self.network.register_forward_pre_hook(lambda *_: setattr(self, "count", self.count + 1))
+        return self
 
     def __exit__(self, *_):
         self.hook.remove()

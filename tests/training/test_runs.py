@@ -278,3 +278,48 @@ def test_anchors_of_every_source_train_a_step(base, tmp_path, settings):
     if when == "all_wrong":  # a random model fails everywhere: every group is rolled out twice
         rows = wanted.training.problems * wanted.training.group
         assert lines[0]["calls/rollout"] > rows * wanted.sampler.steps
+
+
+@pytest.mark.parametrize(
+    "varied",
+    [
+        ["pruning.spatial.vary.kind=by_difficulty", "pruning.spatial.vary.prune=hard"],
+        ["pruning.spatial.vary.kind=annealed", "pruning.spatial.vary.steps=4"],
+    ],
+)
+def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_path, varied):
+    """Both ways of varying, with the cut-off by confidence: what they read of the past is in the checkpoint."""
+    easy = {"kind": "sudoku", "prompt": "compact", "blanks": [2, 6], "train_problems": 12, "test_problems": 1}
+    data = {
+        "task": easy, "model": {"path": "tiny/sudoku", "attention": "eager"},
+        "sampler": {"length": 16, "steps": 16, "block": 16, "temperature": 1.0},
+        "pruning": {"spatial": {"ratio": 0.25, "source": "last_visit"}},
+        "training": {"steps": 9, "problems": 4, "group": 3, "updates": 1, "save_every": 1, "rollouts_every": 0},
+    }  # fmt: skip
+    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5", "pruning.temporal.at_least=0.6"]
+    wanted = parse_recipe(data, ["objective.kl=0", *sure, *varied])
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_four(event, data):
+        if event == "saved" and data["step"] == 4:  # in the second epoch: three steps of four make one
+            raise Stop
+
+    train(wanted, start(tmp_path / "whole", wanted))
+    with pytest.raises(Stop):
+        train(wanted, start(tmp_path / "run", wanted), stop_at_four)
+    train(wanted, RunFolder.reopen(tmp_path / "run", dump_recipe(wanted)))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["response/anchors"] for line in lines] == [line["response/anchors"] for line in whole]
+    anchors = [line["response/anchors"] for line in lines]
+    assert anchors[:3] == [0, 0, 0]  # last_visit: nothing is known in the first epoch
+    if "annealed" in varied[0]:
+        assert max(anchors[3:]) <= 0.25 * (1 - 3 / 4) * 16 and anchors[4:] == [0] * 5
+    else:
+        assert 0 < max(anchors) <= 4 and len(set(anchors[3:])) > 1  # they do vary
+    assert sum(line["calls/rollout"] + 12 * line["response/anchors"] for line in lines) < 9 * 12 * 16  # rows do end
+    saved = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "progress.json").read_text())["solved"]
+    assert len(saved) == (12 if "by_difficulty" in varied[0] else 0)

@@ -11,7 +11,8 @@ from stipule.cli.app import Model, Overrides, app, console
 
 @app.command(
     epilog="Examples:  stipule doctor tiny/sudoku  ·  stipule doctor GSAI-ML/LLaDA-8B-Instruct model.dtype=bfloat16  "
-    "·  stipule doctor Qwen/Qwen3-8B --recipe mine.yaml model.family=a2d model.mask_id=151662"
+    "·  stipule doctor Qwen/Qwen3-8B --recipe mine.yaml model.family=a2d model.mask_id=151662  "
+    "·  stipule doctor tiny/sudoku sampler.parallel=0.95 sampler.cache.kind=dual"
 )
 def doctor(
     model: Model,
@@ -19,8 +20,14 @@ def doctor(
     recipe: Annotated[
         str | None, typer.Option(help="Look at the model as this recipe holds and samples it, on its prompts.")
     ] = None,
+    problems: Annotated[
+        int, typer.Option(min=1, help="Held-out problems that approximate and exact rollouts are compared on.")
+    ] = 64,
 ) -> None:
-    """Check a model on its real weights: one line a check, and what to do about those that fail."""
+    """Check a model on its real weights: one line a check, and what to do about those that fail.
+
+    Where sampler.parallel or sampler.cache is set, also what they change: tokens, solve rate, diversity, model calls.
+    """
     from stipule.evidence.doctor import examine
     from stipule.recipe import load_recipe, recipe_for_model
     from stipule.report.doctor_table import doctor_table
@@ -32,7 +39,7 @@ def doctor(
         else recipe_for_model(model, overrides=words, needs_task=False)
     )
     with console.status("loading and checking"):
-        checks = examine(resolved.model, resolved.task, resolved.sampler)
+        checks = examine(resolved.model, resolved.task, resolved.sampler, problems)
     console.print(doctor_table(model, checks))
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)

@@ -110,7 +110,7 @@ def sections_of(recipe: type) -> dict[str, list[type]]:
 def _section(name: str, kinds: list[type]) -> list[str]:
     lines = ["", f"### {name or 'single keys'}"]
     for kind in kinds:
-        named = next((field.default for field in fields(kind) if field.name == "kind"), None)
+        named = " or ".join(get_args(get_type_hints(kind).get("kind")))
         summary = (inspect.getdoc(kind) or "").strip().splitlines()[0]
         nested = set(sections_of(kind)) if name else set(sections_of(kind)) - {""}
         rows = [f for f in fields(kind) if f.name not in nested and f.name != "kind"]

@@ -63,10 +63,10 @@ def evaluate(
 ) -> Evaluation:
     """Greedy low-confidence decoding with the sampler's own length, steps and block: LLaDA's published evaluation.
 
-    Never with anchors or a cut-off (docs/decisions.md, row 20), whatever the rollouts of training use. Texts end at
-    the first end-of-text; without `cut`, as published code has it, only special tokens are left out.
+    Never with anchors, a cut-off (docs/decisions.md, row 20) or approximations, whatever the rollouts of training use.
+    Texts end at the first end-of-text; without `cut`, as published code has it, only special tokens are left out.
     """
-    greedy = replace(sampler, temperature=0.0, order="low_confidence")
+    greedy = replace(sampler.exact(), temperature=0.0, order="low_confidence")
     started = time.perf_counter()
     texts: list[str] = []
     calls: list[int] = []

@@ -77,7 +77,7 @@ class MaskedPolicy:
         self.sharded = False  # weights are spread over ranks (models/sharding.py)
         self._pieces: dict[int, str] = {}
         config = self.core.config
-        self._first = self.family.first_position(config)
+        self.first = self.family.first_position(config)
         self.mask_id, self.eos_id, self.pad_id = check_ids(published, tokenizer, self.family, config.vocab_size)
 
     @property
@@ -183,32 +183,42 @@ class MaskedPolicy:
         attend: Bool[Tensor, "N T"] | None,
         at: Bool[Tensor, "N T"],
         count: int | None = None,
+        memory: Any = None,
     ) -> Float[Tensor, "M D"]:
         """Last hidden states of the positions asked for, row by row.
 
         `attend` is True on real tokens; None says that all are, and lets attention take its fast path. `count` is the
-        number of True in `at`: a caller that knows it spares an accelerator one wait for the device.
+        number of True in `at`: a caller that knows it spares an accelerator one wait for the device. `memory` is handed
+        every layer's keys and values (models/memory.py).
         """
-        positions = self._positions(tokens, attend)
+        hidden = self.run(tokens, attend, self._positions(tokens, attend), memory)
+        return self.selected(hidden, at, count, self.has_left(tokens, attend) if self.family.shift else None)
+
+    def run(self, tokens: Tensor, attend: Tensor | None, positions: Tensor | None, memory: Any) -> Tensor:
+        """The last hidden states of all tokens given."""
+        remembered = {} if memory is None else {"past_key_values": memory}
         with self._precision():
-            hidden = self.core.base_model(
-                input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False
+            return self.core.base_model(
+                input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False, **remembered
             ).last_hidden_state
+
+    def selected(self, hidden: Tensor, at: Tensor, count: int | None, left: Tensor | None) -> Tensor:
+        """The states that predict the positions asked for; under a shift their neighbours', where there are any."""
         flags = at.flatten()
         index = (flags.nonzero() if count is None else torch.nonzero_static(flags, size=count))[:, 0]
-        if self.family.shift:
-            index = index - self._has_left(tokens, attend).flatten()[index].long()
-        return hidden.flatten(0, 1).index_select(0, index.to(hidden.device)).to(tokens.device)
+        if left is not None:
+            index = index - left.flatten()[index].long()
+        return hidden.flatten(0, 1).index_select(0, index.to(hidden.device)).to(at.device)
 
     def _positions(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Int[Tensor, "N T"] | None:
         """Positions count real tokens, so that padding shifts nothing; None where the network counts so by itself."""
         if attend is None:
-            if not self._first:
+            if not self.first:
                 return None
             attend = torch.ones_like(tokens, dtype=torch.bool)
-        return (attend.long().cumsum(-1) - 1).clamp(min=0) + self._first
+        return (attend.long().cumsum(-1) - 1).clamp(min=0) + self.first
 
-    def _has_left(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Bool[Tensor, "N T"]:
+    def has_left(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Bool[Tensor, "N T"]:
         """Where a shifted network has a real token to the left that predicts this one; the first predicts itself."""
         left = torch.ones_like(tokens, dtype=torch.bool) if attend is None else attend.roll(1, 1)
         left[:, 0] = False

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stipule.estimators.score import LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_DEVICE, target_log_probabilities
+from stipule.models.memory import KeyValues
 from stipule.models.policy import MaskedPolicy
 from stipule.plan.standin import full_responses, stand_in, trained, views_of_step
 from stipule.rollouts.pick import pick
@@ -201,7 +202,11 @@ def _denoising(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt: int, pad
     with live, torch.no_grad():
         canvas = torch.zeros(rows, prompt + sampler.length, dtype=torch.long)
         attend = _attend(canvas, padded)
-        logits = policy.logits(canvas, attend, canvas.bool(), width)
+        memory = None if sampler.cache is None else KeyValues(rows, canvas.shape[1])
+        if memory is None:
+            logits = policy.logits(canvas, attend, canvas.bool(), width)
+        else:
+            logits = policy.head(memory.states(policy, torch.arange(rows), canvas, attend, canvas.bool(), width))
         greedy = torch.zeros(width, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
         pick(logits, torch.zeros(width), sampler.temperature, greedy, policy.mask_id)
     return live.peak

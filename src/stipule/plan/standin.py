@@ -76,9 +76,9 @@ def full_responses(recipe: Recipe, prompt: int, padded: bool, device: torch.devi
 
 
 def anchors_of(recipe: Recipe, rows: int) -> Anchors:
-    """Anchors spread evenly over the response, as `calls_per_response` counts them; none without pruning."""
+    """The fewest anchors that the recipe may place, spread evenly, as `calls_per_response` counts them."""
     length = recipe.sampler.length
-    count = anchors_for(recipe.pruning.spatial.ratio, length)
+    count = anchors_for(recipe.pruning.spatial.least, length)
     fixed = torch.zeros(rows, length, dtype=torch.bool)
     fixed[:, [length * i // count for i in range(count)]] = True
     return Anchors(torch.full((rows, length), 2), fixed)
@@ -101,9 +101,9 @@ def trained(policy: MaskedPolicy) -> list[nn.Parameter]:
 
 def _revealed(recipe: Recipe, fixed: torch.Tensor) -> torch.Tensor:
     """The call that commits each token if a block is filled from left to right."""
-    sampler, temporal = recipe.sampler, recipe.pruning.temporal
+    sampler = recipe.sampler
     masks = tuple((~fixed[0]).unflatten(0, (-1, sampler.block)).sum(1).tolist())
-    quotas = plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope).quotas
+    quotas = plan(masks, sampler.length, sampler.steps, sampler.block, *recipe.pruning.temporal.planned).quotas
     row = torch.full((sampler.length,), -1)
     row[~fixed[0]] = torch.repeat_interleave(torch.arange(len(quotas)), torch.tensor(quotas))
     return row.expand(len(fixed), -1).clone()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from stipule.errors import CheckpointError
+from stipule.models.families import family_of
+from stipule.models.memory import check_remembers
 from stipule.plan.shape import published_config
-from stipule.training.cost import memory_held, step_cost
+from stipule.training.cost import may_take_fewer, memory_held, step_cost
 from stipule.training.settings import Recipe
 
 
@@ -17,11 +19,15 @@ def cost_table(recipe: Recipe) -> Table:
     table.add_column("part")
     table.add_column("amount", justify="right")
     pruned = cost.per_response / cost.unpruned
-    table.add_row("calls per response", f"{cost.per_response} of {cost.unpruned} unpruned ({pruned:.0%})")
+    most = "at most " if may_take_fewer(recipe) else ""
+    table.add_row("calls per response", f"{most}{cost.per_response} of {cost.unpruned} unpruned ({pruned:.0%})")
     for name in ("rollout", "score", "update", "total"):
         table.add_row(name, f"{getattr(cost, name):,}")
     try:
-        held = memory_held(recipe, published_config(recipe.model.path)[0])
+        published = published_config(recipe.model.path)[0]
+        if recipe.sampler.cache is not None:
+            check_remembers(family_of(published))
+        held = memory_held(recipe, published)
     except CheckpointError:
         table.add_row("memory", f"not known: {recipe.model.path} is not on this machine")
         return table

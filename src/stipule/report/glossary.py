@@ -97,6 +97,18 @@ GLOSSARY = (
         "far below `reward/mean`, `reward/solved`: the anchors do the work",
     ),
     Entry("audit/calls", "rows x model calls that the audit took; in no other total"),
+    Entry(
+        "approximate/tokens",
+        "with `sampler.parallel` or `sampler.cache`, every `training.agreement_every` steps: share of live tokens that "
+        "exact rollouts from the same noise have too",
+        "it falls: the model has moved to where the approximation is poor",
+    ),
+    Entry(
+        "approximate/{solved,distinct}",
+        "share solved, and share of a group's texts that are distinct, minus those of the exact rollouts",
+        "`distinct` is far below 0: groups lose what advantages are made of",
+    ),
+    Entry("approximate/calls", "rows x model calls of those exact rollouts; in no other total"),
     Entry("held_out/{solved,total}", "greedy, unpruned, on held-out problems (`training.evaluate_every`)"),
     Entry("alarms", "alarms that ring at this step: name, key, value, limit, and a sentence with a remedy"),
 )

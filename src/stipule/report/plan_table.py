@@ -8,6 +8,7 @@ from rich.text import Text
 
 from stipule.plan.forecast import Forecast
 from stipule.plan.scaling import ENGINES, Spread
+from stipule.training.cost import may_take_fewer
 from stipule.training.settings import Recipe
 
 GIB = 2**30
@@ -44,6 +45,7 @@ def _head(recipe: Recipe, found: Forecast) -> Text:
         f"a step: {settings.problems} problems x {settings.group} = {rows} responses of {recipe.sampler.length} tokens "
         f"after prompts of {found.prompting.tokens} ({found.prompting.how}), {settings.updates} updates\n"
         "counted for responses of full length; less where rows end early or have no advantage\n"
+        + ("confidence or difficulty decides by row: rollout calls are the most it takes\n" * may_take_fewer(recipe))
     )
 
 
@@ -66,7 +68,10 @@ def _memory(recipe: Recipe, found: Forecast) -> Group:
         table.add_row(f"most during {name.replace('_', ' ')}", f"{getattr(peaks, name) / GIB:.3f}")
     table.add_section()
     table.add_row("needed", f"{found.needed / GIB:.3f}")
+    cache = recipe.sampler.cache
     words = "no cache of keys and values is held: every call is a full forward"
+    if cache is not None:
+        words = f"the {cache.kind} cache of keys and values is in the rollout; its calls are counted as full forwards"
     if found.budget is not None:
         table.add_row("the device has", f"{found.budget / GIB:.3f}")
         if found.remedy is None:

@@ -62,8 +62,17 @@ class AnchorStore:
             grown[where] = values
             self.table[name] = grown
 
-    def anchors(self, keys: Sequence[str], group: int, spatial: Spatial, noise: Float[Tensor, "Q L"]) -> Anchors:
+    def anchors(
+        self,
+        keys: Sequence[str],
+        group: int,
+        spatial: Spatial,
+        noise: Float[Tensor, "Q L"],
+        ratios: Sequence[float] | None = None,
+    ) -> Anchors:
         """Stage 1 for these problems, `group` equal rows each; a problem that is not in the store gets no anchors.
+
+        `ratios` are the problems' own gammas, where they vary; else it is the setting's.
 
         All rows of a group share S_fixed: they come from one conditional distribution, so the group mean is a valid
         baseline, and they need the same number of model calls (docs/decisions.md, row 11).
@@ -76,7 +85,7 @@ class AnchorStore:
         eligible = self.table["eligible"][row] & known[:, None]
         if spatial.only == "rewarded":  # else a base's bad habit travels with its anchors
             eligible &= self.table["correct"][row][:, None]
-        fixed = choose_fixed(eligible, self.table["confidence"][row], spatial.ratio, spatial.keep, noise)
+        fixed = choose_fixed(eligible, self.table["confidence"][row], ratios or spatial.ratio, spatial.keep, noise)
         tokens = self.table["tokens"][row].long()
         return Anchors(tokens.repeat_interleave(group, 0), fixed.repeat_interleave(group, 0))
 

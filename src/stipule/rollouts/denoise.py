@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.models.policy import Policy
 from stipule.models.sharding import goes_on, idle_call, is_sharded
+from stipule.rollouts.commits import best, sure_rows, within_reach
+from stipule.rollouts.pace import Pace
 from stipule.rollouts.pick import pick
-from stipule.rollouts.pruning import Anchors, Temporal
-from stipule.rollouts.schedule import Plan, check_schedule, plan
+from stipule.rollouts.pruning import Anchors, AnyTemporal, Confident, Temporal
+from stipule.rollouts.recall import Cache, Recall
+from stipule.rollouts.schedule import check_schedule, plan, share_of
 from stipule.types import Prompts, Responses
 
 
@@ -37,7 +40,7 @@ class Sampler(Protocol):
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None = None,
-        temporal: Temporal = ...,
+        temporal: AnyTemporal = ...,
         at_once: int | None = None,
     ) -> Responses: ...
 
@@ -56,11 +59,33 @@ class BlockDenoiser:
     # until they look confident, which lowers the temperature in effect (docs/decisions.md).
     redraw: bool = False
     early_end: bool = True  # a row whose finished blocks hold an end-of-text leaves the batch
+    # Approximate, so off; `stipule doctor` says what they change, docs/speed.md what they bring.
+    parallel: float | None = None  # a call also commits the tokens of its block that are at least this probable
+    cache: Cache | None = None  # keys and values from earlier calls
 
     def __post_init__(self) -> None:
         check_schedule(self.length, self.steps, self.block)
         if self.temperature < 0:
             raise RecipeError(f"sampler.temperature is {self.temperature}; it must be 0 (greedy) or more; try 0.9")
+        if self.parallel is not None and not 0 < self.parallel <= 1:
+            raise RecipeError(
+                f"sampler.parallel is {self.parallel}; it is the probability from which tokens are committed early and "
+                "must lie in (0, 1]; try 0.95, or leave it out"
+            )
+        if self.parallel is not None and self.order == "random":
+            raise RecipeError(
+                f"sampler.parallel is {self.parallel} with order random, which commits whatever is next, sure or not; "
+                "leave parallel out, or use sampler.order=low_confidence"
+            )
+
+    @property
+    def approximate(self) -> bool:
+        """Whether responses differ from those of full calls that commit L/N tokens each."""
+        return self.parallel is not None or self.cache is not None
+
+    def exact(self) -> BlockDenoiser:
+        """The same sampler without approximations."""
+        return replace(self, parallel=None, cache=None)
 
     def draw(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many responses."""
@@ -76,7 +101,7 @@ class BlockDenoiser:
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None = None,
-        temporal: Temporal = Temporal(),  # noqa: B008 (frozen)
+        temporal: AnyTemporal = Temporal(),  # noqa: B008 (frozen)
         at_once: int | None = None,
     ) -> Responses:
         """Denoises a batch. Spends exactly the planned calls on each row, or fewer where a row ends early.
@@ -95,7 +120,7 @@ class BlockDenoiser:
         prompts: Prompts,
         noise: Noise,
         anchors: Anchors | None,
-        temporal: Temporal,
+        temporal: AnyTemporal,
         at_once: int | None,
     ) -> Responses:
         device, (rows, prompt_width) = policy.device, prompts.tokens.shape
@@ -112,43 +137,66 @@ class BlockDenoiser:
         uniform, order = noise.uniform.to(device), noise.order.to(device)
 
         # The schedule is known on the host, so that no call waits for the device: only a completed block does, where
-        # rows may end early.
-        plans = self._plans(masked, temporal)
+        # rows may end early, and the last share of a response, where confidence may end it.
+        pace = self._pace(masked, temporal)
+        at_least = temporal.at_least if isinstance(temporal, Confident) else None
+        may_end = 0 if at_least is None else share_of(temporal.cutoff, self.length)
+        committed = torch.zeros(rows, dtype=torch.long)
         spent = torch.zeros(rows, dtype=torch.long)
+        width = prompt_width + self.length
+        recall = None
+        if self.cache is not None:
+            recall = Recall(self.cache, policy, rows, at_once, width, self.length, self.block)
         prompt_length = prompts.mask.sum(1).cpu()
         waiting = prompt_length.argsort(descending=True, stable=True)  # rows of similar length meet: little padding
-        waiting = waiting[plans.calls[waiting] > 0]
+        waiting = waiting[pace.total[waiting] > 0]
         while goes_on(policy, len(waiting) > 0):
             going = waiting[:at_once]
             if not len(going):  # under sharded weights every rank makes every call
                 idle_call(policy)
                 continue
-            call = spent[going]
+            turn, held, later = pace.turn(going, committed[going], may_end), going[:0], waiting[len(going) :]
+            if recall is not None:
+                alike = recall.alike(going, turn)
+                going, turn, held = going[alike], turn[alike], going[~alike]
+            call, before, ending = spent[going], committed[going], bool(turn.ending.any())
             longest = int(prompt_length[going].max())
             padded = bool((prompt_length[going] < longest).any())
-            scheduled = torch.stack([going, call, plans.quotas[going, call], plans.argmax[going, call].long()])
-            at, call_of, quota, argmax = scheduled.to(device)
-            hidden, width = masked[at], int(plans.widths[going, call].sum())
-            window = _window(hidden, quota, self.block)
+            width = int(turn.reach.sum()) if self.order == "random" else pace.width(going, before, turn.reach)
+            at, call_of, quota, reach = torch.stack([going, call, turn.quota, turn.reach]).to(device)
+            hidden = masked[at]
+            window = within_reach(hidden, reach, self.block)
             if self.order == "random":  # which positions a call commits is known before it: only they meet the head
-                window, width = _best(order[at], window, block_of, quota), int(plans.quotas[going, call].sum())
+                window = best(order[at], window, self.block, reach)
 
             prompt, real = (t[at, prompt_width - longest :] for t in (prompts.tokens, prompts.mask))
             attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
             asked = torch.cat([torch.zeros_like(real), window], 1)
-            logits = policy.logits(torch.cat([prompt, tokens[at]], 1), attend, asked, width)
+            canvas = torch.cat([prompt, tokens[at]], 1)
+            if recall is None:
+                logits = policy.logits(canvas, attend, asked, width)
+            else:
+                logits = recall.logits(going, turn, canvas, attend, asked, width)
 
             row, position = torch.nonzero_static(window, size=width).unbind(1)
-            token, probability = pick(
-                logits,
-                uniform[(call_of % len(uniform))[row], at[row], position],
-                self.temperature,
-                argmax[row].bool() if bool(plans.argmax[going, call].any()) else None,
-                policy.mask_id,
-            )
+            chance = uniform[(call_of % len(uniform))[row], at[row], position]
+            greedy = turn.argmax.to(device)[row] if bool(turn.argmax.any()) else None
+            token, probability = pick(logits, chance, self.temperature, greedy, policy.mask_id)
+            if at_least is not None and ending:
+                likeliest, sure = pick(logits, chance, 0.0, None, policy.mask_id)
+                over = sure_rows(sure, row, turn.ending.to(device), at_least)
+                token = torch.where(over[row], likeliest, token)
+                probability = torch.where(over[row], sure, probability)
+                quota = torch.where(over, reach, quota)
             candidate = torch.zeros_like(tokens[at]).masked_scatter(window, token)
             certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
-            commit = window if self.order == "random" else _best(certain, window, block_of, quota)
+            if self.order == "random" and not ending:
+                commit = window
+            else:
+                commit = best(order[at] if self.order == "random" else certain, window, self.block, quota)
+            if self.parallel is not None:
+                near = within_reach(hidden, quota, self.block) if ending else window
+                commit |= near & (certain >= self.parallel)
 
             tokens[at] = torch.where(commit, candidate, tokens[at])
             confidence[at] = torch.where(commit, certain, confidence[at])
@@ -156,18 +204,22 @@ class BlockDenoiser:
             masked[at] = hidden & ~commit
             forwards[at] += 1
             spent[going] += 1
-            done = spent[going] == plans.calls[going]
+            exact = self.parallel is None and not ending
+            committed[going] += turn.quota if exact else commit.sum(1).cpu()
+            done = committed[going] == pace.total[going]
 
-            if self.early_end and plans.block_completed(going, call):
-                finished_blocks = plans.completed[going, call].to(device)
-                ends = (tokens[at] == policy.eos_id) & (block_of < finished_blocks[:, None]) & ~masked[at]
+            completed = pace.completed(going, committed[going])
+            if self.early_end and bool((completed > pace.completed(going, before)).any()):
+                ends = (tokens[at] == policy.eos_id) & (block_of < completed.to(device)[:, None]) & ~masked[at]
                 ended = ends.any(1)
                 rest = masked[at] & ended[:, None]
                 tokens[at] = tokens[at].masked_fill(rest, policy.eos_id)
                 revealed[at] = torch.where(rest, call_of[:, None], revealed[at])
                 masked[at] &= ~ended[:, None]
                 done |= ended.cpu()
-            waiting = torch.cat([going[~done], waiting[len(going) :]])
+            if recall is not None:
+                recall.forget(going[done])
+            waiting = torch.cat([held, going[~done], later])
 
         after_end = (tokens == policy.eos_id).long().cumsum(1) - (tokens == policy.eos_id).long()
         return Responses(
@@ -181,62 +233,9 @@ class BlockDenoiser:
             forwards=forwards,
         )
 
-    def _plans(self, masked: Bool[Tensor, "B L"], temporal: Temporal) -> _Plans:
-        patterns = masked.unflatten(1, (-1, self.block)).sum(2).cpu()
-        distinct, which = torch.unique(patterns, dim=0, return_inverse=True)
-        return _Plans.stack(
-            [
-                plan(tuple(p), self.length, self.steps, self.block, temporal.cutoff, temporal.scope)
-                for p in distinct.tolist()
-            ],
-            which,
+    def _pace(self, masked: Bool[Tensor, "B L"], temporal: AnyTemporal) -> Pace:
+        cutoff, scope = temporal.planned
+        return Pace.of(
+            masked.unflatten(1, (-1, self.block)).sum(2).cpu(),
+            lambda masks: plan(masks, self.length, self.steps, self.block, cutoff, scope),
         )
-
-
-@dataclass(frozen=True)
-class _Plans:
-    """The plans of a batch as host tensors, so that no step loops over rows."""
-
-    calls: Int[Tensor, " B"]
-    quotas: Int[Tensor, "B J"]
-    argmax: Bool[Tensor, "B J"]
-    widths: Int[Tensor, "B J"]
-    completed: Int[Tensor, "B J"]
-
-    @staticmethod
-    def stack(plans: list[Plan], which: Int[Tensor, " B"]) -> _Plans:
-        longest = max((p.forwards for p in plans), default=0)
-
-        def table(rows: list[tuple[int, ...]]) -> Tensor:
-            filled = [row + (0,) * (longest - len(row)) for row in rows]
-            return torch.tensor(filled, dtype=torch.long).view(len(rows), longest)[which]
-
-        return _Plans(
-            torch.tensor([p.forwards for p in plans], dtype=torch.long)[which],
-            table([p.quotas for p in plans]),
-            table([p.argmax for p in plans]).bool(),
-            table([p.widths for p in plans]),
-            table([p.completed for p in plans]),
-        )
-
-    def block_completed(self, rows: Int[Tensor, " A"], call: Int[Tensor, " A"]) -> bool:
-        """Whether this call fills the last mask of some row's block: only then can a row have ended."""
-        before = torch.where(call > 0, self.completed[rows, (call - 1).clamp(min=0)], 0)
-        return bool((self.completed[rows, call] > before).any())
-
-
-def _window(hidden: Bool[Tensor, "A L"], quota: Int[Tensor, " A"], block: int) -> Bool[Tensor, "A L"]:
-    """The hidden positions a call may commit: of the first unfinished block, and the next if needed."""
-    left = hidden.unflatten(1, (-1, block)).sum(2)  # A x blocks
-    before = left.cumsum(1) - left
-    return hidden & (before < quota[:, None]).repeat_interleave(block, 1)
-
-
-def _best(
-    priority: Float[Tensor, "A L"], window: Bool[Tensor, "A L"], block_of: Int[Tensor, " L"], quota: Int[Tensor, " A"]
-) -> Bool[Tensor, "A L"]:
-    """The `quota` positions of each row with the highest priority, earlier blocks first."""
-    # float64 holds a float32 priority and the block number without loss, so blocks never mix and ties stay ties.
-    key = (priority.double() - 2.0 * block_of).masked_fill(~window, float("-inf"))
-    rank = key.argsort(dim=1, descending=True, stable=True).argsort(1)
-    return (rank < quota[:, None]) & window

@@ -33,13 +33,12 @@ class Plan:
     """What each model call of one response commits, known before the first call.
 
     Attributes have one entry a call. `widths` is how many hidden positions the call must look at: its whole current
-    block, and the next one where the quota reaches into it. `completed` is how many blocks are full afterwards.
+    block, and the next one where the quota reaches into it.
     """
 
     quotas: tuple[int, ...]
     argmax: tuple[bool, ...]  # True: stage 2b (eq. 9), all that is left in one call, without noise
     widths: tuple[int, ...]
-    completed: tuple[int, ...]
 
     @property
     def forwards(self) -> int:
@@ -103,12 +102,11 @@ def plan(masks: tuple[int, ...], length: int, steps: int, block: int, cutoff: fl
         walk = spread(count - left, length, steps, block)
         quotas += walk + [left] * (left > 0)
         argmax += [False] * len(walk) + [True] * (left > 0)
-    widths, completed = _follow(masks, quotas)
-    return Plan(tuple(quotas), tuple(argmax), widths, completed)
+    return Plan(tuple(quotas), tuple(argmax), _widths(masks, quotas))
 
 
-def _follow(masks: tuple[int, ...], quotas: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    left, widths, completed = list(masks), [], []
+def _widths(masks: tuple[int, ...], quotas: list[int]) -> tuple[int, ...]:
+    left, widths = list(masks), []
     for quota in quotas:
         width = 0
         for index, count in enumerate(left):
@@ -119,5 +117,4 @@ def _follow(masks: tuple[int, ...], quotas: list[int]) -> tuple[tuple[int, ...],
             left[index] -= taken
             quota -= taken
         widths.append(width)
-        completed.append(next((index for index, count in enumerate(left) if count), len(left)))
-    return tuple(widths), tuple(completed)
+    return tuple(widths)

@@ -12,6 +12,7 @@ import torch
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.policy import MaskedPolicy
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
+from stipule.rollouts.gamma import ByDifficulty
 from stipule.rollouts.grading import Graded
 from stipule.rollouts.pregenerate import from_texts, pregenerate, read_texts
 from stipule.rollouts.pruning import Spatial
@@ -113,6 +114,14 @@ def audited_store(
         return AnchorStore.load(Path(spatial.path), policy, recipe.sampler.length)
     with TemporaryDirectory() as folder:
         return build_store(recipe, policy, problems, Path(folder) / "anchors.safetensors", progress)
+
+
+def shares_solved(recipe: Recipe, asked: Sequence[Problem], graded: Graded) -> dict[str, float]:
+    """What anchors that go by difficulty need of this visit: the share of each group that was right. Else nothing."""
+    if not isinstance(recipe.pruning.spatial.vary, ByDifficulty):
+        return {}
+    shares = graded.correct.view(-1, recipe.training.group).float().mean(1)
+    return dict(zip((p.key for p in asked), shares.tolist(), strict=True))
 
 
 def remember(

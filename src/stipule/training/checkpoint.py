@@ -29,6 +29,8 @@ class Progress:
     pregeneration_calls: int = 0  # rows x calls spent on the anchor store
     seconds: float = 0.0
     surprise: Surprise = field(default_factory=Surprise)  # for `estimator.profile: fitted`
+    # Share of each problem's group that was right at its last visit, where pruning goes by difficulty.
+    solved: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(

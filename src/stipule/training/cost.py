@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stipule.models.families import family_of
-from stipule.rollouts.schedule import Plan, anchors_for, even_masks, plan
+from stipule.rollouts.schedule import Plan, anchors_for, even_masks, plan, share_of
 from stipule.training.settings import Recipe
 
 
@@ -27,16 +27,22 @@ class StepCost:
 
 
 def calls_per_response(recipe: Recipe) -> int:
-    """The plan's calls for a full set of anchors, spread evenly over the blocks."""
+    """The plan's calls for the fewest anchors that the recipe may place, spread evenly over the blocks: a bound."""
     return plan_of(recipe).forwards
 
 
 def plan_of(recipe: Recipe) -> Plan:
-    """What each call commits and looks at, for a full set of anchors spread evenly over the blocks."""
+    """What each call commits and looks at, for the fewest anchors that the recipe may place, evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
-    masks = even_masks(sampler.length, sampler.block, anchors_for(pruning.spatial.ratio, sampler.length))
-    temporal = pruning.temporal
-    return plan(masks, sampler.length, sampler.steps, sampler.block, temporal.cutoff, temporal.scope)
+    masks = even_masks(sampler.length, sampler.block, anchors_for(pruning.spatial.least, sampler.length))
+    return plan(masks, sampler.length, sampler.steps, sampler.block, *pruning.temporal.planned)
+
+
+def may_take_fewer(recipe: Recipe) -> bool:
+    """Whether rows differ by what the model says, so that the planned calls are the most that are spent."""
+    pruning = recipe.pruning
+    varies = pruning.temporal.kind != "constant" or pruning.spatial.vary is not None
+    return varies or recipe.sampler.parallel is not None
 
 
 def step_cost(recipe: Recipe) -> StepCost:
@@ -51,9 +57,18 @@ def step_cost(recipe: Recipe) -> StepCost:
 
 
 def looked_at(recipe: Recipe) -> tuple[int, ...]:
-    """Positions of a row that meet the LM head in each call: in random order it is known which ones are committed."""
+    """Positions of a row that meet the LM head in each call, at most.
+
+    In random order it is known which ones are committed. Where confidence may end a row, all that is left is looked at.
+    """
     schedule = plan_of(recipe)
-    return schedule.quotas if recipe.sampler.order == "random" else schedule.widths
+    looked = schedule.quotas if recipe.sampler.order == "random" else schedule.widths
+    temporal = recipe.pruning.temporal
+    if temporal.kind == "constant":
+        return looked
+    within = share_of(temporal.cutoff, recipe.sampler.length)
+    left = [sum(schedule.quotas[call:]) for call in range(schedule.forwards)]
+    return tuple(rest if rest <= within else width for rest, width in zip(left, looked, strict=True))
 
 
 @dataclass(frozen=True)

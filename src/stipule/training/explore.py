@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from stipule.evidence.agreement import agreement
 from stipule.evidence.evaluate import evaluate
 from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
@@ -32,8 +34,11 @@ def explore(
     step: int,
     clock: Clock,
     ranks: Ranks,
+    solved: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Responses, Graded]:
     """G graded responses to each problem, on every rank all of them.
+
+    `solved` is the share of a problem's group that was right at its last visit, for anchors that go by difficulty.
 
     With `pruning.spatial.when: all_wrong` anchors are hints: every group is rolled out without them first, and those
     without a right response once more, with them. That costs calls instead of saving them.
@@ -42,7 +47,7 @@ def explore(
     prompts = policy.encode([p.turns for p in asked]).repeat(group)
     hints = spatial.when == "all_wrong"
     with clock.part("rollout"):
-        anchors = None if hints else place_anchors(recipe, store, asked, step)
+        anchors = None if hints else place_anchors(recipe, store, asked, step, solved)
         responses = rollout(recipe, policy, prompts, anchors, step, "sample", ranks)
         clock.calls["rollout"] = int(responses.forwards.sum())
     graded = _graded(recipe, policy, asked, responses, clock, ranks)
@@ -52,7 +57,8 @@ def explore(
     if bool(wrong.any()):
         rows = wrong.repeat_interleave(group).nonzero()[:, 0]
         with clock.part("rollout"):
-            anchors = place_anchors(recipe, store, [p for p, w in zip(asked, wrong, strict=True) if w], step)
+            failed = [p for p, w in zip(asked, wrong, strict=True) if w]
+            anchors = place_anchors(recipe, store, failed, step, solved)
             again = rollout(
                 recipe, policy, prompts[rows.to(prompts.tokens.device)], anchors, step, "sample/hints", ranks
             )
@@ -75,6 +81,22 @@ def audit_step(
     }
 
 
+def agreement_step(
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    asked: Sequence[Problem],
+    store: AnchorStore | None,
+    step: int,
+    ranks: Ranks,
+    solved: Mapping[str, float],
+    found: tuple[Responses, Graded],
+) -> dict[str, float]:
+    """What the step's approximate rollouts have in common with exact ones from the same anchors and noise."""
+    plain = replace(recipe, sampler=recipe.sampler.exact())
+    exact = explore(plain, policy, asked, store, step, Clock(policy.device), ranks, solved)
+    return agreement(exact, found, recipe.training.group).metrics()
+
+
 def held_out_step(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], ranks: Ranks) -> dict[str, float]:
     """Greedy evaluation on held-out problems; each rank takes a part, all take everything where weights are sharded."""
     part = slice(None) if is_sharded(policy) else ranks.share(len(problems))
@@ -86,12 +108,20 @@ def held_out_step(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Probl
     }
 
 
-def place_anchors(recipe: Recipe, store: AnchorStore | None, asked: Sequence[Problem], step: int) -> Anchors | None:
+def place_anchors(
+    recipe: Recipe,
+    store: AnchorStore | None,
+    asked: Sequence[Problem],
+    step: int,
+    solved: Mapping[str, float] = MappingProxyType({}),
+) -> Anchors | None:
     """Stage 1 (eq. 5) for these problems."""
     if store is None:
         return None
+    spatial = recipe.pruning.spatial
+    ratios = [spatial.ratio_at(step, solved.get(p.key)) for p in asked]
     noise = torch.rand(len(asked), store.length, generator=stream(recipe.training.seed, step, "anchors"))
-    return store.anchors([p.key for p in asked], recipe.training.group, recipe.pruning.spatial, noise)
+    return store.anchors([p.key for p in asked], recipe.training.group, spatial, noise, ratios)
 
 
 def rollout(

@@ -12,11 +12,12 @@ import torch
 
 from stipule.errors import DivergenceError, RecipeError, RewardError
 from stipule.models.loading import load_policy
+from stipule.models.memory import check_remembers
 from stipule.models.policy import MaskedPolicy
 from stipule.models.sharding import parameter_groups, shard
 from stipule.streams import stream
 from stipule.tasks.problem import Problem
-from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember
+from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember, shares_solved
 from stipule.training.checkpoint import (
     Progress,
     load_optimizer,
@@ -25,7 +26,7 @@ from stipule.training.checkpoint import (
     save_checkpoint,
 )
 from stipule.training.clock import Clock, peak_memory
-from stipule.training.explore import audit_step, explore, held_out_step
+from stipule.training.explore import agreement_step, audit_step, explore, held_out_step
 from stipule.training.folder import RunFolder
 from stipule.training.guard import Guard
 from stipule.training.interrupt import Interrupted, graceful
@@ -58,7 +59,15 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             "a fingerprint of the weights, which no rank holds; set pruning.spatial.source=pregenerated, or launch "
             "with recipes/launch/ddp.yaml"
         )
+    if sharding and recipe.sampler.cache is not None:
+        raise RecipeError(
+            f"sampler.cache is {recipe.sampler.cache.kind} and the launch asks for sharded weights, where every rank "
+            "must make the same calls: full and partial ones would wait for each other; leave sampler.cache out, or "
+            "launch with recipes/launch/ddp.yaml"
+        )
     policy = _load(recipe, place, accelerator.device)
+    if recipe.sampler.cache is not None:
+        check_remembers(policy.family)
     problems = recipe.task.problems("train")
     held_out = recipe.task.problems("test")[: settings.evaluate_problems]
     store = anchor_store(recipe, folder, place, policy, problems, progress, watch, ranks)
@@ -99,13 +108,18 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             repeated = [problem for problem in asked for _ in range(settings.group)]
 
             try:
-                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks)  # eq. 5 to 9
+                visits = progress.solved  # eq. 5 to 9:
+                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks, visits)
             except RewardError as cause:
                 guard.broken(step + 1, cause, "not_a_number")
                 raise
+            agreed = {}
+            if settings.agreement_every and (step + 1) % settings.agreement_every == 0 and recipe.sampler.approximate:
+                agreed = agreement_step(recipe, policy, asked, store, step, ranks, visits, (responses, graded))
             advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
             if moving is not None:
                 remember(recipe, moving, policy, asked, responses, graded)
+            progress.solved |= shares_solved(recipe, asked, graded)
 
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.rate(step)
@@ -128,6 +142,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
                 "step": progress.step,
                 **describe(graded, responses, settings.group),
                 **learned,
+                **agreed,
                 **clock.metrics(),
                 "calls/total": progress.model_calls,
                 "seconds/total": round(progress.seconds, 3),

@@ -80,12 +80,14 @@ class Training:
     evaluate_every: int = 0  # RL steps between greedy evaluations on held-out problems; 0: never
     evaluate_problems: int = 128
     audit_every: int = 0  # RL steps between rollouts of the step's problems without pruning; 0: never
+    # RL steps between exact rollouts of the step's problems, where sampler.parallel or sampler.cache is set; 0: never
+    agreement_every: int = 10
 
     def __post_init__(self) -> None:
         for name in ("steps", "problems", "updates", "rollout_rows", "score_rows", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("seed", "rollouts_every", "evaluate_every", "evaluate_problems", "audit_every"):
+        for name in ("seed", "rollouts_every", "evaluate_every", "evaluate_problems", "audit_every", "agreement_every"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.group < 2:
@@ -112,6 +114,11 @@ class Recipe:
     tracking: tuple[Tracker, ...] = ()  # where metrics.jsonl is mirrored
 
     def __post_init__(self) -> None:
+        if self.sampler.cache is not None and self.model.attention == "flash_attention_2":
+            raise RecipeError(
+                "sampler.cache is set with model.attention flash_attention_2, which cannot leave out the padding of "
+                "remembered keys; set model.attention=sdpa, or leave sampler.cache out"
+            )
         if isinstance(self.estimator, Spg):
             if not self.credit.signed:
                 raise RecipeError(

@@ -32,6 +32,7 @@ class Family:
     lora_parameters: tuple[str, ...] = ()  # stacked expert weights, which are parameters and no modules
     head_modules: tuple[str, ...] = ("lm_head",)  # never adapted
     shift: bool = False  # True: position i-1 of the network predicts token i
+    remembers: bool = True  # layers hand out keys and values, so that a call can take those of an earlier one
     head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings
     first_position: Callable[[PreTrainedConfig], int] = lambda config: 0  # of the first real token
     mask_words: tuple[str, ...] = ()  # the mask token's spelling, where neither config nor tokenizer names one

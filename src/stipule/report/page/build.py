@@ -127,6 +127,12 @@ def _run(run: Run, points: int) -> dict[str, Any]:
     }
 
 
+def _how(section: Any) -> str:
+    """The kind of a pruning that is not the paper's constant."""
+    kind = section.get("kind") if isinstance(section, dict) else None
+    return f" {kind.replace('_', ' ')}" if isinstance(kind, str) and kind != "constant" else ""
+
+
 def _facts(run: Run) -> list[list[str]]:
     task, model, pruning = run.section("task"), run.section("model"), run.section("pruning")
     spatial, temporal = pruning.get("spatial") or {}, pruning.get("temporal") or {}
@@ -135,7 +141,8 @@ def _facts(run: Run) -> list[list[str]]:
         "task": task.get("kind"),
         "model": model.get("path"),
         "method": " · ".join(str(part) for part in parts if part) or None,
-        "pruning": f"gamma {spatial['ratio']:g}, cut-off {temporal['cutoff']:g}"
+        "pruning": f"gamma {spatial['ratio']:g}{_how(spatial.get('vary'))}, "
+        f"cut-off {temporal['cutoff']:g}{_how(temporal)}"
         if isinstance(spatial.get("ratio"), int | float) and isinstance(temporal.get("cutoff"), int | float)
         else None,
         "seed": run.section("training").get("seed"),

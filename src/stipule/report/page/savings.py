@@ -15,13 +15,14 @@ def savings(run: Run) -> dict[str, Any] | None:
 
     Both prunings come from the sampler's own plan, for the anchors that each step really had: spatial pruning is
     N - calls(m, no cut), temporal pruning the rest of the plan. What was spent below or above the plan is apart: rows
-    that ended early, or second attempts with hints.
+    that ended early, those that confidence ended among them, or second attempts with hints.
     """
     sampler, pruning = run.section("sampler"), run.section("pruning")
     try:
         length, steps, block = (int(sampler[key]) for key in ("length", "steps", "block"))
         temporal = pruning["temporal"]
-        cutoff, scope = float(temporal["cutoff"]), temporal["scope"]
+        sure = temporal.get("kind") == "confident"  # then nothing is cut for certain, and the plan has no cut
+        cutoff, scope = (0.0, "global") if sure else (float(temporal["cutoff"]), temporal["scope"])
         check_schedule(length, steps, block)
     except (KeyError, TypeError, ValueError, RecipeError):
         return None

@@ -1,0 +1,80 @@
+"""What approximate rollouts bring and what they cost: python -m benchmarks.approximate [MODEL] [--problems N]
+
+Speed against exact decoding on random weights of the LLaDA-like size (prompts of 32 tokens, L 64, N 64, blocks of 16),
+where the work is that of a larger model; agreement on a trained model (a checkpoint or a bundled base) and its task.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from benchmarks.subjects import build, prompts
+from benchmarks.timing import alternate, table, write
+from stipule.evidence.agreement import measured_agreement
+from stipule.models.loading import best_device, load_policy
+from stipule.recipe import recipe_for_model
+from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.recall import Cache
+
+CACHES = {
+    "prefix cache": Cache(kind="prefix"),
+    "dual cache": Cache(kind="dual"),
+    "dual cache, refresh 4": Cache(kind="dual", refresh=4),
+}
+THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
+
+
+def speed() -> dict[str, Any]:
+    """The same calls, full or in part. Random weights are sure of nothing, so parallel commits have no speed here."""
+    rows, width, length, block = 4, 32, 64, 16
+    policy = build("llada-like")
+    asked = prompts(policy, rows, width)
+    exact = BlockDenoiser(length=length, steps=length, block=block, temperature=0.9, early_end=False)
+    noise = exact.draw(rows, torch.Generator().manual_seed(0))
+    sides = {"exact": exact} | {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
+    return alternate(policy, {name: lambda s=side: s(policy, asked, noise) for name, side in sides.items()})
+
+
+def price(model: str, problems: int, group: int = 4) -> dict[str, Any]:
+    """Model calls and agreement of each approximation, blocks of a quarter of the response."""
+    recipe = recipe_for_model(model)
+    policy = load_policy(recipe.model, device=best_device())
+    length = recipe.sampler.length
+    exact = replace(recipe.sampler.exact(), block=length // 4, steps=length)
+    sides = {f"parallel {p:g}": replace(exact, parallel=p) for p in THRESHOLDS}
+    sides |= {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
+    sides["parallel 0.95, dual cache"] = replace(exact, parallel=0.95, cache=CACHES["dual cache"])
+    asked = recipe.task.problems("test")[:problems]
+    found = {}
+    for name, side in sides.items():
+        one = measured_agreement(policy, recipe.task, asked, side, group, 128)
+        found[name] = asdict(one) | {"interval": one.interval, "difference": one.solved.difference}
+        low, high = one.interval
+        print(
+            f"| {name} | {one.calls[0] / one.calls[1]:.2f} | {one.tokens:.1%} | {one.solved.difference:+.1%} "
+            f"({low:+.1%} to {high:+.1%}) | {one.distinct[0]:.0%}, {one.distinct[1]:.0%} |",
+            flush=True,
+        )
+    return found
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("model", nargs="?", default="tiny/sudoku")
+    ask.add_argument("--problems", type=int, default=64)
+    asked = ask.parse_args()
+    print(
+        f"| {asked.model} | exact calls / calls | tokens equal | solved, minus exact (95 %) | distinct: exact, this |"
+    )
+    print("|---" * 5 + "|")
+    found = {"price": price(asked.model, asked.problems), "speed": speed()}
+    print(table("Caches, llada-like", found["speed"]))
+    write("approximate", found)
+
+
+if __name__ == "__main__":
+    main()
