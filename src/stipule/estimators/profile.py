@@ -18,7 +18,7 @@ from stipule.types import Views
 
 KNOTS = 9  # shares of hidden tokens at which the profile is kept: 0, 1/8 ... 1
 # Of its mean, added to a profile everywhere: no view weighs more than 3.5 times what it would if all counts were drawn
-# alike. What is rare to be drawn is where a wrong response surprises most, and that much costs little (docs/results.md).
+# alike. What is rare to be drawn is where a failing response surprises most.
 DEFENCE = 0.4
 MEMORY = 0.9  # what a step's observations count for one RL step later
 
