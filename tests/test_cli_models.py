@@ -31,7 +31,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_bundled_model():
     names = [line.split("│")[1].strip() for line in lines]
     assert [n for n in names if n] == [
         "bidirectional", "padding", "batch", "ids", "alignment", "template", "diversity", "step map", "reference",
-        "merged", "precision",
+        "merged", "precision", "approximate",
     ]  # fmt: skip
     assert found.output.count(" ok ") == 10  # the base was never taught its prompts, so alignment cannot be told
     assert "failed" not in found.output
