@@ -42,6 +42,7 @@ def main() -> None:
     ask.add_argument("--draws", type=int, default=64)
     ask.add_argument("--coupling", type=float, default=4.0, help="factor on the random weights of the blocks")
     ask.add_argument("--recipe", help="measure this recipe's model and rollouts instead of random weights")
+    ask.add_argument("--form", choices=FORMS, help="measure this form alone, and nothing else")
     ask.add_argument("--out", type=Path, default=Path("runs/elbo_variance.json"))
     asked = ask.parse_args()
     if asked.recipe:
@@ -51,6 +52,10 @@ def main() -> None:
     else:
         policy = random_model(asked.coupling)
         rolled = random_rollouts(policy, asked.responses)
+    if asked.form:
+        for row in forms(policy, rolled, asked.draws, 0, asked.form):
+            print(f"{row['form']}, {row['calls']} calls: {{:.3f}} ({{:.3f}} to {{:.3f}})".format(*row["ratio"]))
+        return
     found = {"forms": forms(policy, rolled, asked.draws, 0), "split": splits(policy, rolled, asked.draws, 0)}
     console = Console(width=140)
     for gamma in (0.05, 0.1):

@@ -129,10 +129,15 @@ def crossing(
     return rows
 
 
-def forms(policy: MaskedPolicy, rolled: Responses, draws: int, seed: int) -> list[dict[str, Any]]:
-    """Variance of every form at 1 to 4 model calls per estimate, against the paper's at the same number."""
+def forms(
+    policy: MaskedPolicy, rolled: Responses, draws: int, seed: int, only: str | None = None
+) -> list[dict[str, Any]]:
+    """Variance of every form (or of one) at 1 to 4 model calls per estimate, against the paper's at the same number."""
     found: dict[tuple[str, int], Tensor] = {}
+    paper = next(iter(FORMS))
     for name, form in FORMS.items():
+        if only not in (None, name) and name != paper:
+            continue
         alone = form.levels == "independent" and form.subsets == "independent"
         for calls in (1,) if alone else (2, 3, 4):
             fitted = with_calls(form, calls)
@@ -140,7 +145,6 @@ def forms(policy: MaskedPolicy, rolled: Responses, draws: int, seed: int) -> lis
                 found[name, calls] = variances(policy, rolled, fitted, draws, stream(seed, calls, "variance/forms"))
         if alone:  # n independent draws have a variance of one draw's n-th part
             found |= {(name, calls): found[name, 1] / calls for calls in (2, 3, 4)}
-    paper = next(iter(FORMS))
     return [
         {
             "form": name,
