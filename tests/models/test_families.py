@@ -113,11 +113,12 @@ def test_it_trains_and_what_was_trained_is_loaded_again(checkpoints, name, lora,
         assert (logits(trained) - logits(base)).abs().max() <= 1e-5
     assert not any(part in n for n in trained.trainable() for part in ("lm_head", "cls.", "head.", "decoder."))
     before = logits(trained)
+    rounding = 1e-5 * float(before.abs().max())  # W + BA is rounded once more, in every matrix
     trained.model = trained.model.merge_and_unload()
-    assert (logits(trained) - before).abs().max() <= 1e-5
+    assert (logits(trained) - before).abs().max() <= rounding
     save_policy(trained, tmp_path / "merged", "x")
     alone = load_policy(ModelChoice(path=str(tmp_path / "merged")))
-    assert (logits(alone) - before).abs().max() <= 1e-5
+    assert (logits(alone) - before).abs().max() <= rounding
     if trained.family.name != "masked_lm":
         with safe_open(tmp_path / "merged" / "model.safetensors", framework="pt") as file:
             assert set(file.keys()) == set(checkpoints[name][1])
