@@ -39,6 +39,7 @@ def title(found: Mapping[str, Any]) -> str:
 
 
 def columns(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The headings, with the row that the others are compared with."""
     difference = f"difference to {found['compared_with']}"
     return "", "paper: accuracy", "paper: seconds", "solved", difference, "model calls (+ anchors)", "seconds"
 
