@@ -17,8 +17,6 @@ from stipule.report.page.build import write_page
 
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
 MARGIN = 14  # pixels of the page left around a part of it
 
 

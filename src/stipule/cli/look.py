@@ -13,10 +13,11 @@ from stipule.cli.app import Model, Out, Overrides, RecipePath, app, console, fre
 
 
 @app.command(
+    "eval",
     epilog="Examples:  stipule eval tiny/sudoku --limit 100  ·  stipule eval runs/quickstart --out runs/after  ·  "
-    "stipule eval GSAI-ML/LLaDA-8B-Instruct --protocol d1-256 --task gsm8k --limit 16"
+    "stipule eval GSAI-ML/LLaDA-8B-Instruct --protocol d1-256 --task gsm8k --limit 16",
 )
-def eval(
+def evaluate_model(
     model: Model,
     overrides: Overrides = None,
     task: Annotated[

@@ -16,8 +16,6 @@ from stipule.tasks.problem import Task
 
 LONGEST = 32  # response tokens denoised in a check
 PROMPTS = 64
-
-
 AT_ONCE = 64  # responses
 GROUP = 4  # responses a problem, where approximate and exact rollouts are compared
 

@@ -110,7 +110,7 @@ def load_policy(
     elif choice.lora:
         policy.model = new_adapter(policy.core, family, choice.lora, place, seed).eval()
     elif reference:
-        policy.frozen = load_network(place, published, choice, device).eval().requires_grad_(False)
+        policy.frozen = load_network(place, published, choice, device).requires_grad_(False)
     return policy
 
 
