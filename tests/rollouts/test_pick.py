@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stipule.rollouts import pick as module
 from stipule.rollouts.pick import CHUNK, pick, quantile
 
 
@@ -36,3 +37,15 @@ def test_frequencies_over_several_chunks_are_the_probabilities():
     chi_square = float(((counts - expected)[hit] ** 2 / expected[hit]).sum())
     assert chi_square < 18.5  # 99.9 % quantile for 4 degrees of freedom
     assert torch.allclose(confidence, logits[0].softmax(0)[token])
+
+
+def test_parts_of_a_batch_pick_what_the_whole_batch_picks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(11, 300, generator=generator)
+    uniform, greedy = torch.rand(11, generator=generator), torch.arange(11) % 4 == 0
+    for asked in (None, greedy):
+        whole = pick(logits.clone(), uniform, 0.7, asked, mask_id=7)
+        monkeypatch.setattr(module, "AT_ONCE", 3 * 300)
+        parts = pick(logits.clone(), uniform, 0.7, asked, mask_id=7)
+        monkeypatch.undo()
+        assert torch.equal(parts[0], whole[0]) and torch.equal(parts[1], whole[1])

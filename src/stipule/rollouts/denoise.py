@@ -164,7 +164,7 @@ class BlockDenoiser:
             padded = bool((prompt_length[going] < longest).any())
             width = int(turn.reach.sum()) if self.order == "random" else pace.width(going, before, turn.reach)
             at, call_of, quota, reach = torch.stack([going, call, turn.quota, turn.reach]).to(device)
-            hidden = masked[at]
+            hidden, known = masked[at], tokens[at]
             window = within_reach(hidden, reach, self.block)
             if self.order == "random":  # which positions a call commits is known before it: only they meet the head
                 window = best(order[at], window, self.block, reach)
@@ -172,7 +172,7 @@ class BlockDenoiser:
             prompt, real = (t[at, prompt_width - longest :] for t in (prompts.tokens, prompts.mask))
             attend = torch.cat([real, torch.ones_like(hidden)], 1) if padded else None
             asked = torch.cat([torch.zeros_like(real), window], 1)
-            canvas = torch.cat([prompt, tokens[at]], 1)
+            canvas = torch.cat([prompt, known], 1)
             if recall is None:
                 logits = policy.logits(canvas, attend, asked, width)
             else:
@@ -181,15 +181,16 @@ class BlockDenoiser:
             row, position = torch.nonzero_static(window, size=width).unbind(1)
             chance = uniform[(call_of % len(uniform))[row], at[row], position]
             greedy = turn.argmax.to(device)[row] if bool(turn.argmax.any()) else None
+            certainty = pick(logits, chance, 0.0, None, policy.mask_id) if at_least is not None and ending else None
             token, probability = pick(logits, chance, self.temperature, greedy, policy.mask_id)
-            if at_least is not None and ending:
-                likeliest, sure = pick(logits, chance, 0.0, None, policy.mask_id)
+            if at_least is not None and certainty is not None:
+                likeliest, sure = certainty
                 over = sure_rows(sure, row, turn.ending.to(device), at_least)
                 token = torch.where(over[row], likeliest, token)
                 probability = torch.where(over[row], sure, probability)
                 quota = torch.where(over, reach, quota)
-            candidate = torch.zeros_like(tokens[at]).masked_scatter(window, token)
-            certain = torch.zeros_like(confidence[at]).masked_scatter(window, probability)
+            candidate = torch.zeros_like(known).masked_scatter(window, token)
+            certain = confidence.new_zeros(known.shape).masked_scatter(window, probability)
             if self.order == "random" and not ending:
                 commit = window
             else:
@@ -198,7 +199,7 @@ class BlockDenoiser:
                 near = within_reach(hidden, quota, self.block) if ending else window
                 commit |= near & (certain >= self.parallel)
 
-            tokens[at] = torch.where(commit, candidate, tokens[at])
+            tokens[at] = torch.where(commit, candidate, known)
             confidence[at] = torch.where(commit, certain, confidence[at])
             revealed[at] = torch.where(commit, call_of[:, None], revealed[at])
             masked[at] = hidden & ~commit

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+AT_ONCE = 1 << 18  # logits, on a CPU: what is larger than a cache is also mapped anew, page by page, in every call
 CHUNK = 128  # the CDF is summed over chunks of this many tokens, and token by token only inside the one that is hit
 
 
@@ -19,14 +20,22 @@ def pick(
     """A token for every position, and its probability under the model (temperature 1, before any noise).
 
     The token is the `uniform` quantile of softmax(logits / temperature), or the argmax where `greedy` (None: nowhere)
-    or the temperature is 0. The mask token is never picked, for it is not text: its logits are overwritten with -inf.
+    or the temperature is 0. The mask token is never picked, for it is not text. The logits are used up.
     """
+    rows = max(1, AT_ONCE // logits.shape[1])
+    if logits.device.type == "cpu" and len(logits) > rows:
+        parts = [slice(start, start + rows) for start in range(0, len(logits), rows)]
+        found = [
+            pick(logits[p], uniform[p], temperature, None if greedy is None else greedy[p], mask_id) for p in parts
+        ]
+        tokens, probabilities = zip(*found, strict=True)
+        return torch.cat(tokens), torch.cat(probabilities)
     logits[:, mask_id] = float("-inf")
     probability = logits.softmax(1)
     if temperature == 0:
         token = logits.argmax(1)
     else:
-        token = quantile(probability if temperature == 1 else (logits / temperature).softmax(1), uniform)
+        token = quantile(probability if temperature == 1 else logits.div_(temperature).softmax(1), uniform)
         if greedy is not None:
             token = torch.where(greedy, logits.argmax(1), token)
     return token, probability.gather(1, token[:, None])[:, 0]
@@ -35,6 +44,8 @@ def pick(
 def quantile(mass: Float[Tensor, "M V"], uniform: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
     """The first token at which the running sum of `mass` exceeds `uniform` times its total; one of mass 0 never."""
     size = mass.shape[1]
+    if size <= CHUNK:
+        return _first_above(mass.cumsum(1), uniform[:, None] * mass.sum(1, keepdim=True))[:, 0]
     whole, rest = divmod(size, CHUNK)
     sums = mass[:, : whole * CHUNK].unflatten(1, (whole, CHUNK)).sum(2)
     if rest:
