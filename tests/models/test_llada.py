@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stipule.errors import CheckpointError
+from stipule.models.bidirectional import check_bidirectional
 from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
-from stipule.models.policy import check_bidirectional
 from tests.toys import random_policy
 
 TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}

@@ -16,7 +16,7 @@ from stipule.recipe import parse_recipe
 # Weights of 16 GB, gradients of 1 GB; a link of 10 GB/s and a network of 1 GB/s at the stated share of them.
 DEVICE = Device("toy", 100.0, 10.0, 1.0, 10**12, 10e9 / LINK_EFFICIENCY, 1e9 / LINK_EFFICIENCY)
 PEAKS = Peaks(16 * 10**9, 10**9, 10**9, 2 * 10**9, 0, 0, 0, 30 * 10**9, 0)
-SHAPE = NetworkShape(8 * 10**9, 7 * 10**9, 5 * 10**8, 32, 4096, 4096, 10**5, 10**8)
+SHAPE = NetworkShape(8 * 10**9, 7 * 10**9, 5 * 10**8, 32, 4096, 4096, 10**5, 10**8, 0, 0)
 WHOLE = Seconds(1000.0, 100.0, 100.0, 200.0, "given", 1.0)
 
 

@@ -49,10 +49,11 @@ def test_under_lora_the_body_counts_once_for_its_inputs_and_adapters_twice_more(
     shape = shape_of(published, recipe.model.lora)
     work = work_of(recipe, shape, 20)
     policy = stand_in(published, recipe.model, "cpu")
-    rows, at = work.update.calls, torch.ones(work.update.calls, 52, dtype=torch.bool)
+    rows, asked = work.update.calls, work.update.asked
+    at = (torch.arange(rows * 52) < asked).view(rows, 52)
 
     def update():
-        policy.states(torch.full((rows, 52), 2), None, at, rows * 52).sum().backward()
+        policy.states(torch.full((rows, 52), 2), None, at, asked).sum().backward()
 
     # The first block needs no gradient of its input, which the count does not leave out.
     assert work.update.body + work.update.attention == pytest.approx(counted(update), rel=0.04)

@@ -65,8 +65,8 @@ class KeyValues:
             dtype = policy.core.dtype
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         left = policy.has_left(tokens, attend).gather(1, columns) if policy.family.shift else None
-        hidden = policy.run(tokens.gather(1, columns), mask, positions.gather(1, columns), self)
-        return policy.selected(hidden, asked.gather(1, columns), count, left)
+        places = policy.places(asked.gather(1, columns), count, left)
+        return policy.run(tokens.gather(1, columns), mask, positions.gather(1, columns), places, self)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What a layer attends to: its own keys and values, or those remembered with its own in their places."""

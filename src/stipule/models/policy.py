@@ -15,8 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
-from stipule.models.families import family_of
+from stipule.models.families import family_of, output_embeddings
 from stipule.models.ids import check_ids
+from stipule.models.last_layer import distinct, only_at
 from stipule.types import Prompts
 
 Turns = str | Sequence[Mapping[str, str]]
@@ -161,7 +162,12 @@ class MaskedPolicy:
         return self.piece(token) or str(self.tokenizer.convert_ids_to_tokens(token))
 
     def fingerprint(self) -> str:
-        """A short hash of the weights without adapters, from names, shapes and a sample of each tensor."""
+        """A short hash of the weights without adapters, from names, shapes and a sample of each tensor.
+
+        Adapters change none of these: under them it is what was found before.
+        """
+        if self.base_fingerprint:
+            return self.base_fingerprint
         digest = hashlib.sha256()
         for name, parameter in self.core.named_parameters():
             # Matrices in 4 bits are packed anew by the first call on some processors, and are left out.
@@ -191,24 +197,34 @@ class MaskedPolicy:
         number of True in `at`: a caller that knows it spares an accelerator one wait for the device. `memory` is handed
         every layer's keys and values (models/memory.py).
         """
-        hidden = self.run(tokens, attend, self._positions(tokens, attend), memory)
-        return self.selected(hidden, at, count, self.has_left(tokens, attend) if self.family.shift else None)
+        left = self.has_left(tokens, attend) if self.family.shift else None
+        places = self.places(at, count, left)
+        return self.run(tokens, attend, self._positions(tokens, attend), places, memory).to(at.device)
 
-    def run(self, tokens: Tensor, attend: Tensor | None, positions: Tensor | None, memory: Any) -> Tensor:
-        """The last hidden states of all tokens given."""
+    def run(
+        self, tokens: Tensor, attend: Tensor | None, positions: Tensor | None, places: Int[Tensor, " M"], memory: Any
+    ) -> Float[Tensor, "M D"]:
+        """The last hidden states at places of the flattened tokens."""
         remembered = {} if memory is None else {"past_key_values": memory}
-        with self._precision():
-            return self.core.base_model(
+        with self._precision(), self._last_layer(places, tokens.numel()):
+            hidden = self.core.base_model(
                 input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False, **remembered
             ).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, places.to(hidden.device))
 
-    def selected(self, hidden: Tensor, at: Tensor, count: int | None, left: Tensor | None) -> Tensor:
-        """The states that predict the positions asked for; under a shift their neighbours', where there are any."""
+    def _last_layer(self, places: Int[Tensor, " M"], total: int) -> AbstractContextManager[None]:
+        """Spares the last layer the places that nobody asks for, unless it will be computed again without us."""
+        layer = getattr(self.core.base_model, "layers", [None])[-1]
+        again = self.model.training and getattr(layer, "gradient_checkpointing", False)
+        if again or not self.family.by_place or not 0 < len(places) < total:
+            return nullcontext()
+        return only_at(distinct(places, total), layer, self.family.by_place)
+
+    def places(self, at: Tensor, count: int | None, left: Tensor | None) -> Int[Tensor, " M"]:
+        """Where the states stand that predict the positions asked for; under a shift to their left, if anything is."""
         flags = at.flatten()
         index = (flags.nonzero() if count is None else torch.nonzero_static(flags, size=count))[:, 0]
-        if left is not None:
-            index = index - left.flatten()[index].long()
-        return hidden.flatten(0, 1).index_select(0, index.to(hidden.device)).to(at.device)
+        return index if left is None else index - left.flatten()[index].long()
 
     def _positions(self, tokens: Int[Tensor, "N T"], attend: Bool[Tensor, "N T"] | None) -> Int[Tensor, "N T"] | None:
         """Positions count real tokens, so that padding shifts nothing; None where the network counts so by itself."""
@@ -228,6 +244,11 @@ class MaskedPolicy:
         """Logits in float32 of hidden states."""
         with self._precision():
             return self.family.head(self.core, states).float().to(self.device)
+
+    @property
+    def matrix(self) -> nn.Linear | None:
+        """The LM head where it is one matrix, which can be taken in parts; None where it is more."""
+        return self.core.get_output_embeddings() if self.family.head is output_embeddings else None
 
     def logits(
         self,
@@ -271,21 +292,3 @@ class MaskedPolicy:
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
-
-
-def check_bidirectional(policy: MaskedPolicy) -> None:
-    """Raises CheckpointError if the first position does not see the last: then attention is causal.
-
-    Old transformers versions ignore `is_causal = False` without a word, and everything after would be quietly wrong.
-    """
-    tokens = torch.full((2, 4), policy.mask_id, device=policy.device)
-    tokens[1, -1] = policy.eos_id
-    first = torch.zeros_like(tokens, dtype=torch.bool)
-    first[:, 0] = True
-    with torch.inference_mode():
-        one, other = policy.logits(tokens, None, first, count=2)
-    if torch.equal(one, other):
-        raise CheckpointError(
-            "the model's attention is causal: changing the last token left the first position as it was; "
-            "transformers >= 5.4 is needed; run: pip install -U 'transformers>=5.4,<6'"
-        )

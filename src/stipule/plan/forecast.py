@@ -90,7 +90,7 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
     prompting = prompts_of_task(recipe, published, asked.prompt)
     say("counting")
     accelerator = asked.device is not None or asked.memory is not None or torch.cuda.is_available()
-    work = work_of(recipe, shape, prompting.tokens, accelerator)
+    work = work_of(recipe, shape, prompting.tokens)
     say("rehearsing a step without contents")
     arguments = (recipe, published, prompting.tokens, prompting.padded, accelerator)
     peaks = rehearse(*arguments)

@@ -78,6 +78,8 @@ class NetworkShape:
     attention: int  # heads x head dimension
     vocabulary: int  # V
     adapters: int  # in LoRA's matrices; 0 for full fine-tuning
+    by_place: int  # of the body, in what the last layer computes only for tokens that meet the head
+    adapters_by_place: int  # of the adapters
 
     @property
     def trained(self) -> int:
@@ -101,7 +103,9 @@ def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkS
     head = network.get_output_embeddings().weight
     linear = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and m.weight is not head}
     targets = family.lora_targets[lora.targets] if lora else ()
-    adapted = [m.weight.shape for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets]
+    adapted = {n: sum(m.weight.shape) for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets}
+    last = tuple(f"layers.{config.num_hidden_layers - 1}.{part}" for part in family.by_place)
+    spared = {n for n in linear if any(f".{part}." in f".{n}." for part in last)}
     heads = config.num_attention_heads
     return NetworkShape(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -111,5 +115,7 @@ def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkS
         width=head.shape[1],
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocabulary=head.shape[0],
-        adapters=lora.rank * sum(map(sum, adapted)) if lora else 0,
+        adapters=lora.rank * sum(adapted.values()) if lora else 0,
+        by_place=sum(linear[n].weight.numel() for n in spared),
+        adapters_by_place=lora.rank * sum(adapted[n] for n in spared & set(adapted)) if lora else 0,
     )

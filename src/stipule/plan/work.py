@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stipule.estimators.score import LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_DEVICE
 from stipule.plan.shape import NetworkShape
 from stipule.plan.standin import full_responses, views_of_step
 from stipule.training.cost import looked_at, plan_of
@@ -55,7 +54,7 @@ class Work:
         return sum(part.operations for part in self.parts.values())
 
 
-def work_of(recipe: Recipe, shape: NetworkShape, prompt: int, accelerator: bool = False) -> Work:
+def work_of(recipe: Recipe, shape: NetworkShape, prompt: int) -> Work:
     """Counts a step whose prompts have this many tokens (padding included)."""
     responses = full_responses(recipe, prompt, padded=False)
     views = views_of_step(recipe, responses)
@@ -68,7 +67,7 @@ def work_of(recipe: Recipe, shape: NetworkShape, prompt: int, accelerator: bool 
         rollout,
         scored(shape, _distinct(later), total),
         scored(shape, _distinct(views) if recipe.objective.kl > 0 else [], total, adapters=False),
-        learned(recipe, shape, views, total, LOGITS_AT_ONCE_ON_DEVICE if accelerator else LOGITS_AT_ONCE),
+        learned(recipe, shape, views, total),
     )
 
 
@@ -76,11 +75,12 @@ def forward(shape: NetworkShape, calls: int, total: int, asked: int, adapters: b
     """Model calls on rows of `total` tokens of which `asked` in all meet the head, nothing kept for a backward pass."""
     tokens = calls * total
     numbers = shape.body + (shape.adapters if adapters else 0)
+    spared = shape.by_place + (shape.adapters_by_place if adapters else 0)
     return Part(
         calls,
         tokens,
         asked,
-        float(OPERATIONS * numbers * tokens),
+        float(OPERATIONS * (numbers * tokens - spared * (tokens - asked))),
         float(2 * OPERATIONS * shape.layers * shape.attention * total * tokens),  # scores, then the weighted values
         float(OPERATIONS * shape.head * asked),
     )
@@ -92,28 +92,27 @@ def scored(shape: NetworkShape, views: Sequence[Views], total: int, adapters: bo
     return forward(shape, calls, total, asked, adapters)
 
 
-def learned(recipe: Recipe, shape: NetworkShape, views: Sequence[Views], total: int, at_once: int) -> Part:
+def learned(recipe: Recipe, shape: NetworkShape, views: Sequence[Views], total: int) -> Part:
     """Forward and backward of the mu inner updates.
 
     The backward pass of a matrix takes one product for its input and, if it is trained, one for itself. Checkpointed
-    blocks run forward twice, and so does a trained head whose logits come in chunks.
+    blocks run forward twice, the last of them whole, and so does a trained head.
     """
     calls, asked = _counts(views)
     once = forward(shape, calls, total, asked)
     full = shape.adapters == 0
     again = int(recipe.model.checkpointing)
     tokens = once.tokens
-    base = OPERATIONS * shape.body * tokens * ((3 if full else 2) + again)
-    adapters = OPERATIONS * shape.adapters * tokens * (3 + again)
-    portion = asked / max(1, len(views)) * min(1.0, recipe.training.score_rows / views[0].hidden.shape[1])
-    chunked = portion > max(1, at_once // shape.vocabulary)
+    spared = 0 if again else tokens - asked
+    base = OPERATIONS * (shape.body * tokens - shape.by_place * spared) * ((3 if full else 2) + again)
+    adapters = OPERATIONS * (shape.adapters * tokens - shape.adapters_by_place * spared) * (3 + again)
     return Part(
         calls,
         tokens,
         asked,
         float(base + adapters),
         once.attention * (1 + again + ATTENTION_BACKWARD[recipe.model.attention]),
-        once.head * (3 + chunked if full else 2),
+        once.head * (4 if full else 2),
     )
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from stipule.errors import CheckpointError
+from stipule.models.bidirectional import check_bidirectional
 from stipule.models.conformance.probe import Check, Probe, distance
-from stipule.models.policy import MaskedPolicy, check_bidirectional
+from stipule.models.policy import MaskedPolicy
 from stipule.streams import stream
 from stipule.types import Prompts
 

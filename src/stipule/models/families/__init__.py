@@ -12,12 +12,21 @@ from dataclasses import replace
 from typing import Any
 
 from stipule.errors import CheckpointError
-from stipule.models.families.family import DIFFUSION, Family, stock_fields, without_dropout
+from stipule.models.families.family import DIFFUSION, Family, output_embeddings, stock_fields, without_dropout
 from stipule.models.families.llada import LLADA, write_llada_config
 from stipule.models.families.masked_lm import is_masked_lm, masked_lm_family
 from stipule.models.families.qwen import DREAM, LLADA_MOE, TURNED
 
-__all__ = ["DIFFUSION", "NAMES", "Family", "family_of", "stock_fields", "without_dropout", "write_llada_config"]
+__all__ = [
+    "DIFFUSION",
+    "NAMES",
+    "Family",
+    "family_of",
+    "output_embeddings",
+    "stock_fields",
+    "without_dropout",
+    "write_llada_config",
+]
 
 NAMES = ("llada", "dream", "llada_moe", "a2d", "masked_lm")
 # Another project's name for a turned causal model: `a2d-llama`, `a2d-qwen2`, `a2d-qwen3`.

@@ -13,6 +13,8 @@ from stipule.errors import CheckpointError
 
 # The matrices of a Llama-like block: four of attention, three of the MLP.
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What a Llama-like layer does place by place: all but its keys and values, attention itself, norms and sums.
+BY_PLACE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 DIFFUSION = "diffusion"  # the section of config.json (ours) that says what the published fields leave open
 
 
@@ -33,6 +35,7 @@ class Family:
     head_modules: tuple[str, ...] = ("lm_head",)  # never adapted
     shift: bool = False  # True: position i-1 of the network predicts token i
     remembers: bool = True  # layers hand out keys and values, so that a call can take those of an earlier one
+    by_place: tuple[str, ...] = BY_PLACE  # parts of a layer that can be computed at some places alone
     head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings
     first_position: Callable[[PreTrainedConfig], int] = lambda config: 0  # of the first real token
     mask_words: tuple[str, ...] = ()  # the mask token's spelling, where neither config nor tokenizer names one

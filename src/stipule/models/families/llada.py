@@ -90,7 +90,7 @@ def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
         eos_token_id=published.get("eos_token_id"),
         pad_token_id=published.get("pad_token_id"),
         bos_token_id=None,
-        is_causal=False,  # honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights
+        is_causal=False,  # honoured from transformers 5.4 on; models/bidirectional.py proves it on the loaded weights
     )
 
 

@@ -35,6 +35,7 @@ def masked_lm_family(kind: str) -> Family:
         lora_targets={"all": _MATRICES, "published": _MATRICES},
         head_modules=("cls", "lm_head", "head", "decoder"),
         remembers=False,
+        by_place=(),
         head=_head,
         first_position=lambda config: config.pad_token_id + 1 if kind in _FROM_PADDING else 0,
         mask_words=("[MASK]", "<mask>"),

@@ -31,7 +31,7 @@ def _reader(
     def read(published: Mapping[str, Any]) -> PreTrainedConfig:
         require_fields(published, (*SIZES, "intermediate_size"), what)
         require(published, needed, f"{what} is read as a stock {config_class.__name__.removesuffix('Config')}")
-        # Honoured from transformers 5.4 on; models/policy.py proves it on the loaded weights.
+        # Honoured from transformers 5.4 on; models/bidirectional.py proves it on the loaded weights.
         return config_class(**{**stock_fields(published), "is_causal": False, "use_cache": False})
 
     return read

@@ -1,0 +1,26 @@
+"""Proof that attention looks both ways, on the weights as they were loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from stipule.errors import CheckpointError
+from stipule.models.policy import MaskedPolicy
+
+
+def check_bidirectional(policy: MaskedPolicy) -> None:
+    """Raises CheckpointError if the first position does not see the last: then attention is causal.
+
+    Old transformers versions ignore `is_causal = False` without a word, and everything after would be quietly wrong.
+    """
+    tokens = torch.full((2, 4), policy.mask_id, device=policy.device)
+    tokens[1, -1] = policy.eos_id
+    first = torch.zeros_like(tokens, dtype=torch.bool)
+    first[:, 0] = True
+    with torch.inference_mode():
+        one, other = policy.logits(tokens, None, first, count=2)
+    if torch.equal(one, other):
+        raise CheckpointError(
+            "the model's attention is causal: changing the last token left the first position as it was; "
+            "transformers >= 5.4 is needed; run: pip install -U 'transformers>=5.4,<6'"
+        )
