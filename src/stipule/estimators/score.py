@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stipule.estimators.estimator import Estimator
-from stipule.models.policy import Policy
+from stipule.estimators.tiles import tiled_log_probability
+from stipule.models.policy import MaskedPolicy, Policy
 from stipule.models.sharding import is_sharded
 from stipule.types import Responses, Views
 
-# Logits held at once, in numbers (x 4 bytes). More is computed in chunks. A CPU's caches are small; an accelerator
-# reads the head's weights once for each chunk, so there it must be large.
-LOGITS_AT_ONCE = 1 << 22
+# Logits held at once, in numbers (x 4 bytes): what a CPU's cache holds, so that no logit is written to memory; an
+# accelerator wants fewer and larger products.
+LOGITS_AT_ONCE = 1 << 18
 LOGITS_AT_ONCE_ON_DEVICE = 1 << 27
 
 
@@ -61,21 +60,19 @@ def hidden_log_probabilities(policy: Policy, responses: Responses, views: Views)
 def target_log_probabilities(
     policy: Policy, states: Float[Tensor, "M D"], targets: Int[Tensor, " M"], at_once: int | None = None
 ) -> Float[Tensor, " M"]:
-    """log softmax(head(state))[target], in chunks of at most `at_once` logits; None: what suits the device.
+    """log softmax(head(state))[target], with at most `at_once` logits at a time; None: what suits the device.
 
-    A trained head is called again in the backward pass. One that is not (LoRA adapts none) is called once: the only
-    gradient that is wanted is that of the states, which is no larger than they are, so it is made on the spot.
+    A head that is trained, or is more than one matrix, is called again in the backward pass.
     """
     if at_once is None:
         at_once = LOGITS_AT_ONCE if targets.device.type == "cpu" else LOGITS_AT_ONCE_ON_DEVICE
+    if isinstance(policy, MaskedPolicy) and policy.matrix is not None:
+        matrix, dtype = policy.matrix, torch.bfloat16 if policy.autocast else policy.matrix.weight.dtype
+        return tiled_log_probability(states, matrix.weight, matrix.bias, targets, dtype, at_once)
     chunk = max(1, at_once // policy.vocabulary)
     parts = zip(states.split(chunk), targets.split(chunk), strict=True)
-    if not (torch.is_grad_enabled() and states.requires_grad):
+    if not torch.is_grad_enabled() or len(targets) <= chunk:
         return torch.cat([_log_probability(policy, part, target) for part, target in parts])
-    if not policy.head(states[:0].detach()).requires_grad:
-        return _FrozenHead.apply(states, targets, policy, chunk)
-    if len(targets) <= chunk:
-        return _log_probability(policy, states, targets)
     return torch.cat(
         [checkpoint(_log_probability, policy, part, target, use_reentrant=False) for part, target in parts]  # type: ignore
     )
@@ -84,30 +81,3 @@ def target_log_probabilities(
 def _log_probability(policy: Policy, states: Float[Tensor, "m D"], targets: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
     logits = policy.head(states)
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-
-
-class _FrozenHead(torch.autograd.Function):
-    """log p(target), whose gradient by the states is taken chunk by chunk while the logits are there."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, policy: Policy, chunk: int) -> Tensor:
-        found, slopes = [], []
-        for part, target in zip(states.split(chunk), targets.split(chunk), strict=True):
-            with torch.enable_grad():
-                leaf = part.detach().requires_grad_()
-                logits = policy.head(leaf)
-            plain = logits.detach()
-            top = plain.amax(1, keepdim=True)
-            each = (plain - top).exp_()
-            total = each.sum(1, keepdim=True)
-            found.append((plain.gather(1, target[:, None]) - top - total.log())[:, 0])
-            slope = each.div_(-total)  # d log p(target) / d logits = 1[target] - p
-            slope.scatter_add_(1, target[:, None], torch.ones_like(total))
-            slopes.append(torch.autograd.grad(logits, leaf, slope)[0])
-        ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(found)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override]
-        (slopes,) = ctx.saved_tensors
-        return gradients[0][:, None].to(slopes.dtype) * slopes, None, None, None
