@@ -15,9 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_record, write_record
+from stipule.models.autocast import ease_autocast
+from stipule.models.bidirectional import check_bidirectional
 from stipule.models.families import DIFFUSION, family_of
 from stipule.models.ids import check_ids
-from stipule.models.policy import MaskedPolicy, check_bidirectional
+from stipule.models.policy import MaskedPolicy
 from stipule.models.weights import first_line, load_network
 
 __all__ = ["LoRA", "ModelChoice", "best_device", "bundled", "load_policy", "locate", "read_published", "save_policy"]
@@ -111,6 +113,8 @@ def load_policy(
         policy.model = new_adapter(policy.core, family, choice.lora, place, seed).eval()
     elif reference:
         policy.frozen = load_network(place, published, choice, device).requires_grad_(False)
+    if choice.autocast:
+        ease_autocast(policy)
     return policy
 
 
