@@ -15,7 +15,6 @@ from stipule.estimators.elbo import Elbo
 from stipule.estimators.profile import KNOTS, Surprise, surprise
 from stipule.estimators.score import hidden_log_probabilities, score
 from stipule.estimators.spread import draw_variance, estimate_variance
-from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
 from stipule.models.sharding import is_sharded
 from stipule.streams import stream
@@ -75,8 +74,7 @@ def learn(
     # The first update needs no old scores: they are the new ones.
     later = [v for v in views[1:] if v is not views[0]] if objective.compares else []
     with clock.part("score"), torch.no_grad():
-        with merged(policy):
-            old = scores(later)
+        old = scores(later)
         ref: list[list[Tensor]] | None = None
         if objective.kl > 0:
             with policy.reference():
@@ -118,7 +116,7 @@ def learn(
         updated()
     if seen is not None:
         seen.remember(ranks.sum(surprises))
-    described = gathered(ranks, totals)
+    described = merged(ranks, totals)
     if old:
         spread = [
             estimate_variance([first[i], *(scored[i] for scored in old)], [v[parts[i][0]] for v in views])
@@ -137,7 +135,7 @@ def add_metrics(totals: dict[str, Tensor], found: Mapping[str, Tensor], share: f
         totals[key] = whole.maximum(value) if key.endswith("_max") else whole + value * share
 
 
-def gathered(ranks: Ranks, totals: Mapping[str, Tensor]) -> dict[str, float]:
+def merged(ranks: Ranks, totals: Mapping[str, Tensor]) -> dict[str, float]:
     """The step's metrics over all ranks; a rank without rows has none of its own, and learns their names."""
     names = list(dict.fromkeys(ranks.collect(list(totals))))
     nothing = torch.zeros((), device=ranks.device)
