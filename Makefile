@@ -15,6 +15,7 @@ bench: $(STAMP)  ## speed and memory against the published way of doing it, unde
 	.venv/bin/python -m benchmarks.memory
 	.venv/bin/python -m benchmarks.rollouts
 	.venv/bin/python -m benchmarks.rl_step
+	.venv/bin/python -m benchmarks.savings
 	.venv/bin/python -m benchmarks.scaling
 
 docs: $(STAMP)  ## README and docs as a site in site/index.html; a dead link fails; no network

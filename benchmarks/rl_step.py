@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
+from stipule.models.autocast import ease_autocast
 from stipule.models.merging import merged
 from stipule.models.policy import MaskedPolicy
 from stipule.recipe import parse_recipe
+from stipule.rollouts.pruning import Anchors
 from stipule.streams import stream
 from stipule.training.clock import Clock
 from stipule.training.settings import Recipe
@@ -40,37 +43,65 @@ def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, upd
     )
 
 
-def both(
-    policy: MaskedPolicy, settings: Recipe, asked: Prompts, planted: torch.Tensor | None
-) -> dict[str, Callable[[], object]]:
-    """The published step and ours, on one policy. Advantages are given: grading costs neither side anything."""
-    sampler, rows = settings.sampler, settings.training.group
-    advantage = torch.linspace(-1.5, 1.5, rows)
+def our_step(policy: MaskedPolicy, settings: Recipe, asked: Prompts, anchors: Anchors | None) -> Callable[[], None]:
+    """A whole step as `stipule train` takes it. Advantages are given: grading costs no side anything."""
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-7)
-    decoder = reference.Decoder(sampler.length, sampler.steps, sampler.block, sampler.temperature)
-    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
-    anchors = None if planted is None else as_anchors(planted)
+    noise = settings.sampler.draw(settings.training.group, torch.Generator().manual_seed(0))
+    advantage = torch.linspace(-1.5, 1.5, settings.training.group)
 
-    def published() -> None:
-        responses = finished(policy, asked, decoder(policy, asked, planted))
-        views = settings.estimator.draw(responses, settings.training.updates, stream(0, 0, "views"))
-        reference.updates(policy, optimizer, responses, views, advantage, 0.2, 0.04, 0.2)
-
-    def ours() -> None:
+    def step() -> None:
         with merged(policy):
-            responses = sampler(policy, asked, noise, anchors)
+            responses = settings.sampler(policy, asked, noise, anchors)
         learn(settings, policy, optimizer, accelerator, responses, advantage, 0, Clock(policy.device))
 
-    def in_bfloat16() -> None:
-        policy.autocast = True
-        ours()
-        policy.autocast = False
-
-    return {"reference": published, "stipule": ours, "stipule, model.autocast=true": in_bfloat16}
+    return step
 
 
-def finished(policy: MaskedPolicy, asked: Prompts, tokens: torch.Tensor) -> Responses:
+def published_step(
+    policy: MaskedPolicy, settings: Recipe, asked: Prompts, planted: Tensor | None, low: bool = False
+) -> Callable[[], None]:
+    """The published step; `low`: all of it in bfloat16 autocast."""
+    sampler = settings.sampler
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-7)
+    decoder = reference.Decoder(sampler.length, sampler.steps, sampler.block, sampler.temperature)
+    advantage = torch.linspace(-1.5, 1.5, settings.training.group)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            responses = finished(policy, asked, decoder(policy, asked, planted))
+            views = settings.estimator.draw(responses, settings.training.updates, stream(0, 0, "views"))
+            reference.updates(policy, optimizer, responses, views, advantage, 0.2, 0.04, 0.2)
+
+    return step
+
+
+def compared(size: str, settings: Recipe, width: int, planting: bool = False) -> dict[str, Any]:
+    """The published step and ours, on the same weights, in float32 and in bfloat16 autocast."""
+    rows = settings.training.group
+    policy, low = build(size, lora=8), in_bfloat16(size)
+    asked = prompts(policy, rows, width)
+    planted = ends(policy, rows, settings.sampler.length) if planting else None
+    anchors = None if planted is None else as_anchors(planted)
+    ours = {"stipule": policy, "stipule, model.autocast=true": low}
+    sides = {
+        "reference": published_step(policy, settings, asked, planted),
+        "reference in bfloat16": published_step(policy, settings, asked, planted, low=True),
+        **{name: our_step(own, settings, asked, anchors) for name, own in ours.items()},
+    }
+    return alternate(policy, sides, others=ours)
+
+
+def in_bfloat16(size: str, eased: bool = True) -> MaskedPolicy:
+    """The same weights as a recipe with model.autocast=true loads them."""
+    policy = build(size, lora=8)
+    policy.autocast = True
+    if eased:
+        ease_autocast(policy)
+    return policy
+
+
+def finished(policy: MaskedPolicy, asked: Prompts, tokens: Tensor) -> Responses:
     """Plain tokens as responses without anchors."""
     ended = (tokens == policy.eos_id).long()
     return Responses(
@@ -91,19 +122,13 @@ def main(quick: bool = False) -> None:
         if quick and size == "tiny":
             continue
         for planting in (False,) if size == "tiny" else (False, True):
-            policy = build(size, lora=8)
-            planted = ends(policy, rows, length) if planting else None
             title = f"{size}, responses of length {'L/2 on average' if planting else 'L'}"
-            sides = both(policy, recipe(rows, length, steps, block), prompts(policy, rows, width), planted)
-            found[title] = alternate(policy, sides)
+            found[title] = compared(size, recipe(rows, length, steps, block), width, planting)
             print(table(f"RL step, {title} ({rows} rows, P {width}, L {length}, N {steps})", found[title]), flush=True)
     for name, changed in {} if quick else {"K 1": {"samples": 1}, "mu 1": {"updates": 1}, "G 12": {"rows": 12}}.items():
         rows, width, length, steps, block = SHAPES["tiny"]
-        policy = build("tiny", lora=8)
         wanted = recipe(**{"rows": rows, "length": length, "steps": steps, "block": block} | changed)
-        found[f"tiny, {name}"] = alternate(
-            policy, both(policy, wanted, prompts(policy, wanted.training.group, width), None)
-        )
+        found[f"tiny, {name}"] = compared("tiny", wanted, width)
         print(table(f"RL step, tiny, {name}", found[f"tiny, {name}"]), flush=True)
     write("rl_step", found)
 

@@ -16,13 +16,18 @@ from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import anchors_for, plan
 
 # size: rows, P, L, N, block
-SHAPES = {"tiny": (16, 16, 64, 32, 16), "llada-like": (4, 32, 64, 32, 16), "V = 32,000": (4, 16, 32, 16, 8)}
+SHAPES = {
+    "tiny": (16, 16, 64, 32, 16),
+    "llada-like": (4, 32, 64, 32, 16),
+    "V = 32,000": (4, 16, 32, 16, 8),
+    "V = 32,000, L / 8": (4, 32, 64, 32, 8),  # blocks of L/8, as LLaDA's 32 of 256
+}
 
 
 def against_reference(size: str) -> dict[str, Any]:
     """The same number of calls, no early end, temperature 0.9."""
     rows, width, length, steps, block = SHAPES[size]
-    policy = build(size)
+    policy = build(size.removesuffix(", L / 8"))
     asked = prompts(policy, rows, width)
     sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
     noise = sampler.draw(rows, torch.Generator().manual_seed(0))

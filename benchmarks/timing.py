@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,21 @@ class Meter:
             hook.remove()
 
 
-def alternate(policy: MaskedPolicy, sides: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, Any]:
+def alternate(
+    policy: MaskedPolicy,
+    sides: dict[str, Callable[[], object]],
+    repeats: int = REPEATS,
+    others: Mapping[str, MaskedPolicy] | None = None,
+) -> dict[str, Any]:
     """Runs the sides in turns, after one turn that is not counted; medians of seconds by part, and of ratios.
 
-    The ratio of a turn is first side / this side, so what slows the machine down for a while slows both.
+    The ratio of a turn is first side / this side, so what slows the machine down for a while slows both. `others` are
+    the policies of sides that have one of their own.
     """
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, run in sides.items():
-            meter = Meter(policy)
+            meter = Meter((others or {}).get(name, policy))
             started = time.perf_counter()
             run()
             seconds = time.perf_counter() - started
