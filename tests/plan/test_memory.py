@@ -38,6 +38,7 @@ CASES = {
     "eager": ["model.attention=eager"],
     "bfloat16 lora, sdpa": ["model.lora.rank=8", "model.dtype=bfloat16"],
     "autocast": ["model.autocast=true", "model.attention=eager"],
+    "autocast, lora": ["model.autocast=true", "model.lora.rank=8"],
     "checkpointing, dropout": ["model.lora.rank=8", "model.lora.dropout=0.1", "model.checkpointing=true"],
 }
 

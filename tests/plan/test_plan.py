@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from stipule.cli import app
 from stipule.errors import StipuleError
+from stipule.plan import forecast
 
 
 def plan(*words):
@@ -24,6 +25,16 @@ def test_a_plan_says_work_memory_and_seconds(tmp_path):
     assert found["work"]["rollout"]["calls"] == 4 * 13
     assert found["extra_calls"] == {"anchors": 256 * 16}
     assert found["seconds"]["rollout"] > 0
+
+
+@pytest.mark.parametrize(("faster", "shown"), [(True, True), (False, False)])
+def test_bfloat16_is_measured_where_the_device_multiplies_faster_so(faster, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "matmul_rate", lambda device, half: 2.0 if half == faster else 1.0)
+    words = ["training.problems=2", "training.group=2", "--json", str(tmp_path / "plan.json")]
+    assert ("model.autocast=true" in plan("quickstart", *words)) == shown
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["in_bfloat16"] is not None) == shown
+    assert "model.autocast=true" not in plan("quickstart", "model.dtype=bfloat16", *words)
 
 
 def test_llada_8b_is_planned_without_a_download():

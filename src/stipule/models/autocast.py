@@ -19,11 +19,13 @@ from stipule.models.policy import MaskedPolicy
 IN_FLOAT32 = "sdpa_in_float32"
 
 
-def ease_autocast(policy: MaskedPolicy) -> None:
+def ease_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
     """Rounds the matrices that no update changes; on a CPU, also keeps fused attention in float32.
 
     Fused attention in bfloat16 takes a CPU as long forwards and up to six times as long backwards (docs/speed.md).
+    `on_cpu` says where a policy without contents is meant to run; None: where it is.
     """
+    on_cpu = policy.device.type == "cpu" if on_cpu is None else on_cpu
     networks: list[Any] = [policy.core] + ([] if policy.frozen is None else [policy.frozen])
     for network in networks:
         for module in network.modules():
@@ -31,7 +33,7 @@ def ease_autocast(policy: MaskedPolicy) -> None:
                 for name, tensor in module.named_parameters(recurse=False):
                     rounded = tensor.detach().to(torch.bfloat16)
                     module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
-        if policy.device.type == "cpu" and network.config._attn_implementation == "sdpa":
+        if on_cpu and network.config._attn_implementation == "sdpa":
             network.config._attn_implementation = IN_FLOAT32
 
 

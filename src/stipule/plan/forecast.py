@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,7 +18,7 @@ from stipule.plan.memory import Remedy, needed, remedy
 from stipule.plan.rehearsal import Peaks, rehearse
 from stipule.plan.scaling import ENGINES, Engine, Spread, check_division, curve, spread
 from stipule.plan.shape import NetworkShape, published_config, shape_of
-from stipule.plan.speed import Seconds, from_data_sheet, measured
+from stipule.plan.speed import Seconds, from_data_sheet, matmul_rate, measured
 from stipule.plan.standin import stand_in
 from stipule.plan.work import Work, work_of
 from stipule.tasks.problem import Problem
@@ -65,6 +65,7 @@ class Forecast:
     budget: int | None
     remedy: Remedy | None
     seconds: Seconds | None
+    in_bfloat16: Seconds | None  # measured with model.autocast=true, where this device multiplies faster so
     extra_calls: dict[str, int]  # rows x calls of a whole run besides its steps
     spreads: list[Spread] = field(default_factory=list)
     curve: list[Spread] = field(default_factory=list)
@@ -100,6 +101,10 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
         say("looking for settings that fit")
         change = remedy(*arguments, budget)
     seconds = _seconds(recipe, asked, published, work, shape, prompting, say)
+    low = None
+    if asked.measure and asked.device is None and may_autocast(recipe):
+        lower = replace(recipe, model=replace(recipe.model, autocast=True))
+        low = _seconds(lower, asked, published, work, shape, prompting, say)
     spreads: list[Spread] = []
     along: list[Spread] = []
     if devices > 1:
@@ -114,7 +119,7 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
         along = curve(recipe, asked.gpus, engine=engines[0], **parts)
     return Forecast(
         source, shape, prompting, work, peaks, needed(peaks, accelerator), budget, change, seconds,
-        extra_calls(recipe, prompting.problems), spreads, along,
+        low, extra_calls(recipe, prompting.problems), spreads, along,
     )  # fmt: skip
 
 
@@ -142,6 +147,14 @@ def prompts_of_task(recipe: Recipe, published: Mapping[str, Any], given: int | N
         count,
         f"of {len(sample)} training prompts",
     )
+
+
+def may_autocast(recipe: Recipe) -> bool:
+    """Whether the recipe computes in float32 on a device that multiplies faster in bfloat16."""
+    model = recipe.model
+    if model.dtype != "float32" or model.autocast or model.quantize:
+        return False
+    return matmul_rate(_here(), True) > matmul_rate(_here(), False)
 
 
 def extra_calls(recipe: Recipe, problems: int | None) -> dict[str, int]:
@@ -179,8 +192,11 @@ def _seconds(
     if not asked.measure:
         return None
     say("measuring this device")
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return measured(recipe, published, work, shape, prompting.tokens, prompting.padded, here)
+    return measured(recipe, published, work, shape, prompting.tokens, prompting.padded, _here())
+
+
+def _here() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _device_memory() -> int | None:

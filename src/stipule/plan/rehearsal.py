@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stipule.estimators.score import LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_DEVICE, target_log_probabilities
+from stipule.models.autocast import ease_autocast
 from stipule.models.memory import KeyValues
 from stipule.models.policy import MaskedPolicy
 from stipule.plan.standin import full_responses, stand_in, trained, views_of_step
@@ -105,6 +106,8 @@ def rehearse(recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: 
     asked, hidden = int(view.busy[:, portion].sum()), int((view.weight[:, portion] != 0).sum())
     rows = min(len(responses), settings.rollout_rows)
     policy = stand_in(published, recipe.model, "meta")
+    if recipe.model.autocast:
+        ease_autocast(policy, on_cpu=not accelerator)
     weights, unpacked = _base(policy, recipe)
     sizes = [_bytes(p) for p in trained(policy)]
     gradients = sum(sizes)

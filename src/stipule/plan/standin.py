@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from stipule.models.adapters import new_adapter
+from stipule.models.autocast import ease_autocast
 from stipule.models.families import family_of
 from stipule.models.loading import ModelChoice
 from stipule.models.policy import MaskedPolicy
@@ -51,6 +52,8 @@ def stand_in(
     policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**published, **ids}, choice.autocast)
     if choice.lora is None:
         policy.model.requires_grad_(True)
+    if choice.autocast:
+        ease_autocast(policy)
     return policy
 
 

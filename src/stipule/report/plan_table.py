@@ -95,6 +95,8 @@ def _seconds(recipe: Recipe, found: Forecast) -> Group:
         table.add_row(name, f"{spent:,.3f}", share)
     table.add_section()
     table.add_row("a step", f"{seconds.step:,.3f}", "")
+    if found.in_bfloat16:
+        table.add_row("the same, model.autocast=true", f"{found.in_bfloat16.step:,.3f}", "")
     for name, calls in found.extra_calls.items():
         table.add_row(f"{name} in a run", f"{calls * seconds.rollout / found.work.rollout.calls:,.1f}", "")
     steps = recipe.training.steps
