@@ -35,9 +35,11 @@ REPEATS = 5
 def multiplications(sizes: dict[str, int], positions: int, width: int, headed: int) -> float:
     """Of a forward of `positions` tokens in rows of `width`, `headed` of which meet the head."""
     d, layers = sizes["width"], sizes["layers"]
-    matrices = 4 * d * d + 3 * d * (d * 43 // 16)
+    keys_and_values, by_place = 2 * d * d, 2 * d * d + 3 * d * (d * 43 // 16)
     attention = 2 * width * d
-    return positions * layers * (matrices + attention) + headed * d * sizes["vocabulary"]
+    last = headed * by_place  # the last layer computes these only for tokens that meet the head
+    body = positions * (layers * (keys_and_values + attention) + (layers - 1) * by_place) + last
+    return body + headed * d * sizes["vocabulary"]
 
 
 def case(rows: int, length: int, vocabulary: int, samples: int) -> tuple[dict[str, Callable[[], object]], list[float]]:
