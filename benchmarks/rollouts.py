@@ -15,19 +15,18 @@ from stipule.rollouts.denoise import BlockDenoiser
 from stipule.rollouts.pruning import Anchors, Temporal
 from stipule.rollouts.schedule import anchors_for, plan
 
-# size: rows, P, L, N, block
-SHAPES = {
-    "tiny": (16, 16, 64, 32, 16),
-    "llada-like": (4, 32, 64, 32, 16),
-    "V = 32,000": (4, 16, 32, 16, 8),
-    "V = 32,000, L / 8": (4, 32, 64, 32, 8),  # blocks of L/8, as LLaDA's 32 of 256
-}
+# size, rows, P, L, N, block
+SHAPES = (
+    ("tiny", 16, 16, 64, 32, 16),
+    ("llada-like", 4, 32, 64, 32, 16),
+    ("V = 32,000", 4, 16, 32, 16, 8),
+    ("V = 32,000", 4, 32, 64, 32, 8),  # blocks of L/8, as LLaDA's 32 of 256
+)
 
 
-def against_reference(size: str) -> dict[str, Any]:
+def against_reference(size: str, rows: int, width: int, length: int, steps: int, block: int) -> dict[str, Any]:
     """The same number of calls, no early end, temperature 0.9."""
-    rows, width, length, steps, block = SHAPES[size]
-    policy = build(size.removesuffix(", L / 8"))
+    policy = build(size)
     asked = prompts(policy, rows, width)
     sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
     noise = sampler.draw(rows, torch.Generator().manual_seed(0))
@@ -140,11 +139,10 @@ def varied() -> dict[str, Any]:
 
 def main(quick: bool = False) -> None:
     found: dict[str, Any] = {}
-    for size in SHAPES:
-        rows, width, length, steps, block = SHAPES[size]
-        found[size] = against_reference(size)
-        about = f"{rows} rows, P {width}, L {length}, N {steps}, block {block}"
-        print(table(f"Rollout, {size}: {about}", found[size]), flush=True)
+    for size, rows, width, length, steps, block in SHAPES:
+        title = f"Rollout, {size}: {rows} rows, P {width}, L {length}, N {steps}, block {block}"
+        found[title] = against_reference(size, rows, width, length, steps, block)
+        print(table(title, found[title]), flush=True)
     parts = {"Early end, llada-like: 32 rows, 8 at once, mean length L/2": early_end, "STP, llada-like": pruned}
     if not quick:
         parts["Queue, llada-like: 24 rows, 4 at once"] = queue

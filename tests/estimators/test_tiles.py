@@ -23,7 +23,9 @@ def plain(states, weight, bias, targets):
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100, 400, 10**6])
-@pytest.mark.parametrize("trained", [(), ("states",), ("states", "weight"), ("states", "weight", "bias"), ("weight",)])
+@pytest.mark.parametrize(
+    "trained", [(), ("states",), ("states", "weight"), ("states", "weight", "bias"), ("weight",), ("states", "bias")]
+)
 @pytest.mark.parametrize("scale", [1.0, 300.0])  # logits of hundreds: nothing overflows, nothing is lost
 def test_values_and_gradients_are_those_of_the_whole_softmax(at_once, trained, scale):
     given = dict(zip(("states", "weight", "bias", "targets"), problem(scale), strict=True))

@@ -35,7 +35,7 @@ class _TiledHead(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, at_once: int
     ) -> Tensor:
-        trained, wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
+        wanted, trained = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         rows, columns = _tile(len(targets), at_once)
         found, sums, slopes = [], [], []
         with torch.autocast(states.device.type, enabled=False):

@@ -80,7 +80,7 @@ def load_network(
         raise CheckpointError(f"the weights at {place!r} do not fit config.json: {lost}; is the checkpoint complete?")
     if choice.checkpointing:
         _checkpoint_activations(model)
-    return (model if held else model.to(device)).eval()  # type: ignore[arg-type]
+    return model if held else model.to(device)  # type: ignore[arg-type]
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
