@@ -14,16 +14,16 @@ import torch
 
 from benchmarks.subjects import build, prompts
 from benchmarks.timing import alternate, table, write
-from stipule.evidence.agreement import measured_agreement
+from stipule.evaluation.agreement import measured_agreement
 from stipule.models.loading import best_device, load_policy
-from stipule.recipe import recipe_for_model
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.recall import Cache
+from stipule.config.recipe import recipe_for_model
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rollouts.block_kv_cache import CacheConfig
 
 CACHES = {
-    "prefix cache": Cache(kind="prefix"),
-    "dual cache": Cache(kind="dual"),
-    "dual cache, refresh 4": Cache(kind="dual", refresh=4),
+    "prefix cache": CacheConfig(kind="prefix"),
+    "dual cache": CacheConfig(kind="dual"),
+    "dual cache, refresh 4": CacheConfig(kind="dual", refresh=4),
 }
 THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
 
@@ -33,8 +33,10 @@ def speed() -> dict[str, Any]:
     rows, width, length, block = 4, 32, 64, 16
     policy = build("llada-like")
     asked = prompts(policy, rows, width)
-    exact = BlockDenoiser(length=length, steps=length, block=block, temperature=0.9, early_end=False)
-    noise = exact.draw(rows, torch.Generator().manual_seed(0))
+    exact = SemiAutoregressiveSampler(
+        gen_length=length, steps=length, block_length=block, temperature=0.9, stop_at_eos=False
+    )
+    noise = exact.sample_noise(rows, torch.Generator().manual_seed(0))
     sides = {"exact": exact} | {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
     return alternate(policy, {name: lambda s=side: s(policy, asked, noise) for name, side in sides.items()})
 
@@ -43,11 +45,11 @@ def price(model: str, problems: int, group: int = 4) -> dict[str, Any]:
     """Model calls and agreement of each approximation, blocks of a quarter of the response."""
     recipe = recipe_for_model(model)
     policy = load_policy(recipe.model, device=best_device())
-    length = recipe.sampler.length
-    exact = replace(recipe.sampler.exact(), block=length // 4, steps=length)
-    sides = {f"parallel {p:g}": replace(exact, parallel=p) for p in THRESHOLDS}
+    length = recipe.sampler.gen_length
+    exact = replace(recipe.sampler.exact(), block_length=length // 4, steps=length)
+    sides = {f"parallel {p:g}": replace(exact, confidence_threshold=p) for p in THRESHOLDS}
     sides |= {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
-    sides["parallel 0.95, dual cache"] = replace(exact, parallel=0.95, cache=CACHES["dual cache"])
+    sides["parallel 0.95, dual cache"] = replace(exact, confidence_threshold=0.95, cache=CACHES["dual cache"])
     asked = recipe.task.problems("test")[:problems]
     found = {}
     for name, side in sides.items():
@@ -55,7 +57,7 @@ def price(model: str, problems: int, group: int = 4) -> dict[str, Any]:
         found[name] = asdict(one) | {"interval": one.interval, "difference": one.solved.difference}
         low, high = one.interval
         print(
-            f"| {name} | {one.calls[0] / one.calls[1]:.2f} | {one.tokens:.1%} | {one.solved.difference:+.1%} "
+            f"| {name} | {one.nfe[0] / one.nfe[1]:.2f} | {one.tokens:.1%} | {one.solved.difference:+.1%} "
             f"({low:+.1%} to {high:+.1%}) | {one.distinct[0]:.0%}, {one.distinct[1]:.0%} |",
             flush=True,
         )

@@ -19,19 +19,19 @@ import torch
 from rich.console import Console
 
 from stipule.estimators.elbo import Elbo
-from stipule.evidence.gradient import gradient_variances
-from stipule.evidence.variance import FORMS, cross_fitted, ratio_interval, with_calls
+from stipule.evaluation.gradient_variance import gradient_variances
+from stipule.evaluation.elbo_variance import ESTIMATORS, cross_fitted, ratio_interval, with_calls
 from stipule.models.loading import load_policy
-from stipule.models.policy import MaskedPolicy
-from stipule.recipe import load_recipe
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.config.recipe import load_recipe
 from stipule.report.variance_table import variance_tables
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pruning import Pruning, choose_fixed
-from stipule.streams import stream
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rollouts.pruning import Pruning, select_anchors
+from stipule.rng import make_generator
 from stipule.tasks.countdown import Countdown
 from stipule.training.pretrain import Shape, new_policy
-from stipule.types import Responses
-from stipule.variance import crossing, forms, rollouts, splits
+from stipule.types import Rollouts
+from stipule.commands.variance_study import variance_by_masks, variance_by_estimator, rollouts, variance_splits
 
 TASK = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), train_problems=64, test_problems=8)
 
@@ -42,7 +42,7 @@ def main() -> None:
     ask.add_argument("--draws", type=int, default=64)
     ask.add_argument("--coupling", type=float, default=4.0, help="factor on the random weights of the blocks")
     ask.add_argument("--recipe", help="measure this recipe's model and rollouts instead of random weights")
-    ask.add_argument("--form", choices=FORMS, help="measure this form alone, and nothing else")
+    ask.add_argument("--form", choices=ESTIMATORS, help="measure this form alone, and nothing else")
     ask.add_argument("--out", type=Path, default=Path("runs/elbo_variance.json"))
     asked = ask.parse_args()
     if asked.recipe:
@@ -53,16 +53,19 @@ def main() -> None:
         policy = random_model(asked.coupling)
         rolled = random_rollouts(policy, asked.responses)
     if asked.form:
-        for row in forms(policy, rolled, asked.draws, 0, asked.form):
+        for row in variance_by_estimator(policy, rolled, asked.draws, 0, asked.form):
             print(f"{row['form']}, {row['calls']} calls: {{:.3f}} ({{:.3f}} to {{:.3f}})".format(*row["ratio"]))
         return
-    found = {"forms": forms(policy, rolled, asked.draws, 0), "split": splits(policy, rolled, asked.draws, 0)}
+    found = {
+        "forms": variance_by_estimator(policy, rolled, asked.draws, 0),
+        "split": variance_splits(policy, rolled, asked.draws, 0),
+    }
     console = Console(width=140)
     for gamma in (0.05, 0.1):
         for keep in ("confident", "random"):
             pruned = fixed(rolled, gamma, keep)
-            cells = crossing(policy, rolled, pruned, Elbo(), 2 * asked.draws, 0)
-            anchors = float((~pruned.free).sum(1).float().mean())
+            cells = variance_by_masks(policy, rolled, pruned, Elbo(), 2 * asked.draws, 0)
+            anchors = float((~pruned.sampled_mask).sum(1).float().mean())
             pruning = {"gamma": gamma, "keep": keep, "cutoff": 0.0, "anchors": anchors}
             found[f"{keep} {gamma}"] = {
                 "pruning": pruning, "responses": asked.responses, "draws": 2 * asked.draws, "crossing": cells[:2],
@@ -77,7 +80,7 @@ def main() -> None:
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def gradients(policy: MaskedPolicy, rolled: Responses, draws: int) -> list[dict[str, Any]]:
+def gradients(policy: MaskedPolicy, rolled: Rollouts, draws: int) -> list[dict[str, Any]]:
     """Variance of the gradient of eq. 4 at 3 calls a response, half of them with A = 1 and half with A = -1."""
     policy.model.requires_grad_(True)
     test = rolled[: len(rolled) // 2]
@@ -85,22 +88,24 @@ def gradients(policy: MaskedPolicy, rolled: Responses, draws: int) -> list[dict[
     advantage[::2] = -1
     rows = []
     base = torch.zeros(0)
-    for name, form in FORMS.items():
+    for name, form in ESTIMATORS.items():
         sized = with_calls(form, 3)
         if sized is not None:
-            fitted = cross_fitted(policy, rolled, sized, stream(0, 0, "variance/fit"))[0][1]
-            values = gradient_variances(policy, test, fitted, advantage, draws, stream(0, 3, "variance/gradients"))
+            fitted = cross_fitted(policy, rolled, sized, make_generator(0, 0, "variance/fit"))[0][1]
+            values = gradient_variances(
+                policy, test, fitted, advantage, draws, make_generator(0, 3, "variance/gradients")
+            )
             base = base if len(base) else values
             rows.append({"form": name, "ratio": ratio_interval(values, base)})
     return rows
 
 
-def random_rollouts(policy: MaskedPolicy, count: int) -> Responses:
-    sampler = BlockDenoiser(length=256, steps=64, block=64, temperature=1.0, early_end=False)
+def random_rollouts(policy: MaskedPolicy, count: int) -> Rollouts:
+    sampler = SemiAutoregressiveSampler(gen_length=256, steps=64, block_length=64, temperature=1.0, stop_at_eos=False)
     prompts = policy.encode([p.prompt for p in TASK.problems("train")[:count]])
-    rolled = sampler(policy, prompts, sampler.draw(count, torch.Generator().manual_seed(0)))
+    rolled = sampler(policy, prompts, sampler.sample_noise(count, torch.Generator().manual_seed(0)))
     # With random weights end-of-text is a token like any other.
-    return replace(rolled, live=torch.ones_like(rolled.live))
+    return replace(rolled, completion_mask=torch.ones_like(rolled.completion_mask))
 
 
 def random_model(coupling: float) -> MaskedPolicy:
@@ -112,11 +117,11 @@ def random_model(coupling: float) -> MaskedPolicy:
     return policy
 
 
-def fixed(rolled: Responses, gamma: float, keep: str) -> Responses:
+def fixed(rolled: Rollouts, gamma: float, keep: str) -> Rollouts:
     """The same responses with a share of their own tokens as anchors."""
-    noise = torch.rand(rolled.tokens.shape, generator=torch.Generator().manual_seed(1))
-    every = torch.ones_like(rolled.free)
-    return replace(rolled, free=~choose_fixed(every, rolled.confidence, gamma, keep, noise))  # type: ignore[arg-type]
+    noise = torch.rand(rolled.completion_ids.shape, generator=torch.Generator().manual_seed(1))
+    every = torch.ones_like(rolled.sampled_mask)
+    return replace(rolled, sampled_mask=~select_anchors(every, rolled.confidence, gamma, keep, noise))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

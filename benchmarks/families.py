@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from stipule.models.conformance import Check, conformance
-from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
-from stipule.models.policy import MaskedPolicy
-from stipule.rollouts.denoise import BlockDenoiser
+from stipule.models.checks import Check, run_checks
+from stipule.models.loading import LoRA, ModelConfig, load_policy, save_policy
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from tests.models import published
 
 PROMPTS = ["3,7,12=33", "1,2=3", "20,20,20=60"]
@@ -34,13 +34,13 @@ def main() -> None:
 def line(name: str, root: Path) -> str:
     """The measurements of one family."""
     published.write(name, root / name)
-    policy = load_policy(ModelChoice(path=str(root / name), lora=LoRA(rank=2, alpha=4), **published.choice(name)))
-    sampler = BlockDenoiser(length=8, steps=4, block=4, temperature=1.0)
-    checks = {check.name: check for check in conformance(policy, sampler, PROMPTS)}
+    policy = load_policy(ModelConfig(path=str(root / name), lora=LoRA(rank=2, alpha=4), **published.choice(name)))
+    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0)
+    checks = {check.name: check for check in run_checks(policy, sampler, PROMPTS)}
     trained = logits(policy)
     policy.model = policy.model.merge_and_unload()
     save_policy(policy, root / f"{name}-merged", "")
-    saved = (logits(load_policy(ModelChoice(path=str(root / f"{name}-merged")))) - trained).abs().max()
+    saved = (logits(load_policy(ModelConfig(path=str(root / f"{name}-merged")))) - trained).abs().max()
     failed = [check.name for check in checks.values() if check.ok is False]
     differ = checks["batch"].measured.split("; ")[1]
     return (
@@ -55,7 +55,7 @@ def number(check: Check) -> str:
 
 
 def logits(policy: MaskedPolicy) -> torch.Tensor:
-    tokens = torch.randint(4, policy.vocabulary, (2, 9), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(4, policy.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return policy.logits(tokens, None, torch.ones_like(tokens, dtype=torch.bool)).log_softmax(1)
 

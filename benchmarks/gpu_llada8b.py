@@ -19,31 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from stipule.models.families import write_llada_config
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 from stipule.plan.devices import bytes_of
-from stipule.plan.rehearsal import rehearse
+from stipule.plan.memory_simulation import simulate_memory
 from stipule.plan.shape import published_config, shape_of
 from stipule.plan.speed import matmul_rate
-from stipule.plan.standin import anchors_of, full_responses, prompts_of, stand_in, trained
-from stipule.plan.work import work_of
-from stipule.recipe import load_recipe
-from stipule.streams import stream
-from stipule.training.clock import Clock
-from stipule.training.explore import rollout
-from stipule.training.ranks import Ranks
+from stipule.plan.dummy_model import anchors_of, full_length_rollouts, prompts_of, dummy_policy, trainable_parameters
+from stipule.plan.flops import count_flops
+from stipule.config.recipe import load_recipe
+from stipule.rng import make_generator
+from stipule.training.collect_rollouts import sample_rollouts
+from stipule.training.context import RunContext
 from stipule.training.settings import Recipe
-from stipule.training.update import learn
+from stipule.training.rl_step import update_policy
 
 METHODS = [f"{name}{stp}" for name in ("grpo_elbo", "diffu_grpo", "spg") for stp in ("", "_stp")]
 TINY_CONFIG = write_llada_config(
     width=64, layers=2, heads=4, mlp=192, vocabulary=512, longest=512, mask=1, eos=0, pad=0
 )
 TINY = [
-    "model.dtype=float32", "model.lora.rank=4", "model.lora.alpha=2", "sampler.length=64", "sampler.steps=32",
-    "training.group=3", "training.updates=2",
+    "model.dtype=float32", "model.lora.rank=4", "model.lora.alpha=2", "sampler.gen_length=64", "sampler.steps=32",
+    "training.num_generations=3", "training.num_iterations=2",
 ]  # fmt: skip
 PROMPT = {"8b": 200, "tiny": 16}
 
@@ -51,27 +49,27 @@ PROMPT = {"8b": 200, "tiny": 16}
 def one_step(recipe: Recipe, policy: MaskedPolicy, prompt: int) -> dict[str, Any]:
     """Rollout, scoring and updates of a step, timed by the loop's own clock."""
     device, settings = policy.device, recipe.training
-    full = full_responses(recipe, prompt, padded=False, device=device)
+    full = full_length_rollouts(recipe, prompt, padded=False, device=device)
     prompts = prompts_of(full)
     anchors = anchors_of(recipe, len(full)) if recipe.pruning.spatial.ratio > 0 else None
-    optimizer = torch.optim.AdamW(trained(policy), lr=recipe.optimizer.learning_rate)
-    clock, accelerator = Clock(device), Accelerator(cpu=device.type == "cpu")
+    optimizer = torch.optim.AdamW(trainable_parameters(policy), lr=recipe.optimizer.learning_rate)
+    run = RunContext.single_process(recipe, policy, optimizer)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    with clock.part("rollout"):
-        responses = rollout(recipe, policy, prompts, anchors, 0, "sample", Ranks(accelerator))
-        clock.calls["rollout"] = int(responses.forwards.sum())
+    with run.timer.measure("rollout"):
+        responses = sample_rollouts(run, prompts, anchors, 0, "sample")
+        run.timer.nfe["rollout"] = int(responses.nfe.sum())
     after_rollout = _peak(device)
-    reward = torch.rand(len(full), generator=stream(0, 0, "rewards"))
-    advantage = recipe.credit(reward, settings.group).to(device)
-    learn(recipe, policy, optimizer, accelerator, responses, advantage, 0, clock)
+    reward = torch.rand(len(full), generator=make_generator(0, 0, "rewards"))
+    advantage = recipe.advantage(reward, settings.num_generations).to(device)
+    update_policy(run, responses, advantage, 0)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
-        "parts": dict(clock.seconds),
-        "calls": dict(clock.calls),
-        "tokens_a_second": len(full) * recipe.sampler.length / clock.seconds["rollout"],
+        "parts": dict(run.timer.seconds),
+        "calls": dict(run.timer.nfe),
+        "tokens_a_second": len(full) * recipe.sampler.gen_length / run.timer.seconds["rollout"],
         "peak_rollout": after_rollout,
         "peak": _peak(device),
     }
@@ -83,15 +81,15 @@ def measure(name: str, size: str, device: torch.device, overrides: list[str]) ->
     published = dict(TINY_CONFIG) if size == "tiny" else published_config(recipe.model.path)[0]
     shape = shape_of(published, recipe.model.lora)
     prompt = PROMPT[size]
-    work = work_of(recipe, shape, prompt)
-    peaks = rehearse(recipe, published, prompt, padded=False, accelerator=device.type == "cuda")
-    policy = stand_in(published, recipe.model, device)
+    work = count_flops(recipe, shape, prompt)
+    peaks = simulate_memory(recipe, published, prompt, padded=False, accelerator=device.type == "cuda")
+    policy = dummy_policy(published, recipe.model, device)
     one_step(recipe, policy, prompt)
     found = one_step(recipe, policy, prompt)
     rate = matmul_rate(device, recipe.model.dtype == "bfloat16")
     counted = {
         "rollout": work.rollout.operations,
-        "score": work.old.operations + work.reference.operations,
+        "logps": work.old_logps.operations + work.ref_logps.operations,
         "update": work.update.operations,
     }
     # Operations are counted for responses of full length; rows that ended early did less.
@@ -105,7 +103,7 @@ def measure(name: str, size: str, device: torch.device, overrides: list[str]) ->
     return {
         "method": name,
         **found,
-        "planned_calls": {k: p.calls for k, p in work.parts.items()},
+        "planned_calls": {k: p.calls for k, p in work.phases.items()},
         "planned_peak": peaks.peak,
         "operations": counted,
         "matmul_rate": rate,
@@ -114,13 +112,13 @@ def measure(name: str, size: str, device: torch.device, overrides: list[str]) ->
 
 
 def table(rows: list[Mapping[str, Any]]) -> str:
-    head = ("method", "s", "rollout", "score", "update", "calls", "tokens/s", "GiB", "planned", "roll", "upd")
+    head = ("method", "s", "rollout", "logps", "update", "calls", "tokens/s", "GiB", "planned", "roll", "upd")
     lines = ["  ".join(f"{word:>9}" for word in head)]
     for row in rows:
         parts, shares = row["parts"], row["share_of_matmul"]
         cells = [
             f"{row['method'][-14:]:>9}", f"{row['seconds']:9.2f}",
-            *(f"{parts[p]:9.2f}" for p in ("rollout", "score", "update")),
+            *(f"{parts[p]:9.2f}" for p in ("rollout", "logps", "update")),
             f"{sum(row['calls'].values()):9,}", f"{row['tokens_a_second']:9,.0f}",
             f"{row['peak'] / 2**30:9.2f}", f"{row['planned_peak'] / 2**30:9.2f}",
             f"{shares.get('rollout', 0):9.0%}", f"{shares.get('update', 0):9.0%}",
@@ -134,10 +132,10 @@ def largest_batch(device: torch.device, size: str, overrides: list[str]) -> int:
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else bytes_of("1GB")
     peaks = []
     for rows in (6, 12):
-        wide = [f"training.rollout_rows={rows}", "training.score_rows=1", "training.problems=4"]
+        wide = [f"training.rollout_batch_size={rows}", "training.micro_batch_size=1", "training.prompts_per_step=4"]
         recipe = load_recipe("llada-8b/math_grpo_elbo_stp", [*(TINY if size == "tiny" else []), *overrides, *wide])
         published = dict(TINY_CONFIG) if size == "tiny" else published_config(recipe.model.path)[0]
-        peaks.append(rehearse(recipe, published, PROMPT[size], False, True).rollout)
+        peaks.append(simulate_memory(recipe, published, PROMPT[size], False, True).rollout)
     each = (peaks[1] - peaks[0]) / 6
     return int((0.95 * room - (peaks[0] - 6 * each)) // each)
 

@@ -15,8 +15,8 @@ from benchmarks.rl_step import finished
 from benchmarks.subjects import build, prompts
 from benchmarks.timing import write
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.score import score
-from stipule.streams import stream
+from stipule.estimators.token_logps import estimate_logps
+from stipule.rng import make_generator
 
 
 class Held(TorchDispatchMode):
@@ -58,14 +58,14 @@ def measure(size: str, rows: int, width: int, length: int, samples: int = 3) -> 
     """Scoring without and with gradients, K views of each response."""
     policy = build(size, lora=8)
     asked = prompts(policy, rows, width)
-    tokens = torch.randint(4, policy.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(4, policy.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
     responses = finished(policy, asked, tokens)
-    estimator = Elbo(samples=samples)
-    (views,) = estimator.draw(responses, 1, stream(0, 0, "views"))
+    estimator = Elbo(num_samples=samples)
+    (views,) = estimator.sample_masks(responses, 1, make_generator(0, 0, "views"))
     advantage = torch.ones(rows)
     sides = {
         "reference": lambda: reference.estimate(policy, responses, views),
-        "stipule": lambda: score(policy, responses, views, estimator, advantage),
+        "stipule": lambda: estimate_logps(policy, responses, views, estimator, advantage),
     }
     found: dict[str, dict[str, int]] = {}
     for name, run in sides.items():

@@ -54,17 +54,17 @@ def summary(recipe: str, seeds: int, out: Path, target: float) -> dict[str, Any]
 
 def curve(run: Path, target: float) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    looked = [line for line in lines if "held_out/solved" in line]
-    there = next((line for line in looked if line["held_out/solved"] >= target * line["held_out/total"]), {})
+    looked = [line for line in lines if "eval/solved" in line]
+    there = next((line for line in looked if line["eval/solved"] >= target * line["eval/total"]), {})
     return {
         "steps": there.get("step"),
-        "calls": there.get("calls/total"),
-        "seconds": there.get("seconds/total"),
-        "last": [looked[-1]["held_out/solved"], looked[-1]["held_out/total"]],
-        "curve": [[line["step"], line["held_out/solved"]] for line in looked],
-        "all_calls": lines[-1]["calls/total"],
-        "all_seconds": lines[-1]["seconds/total"],
-        "rollout_calls": sum(line["calls/rollout"] for line in lines),
+        "calls": there.get("nfe/total"),
+        "seconds": there.get("time/total"),
+        "last": [looked[-1]["eval/solved"], looked[-1]["eval/total"]],
+        "curve": [[line["step"], line["eval/solved"]] for line in looked],
+        "all_calls": lines[-1]["nfe/total"],
+        "all_seconds": lines[-1]["time/total"],
+        "rollout_calls": sum(line["nfe/rollout"] for line in lines),
     }
 
 

@@ -23,12 +23,12 @@ import torch
 
 from stipule.models.families import family_of, write_llada_config
 from stipule.models.loading import save_policy
-from stipule.models.policy import MaskedPolicy
-from stipule.models.tokenizer import build_tokenizer
-from stipule.plan.forecast import Asked, forecast
-from stipule.recipe import dump_recipe, parse_recipe
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.tiny_tokenizer import build_tokenizer
+from stipule.plan.forecast import PlanOptions, forecast
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.tasks.countdown import Countdown
-from stipule.training.folder import RunFolder
+from stipule.training.run_folder import RunFolder
 from stipule.training.loop import train
 from stipule.training.settings import Recipe
 
@@ -37,23 +37,41 @@ CASES: Mapping[str, dict[str, Any]] = {
     "sudoku, 0.8 M, full": {
         "task": {"kind": "sudoku", "prompt": "compact", "train_problems": 64, "test_problems": 8},
         "model": {"path": "tiny/sudoku", "attention": "eager"},
-        "sampler": {"length": 16, "steps": 16, "block": 16, "temperature": 1.0},
+        "sampler": {"gen_length": 16, "steps": 16, "block_length": 16, "temperature": 1.0},
         "pruning": {"temporal": {"cutoff": 0.125}},
-        "training": {"problems": 8, "group": 8, "updates": 2, "rollout_rows": 64, "score_rows": 64},
+        "training": {
+            "prompts_per_step": 8,
+            "num_generations": 8,
+            "num_iterations": 2,
+            "rollout_batch_size": 64,
+            "micro_batch_size": 64,
+        },
     },
     "V 2,000, width 256, full": {
         "shape": {"vocabulary": 2000, "width": 256, "layers": 4},
         "model": {"attention": "eager"},
-        "sampler": {"length": 32, "steps": 16, "block": 16, "temperature": 1.0},
-        "training": {"problems": 2, "group": 6, "updates": 2, "rollout_rows": 12, "score_rows": 6},
+        "sampler": {"gen_length": 32, "steps": 16, "block_length": 16, "temperature": 1.0},
+        "training": {
+            "prompts_per_step": 2,
+            "num_generations": 6,
+            "num_iterations": 2,
+            "rollout_batch_size": 12,
+            "micro_batch_size": 6,
+        },
     },
     "V 8,000, width 256, LoRA": {
         "shape": {"vocabulary": 8000, "width": 256, "layers": 4},
         "model": {"attention": "sdpa", "lora": {"rank": 16, "alpha": 8}},
-        "sampler": {"length": 64, "steps": 32, "block": 16, "temperature": 1.0},
+        "sampler": {"gen_length": 64, "steps": 32, "block_length": 16, "temperature": 1.0},
         "pruning": {"temporal": {"cutoff": 0.05}},
-        "estimator": {"kind": "elbo", "samples": 2},
-        "training": {"problems": 2, "group": 4, "updates": 2, "rollout_rows": 8, "score_rows": 4},
+        "estimator": {"kind": "elbo", "num_samples": 2},
+        "training": {
+            "prompts_per_step": 2,
+            "num_generations": 4,
+            "num_iterations": 2,
+            "rollout_batch_size": 8,
+            "micro_batch_size": 4,
+        },
     },
 }
 
@@ -134,7 +152,7 @@ def measured_seconds(recipe: Recipe, folder: Path) -> float:
     """Median over the steps after the first."""
     train(recipe, RunFolder.create(folder, dump_recipe(recipe)))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return median(sum(line[f"seconds/{part}"] for part in ("rollout", "score", "update")) for line in lines[1:])
+    return median(sum(line[f"time/{part}"] for part in ("rollout", "logps", "update")) for line in lines[1:])
 
 
 def compare(name: str, steps: int, seconds: bool = True) -> dict[str, float | str]:
@@ -142,12 +160,12 @@ def compare(name: str, steps: int, seconds: bool = True) -> dict[str, float | st
     with TemporaryDirectory() as place:
         folder = Path(place)
         recipe = recipe_of(CASES[name], folder, steps)
-        ahead = forecast(recipe, Asked(measure=seconds))
-        assert ahead.peaks.worst == "update", "the measurement below sees no other peak"
+        ahead = forecast(recipe, PlanOptions(measure=seconds))
+        assert ahead.peaks.largest_phase == "update", "the measurement below sees no other peak"
         found: dict[str, float | str] = {"case": name, "bytes_planned": ahead.peaks.peak}
         if seconds:
             found["seconds_measured"] = measured_seconds(recipe, folder / "timed")
-            after = forecast(recipe, Asked())
+            after = forecast(recipe, PlanOptions())
             assert ahead.seconds and after.seconds
             found["seconds_planned"] = (ahead.seconds.step + after.seconds.step) / 2
             found["seconds_ratio"] = found["seconds_planned"] / found["seconds_measured"]

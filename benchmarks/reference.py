@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stipule.models.policy import MaskedPolicy
-from stipule.types import Prompts, Responses, Views
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.types import Prompts, Rollouts, MaskSamples
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Decoder:
     temperature: float
 
     def __call__(self, policy: MaskedPolicy, prompts: Prompts, planted: Tensor | None = None) -> Tensor:
-        rows, start = prompts.tokens.shape
+        rows, start = prompts.prompt_ids.shape
         answer = torch.full((rows, self.length), policy.mask_id)
         if planted is not None:
             answer = torch.where(planted >= 0, planted, answer)
-        x = torch.cat([prompts.tokens, answer], 1)
-        attend = torch.cat([prompts.mask, torch.ones_like(answer, dtype=torch.bool)], 1)
+        x = torch.cat([prompts.prompt_ids, answer], 1)
+        attend = torch.cat([prompts.prompt_mask, torch.ones_like(answer, dtype=torch.bool)], 1)
         calls = self.steps * self.block // self.length
         for number in range(self.length // self.block):
             base, extra = divmod(self.block, calls)
@@ -66,24 +66,26 @@ def gumbel(logits: Tensor, temperature: float) -> Tensor:
 def every_logit(policy: MaskedPolicy, tokens: Tensor, attend: Tensor) -> Tensor:
     """Logits of all positions."""
     positions = (attend.long().cumsum(1) - 1).clamp(min=0)
-    return policy.core(input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False).logits
+    return policy.unwrapped_model(
+        input_ids=tokens, attention_mask=attend, position_ids=positions, use_cache=False
+    ).logits
 
 
-def log_probabilities(policy: MaskedPolicy, responses: Responses, views: Views) -> Tensor:
+def log_probabilities(policy: MaskedPolicy, responses: Rollouts, views: MaskSamples) -> Tensor:
     """log p of every response token in each of the K views: K x B x L."""
-    count, rows, length = views.hidden.shape
-    canvas = responses.tokens.masked_fill(views.hidden, policy.mask_id).flatten(0, 1)
-    tokens = torch.cat([responses.prompt.repeat(count, 1), canvas], 1)
+    count, rows, length = views.masked.shape
+    canvas = responses.completion_ids.masked_fill(views.masked, policy.mask_id).flatten(0, 1)
+    tokens = torch.cat([responses.prompt_ids.repeat(count, 1), canvas], 1)
     attend = torch.cat([responses.prompt_mask.repeat(count, 1), torch.ones_like(canvas, dtype=torch.bool)], 1)
     logits = every_logit(policy, tokens, attend)[:, -length:]
-    targets = responses.tokens.repeat(count, 1)
+    targets = responses.completion_ids.repeat(count, 1)
     nats = F.cross_entropy(logits.reshape(-1, logits.shape[2]), targets.reshape(-1), reduction="none")
     return -nats.view(count, rows, length)
 
 
-def estimate(policy: MaskedPolicy, responses: Responses, views: Views) -> Tensor:
+def estimate(policy: MaskedPolicy, responses: Rollouts, views: MaskSamples) -> Tensor:
     """Eq. 3 as a score of every token."""
-    return (log_probabilities(policy, responses, views) * views.weight).sum(0)
+    return (log_probabilities(policy, responses, views) * views.loss_weights).sum(0)
 
 
 def grpo_loss(new: Tensor, old: Tensor, ref: Tensor, advantage: Tensor, counted: Tensor, clip: float, kl: float):
@@ -98,8 +100,8 @@ def grpo_loss(new: Tensor, old: Tensor, ref: Tensor, advantage: Tensor, counted:
 def updates(
     policy: MaskedPolicy,
     optimizer: torch.optim.Optimizer,
-    responses: Responses,
-    views: Sequence[Views],
+    responses: Rollouts,
+    views: Sequence[MaskSamples],
     advantage: Tensor,
     clip: float,
     kl: float,
@@ -113,7 +115,7 @@ def updates(
             ref = [estimate(policy, responses, view) for view in views]
     for view, o, r in zip(views, old, ref, strict=True):
         optimizer.zero_grad()
-        loss = grpo_loss(estimate(policy, responses, view), o, r, advantage, view.counted, clip, kl)
+        loss = grpo_loss(estimate(policy, responses, view), o, r, advantage, view.normalizer_mask, clip, kl)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in policy.model.parameters() if p.requires_grad], max_norm)
         updated(float(loss.detach()))

@@ -10,22 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
-from stipule.models.autocast import ease_autocast
-from stipule.models.merging import merged
-from stipule.models.policy import MaskedPolicy
-from stipule.recipe import parse_recipe
+from stipule.models.autocast import prepare_autocast
+from stipule.models.lora_merge import merged_adapters
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.config.recipe import parse_recipe
 from stipule.rollouts.pruning import Anchors
-from stipule.streams import stream
-from stipule.training.clock import Clock
+from stipule.rng import make_generator
+from stipule.training.context import RunContext
 from stipule.training.settings import Recipe
-from stipule.training.update import learn
-from stipule.types import Prompts, Responses
+from stipule.training.rl_step import update_policy
+from stipule.types import Prompts, Rollouts
 
 # size: rows (one group), P, L, N, block
 SHAPES = {"tiny": (6, 16, 32, 16, 8), "llada-like": (4, 16, 64, 32, 8), "V = 32,000": (4, 16, 32, 16, 8)}
@@ -35,25 +34,30 @@ def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, upd
     return parse_recipe(
         {
             "task": {"kind": "countdown", "prompt": "compact"},
-            "sampler": {"length": length, "steps": steps, "block": block, "temperature": 0.9},
-            "estimator": {"kind": "elbo", "samples": samples, "t_min": 0.001},
-            "objective": {"kind": "grpo", "clip": 0.2, "kl": 0.04},
-            "training": {"problems": 1, "group": rows, "updates": updates, "score_rows": rows},
+            "sampler": {"gen_length": length, "steps": steps, "block_length": block, "temperature": 0.9},
+            "estimator": {"kind": "elbo", "num_samples": samples, "t_min": 0.001},
+            "objective": {"kind": "grpo", "epsilon": 0.2, "beta": 0.04},
+            "training": {
+                "prompts_per_step": 1,
+                "num_generations": rows,
+                "num_iterations": updates,
+                "micro_batch_size": rows,
+            },
         }
     )
 
 
 def our_step(policy: MaskedPolicy, settings: Recipe, asked: Prompts, anchors: Anchors | None) -> Callable[[], None]:
     """A whole step as `stipule train` takes it. Advantages are given: grading costs no side anything."""
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-7)
-    accelerator = Accelerator(cpu=True)
-    noise = settings.sampler.draw(settings.training.group, torch.Generator().manual_seed(0))
-    advantage = torch.linspace(-1.5, 1.5, settings.training.group)
+    optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=1e-7)
+    run = RunContext.single_process(settings, policy, optimizer)
+    noise = settings.sampler.sample_noise(settings.training.num_generations, torch.Generator().manual_seed(0))
+    advantage = torch.linspace(-1.5, 1.5, settings.training.num_generations)
 
     def step() -> None:
-        with merged(policy):
+        with merged_adapters(policy):
             responses = settings.sampler(policy, asked, noise, anchors)
-        learn(settings, policy, optimizer, accelerator, responses, advantage, 0, Clock(policy.device))
+        update_policy(run, responses, advantage, 0)
 
     return step
 
@@ -63,14 +67,16 @@ def published_step(
 ) -> Callable[[], None]:
     """The published step; `low`: all of it in bfloat16 autocast."""
     sampler = settings.sampler
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-7)
-    decoder = reference.Decoder(sampler.length, sampler.steps, sampler.block, sampler.temperature)
-    advantage = torch.linspace(-1.5, 1.5, settings.training.group)
+    optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=1e-7)
+    decoder = reference.Decoder(sampler.gen_length, sampler.steps, sampler.block_length, sampler.temperature)
+    advantage = torch.linspace(-1.5, 1.5, settings.training.num_generations)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             responses = finished(policy, asked, decoder(policy, asked, planted))
-            views = settings.estimator.draw(responses, settings.training.updates, stream(0, 0, "views"))
+            views = settings.estimator.sample_masks(
+                responses, settings.training.num_iterations, make_generator(0, 0, "views")
+            )
             reference.updates(policy, optimizer, responses, views, advantage, 0.2, 0.04, 0.2)
 
     return step
@@ -78,10 +84,10 @@ def published_step(
 
 def compared(size: str, settings: Recipe, width: int, planting: bool = False) -> dict[str, Any]:
     """The published step and ours, on the same weights, in float32 and in bfloat16 autocast."""
-    rows = settings.training.group
+    rows = settings.training.num_generations
     policy, low = build(size, lora=8), in_bfloat16(size)
     asked = prompts(policy, rows, width)
-    planted = ends(policy, rows, settings.sampler.length) if planting else None
+    planted = ends(policy, rows, settings.sampler.gen_length) if planting else None
     anchors = None if planted is None else as_anchors(planted)
     ours = {"stipule": policy, "stipule, model.autocast=true": low}
     sides = {
@@ -97,22 +103,22 @@ def in_bfloat16(size: str, eased: bool = True) -> MaskedPolicy:
     policy = build(size, lora=8)
     policy.autocast = True
     if eased:
-        ease_autocast(policy)
+        prepare_autocast(policy)
     return policy
 
 
-def finished(policy: MaskedPolicy, asked: Prompts, tokens: Tensor) -> Responses:
+def finished(policy: MaskedPolicy, asked: Prompts, tokens: Tensor) -> Rollouts:
     """Plain tokens as responses without anchors."""
     ended = (tokens == policy.eos_id).long()
-    return Responses(
-        prompt=asked.tokens,
-        prompt_mask=asked.mask,
-        tokens=tokens,
-        free=torch.ones_like(tokens, dtype=torch.bool),
-        live=ended.cumsum(1) - ended == 0,
-        revealed=torch.zeros_like(tokens),
+    return Rollouts(
+        prompt_ids=asked.prompt_ids,
+        prompt_mask=asked.prompt_mask,
+        completion_ids=tokens,
+        sampled_mask=torch.ones_like(tokens, dtype=torch.bool),
+        completion_mask=ended.cumsum(1) - ended == 0,
+        unmask_step=torch.zeros_like(tokens),
         confidence=torch.zeros_like(tokens, dtype=torch.float32),
-        forwards=torch.zeros(len(tokens), dtype=torch.long),
+        nfe=torch.zeros(len(tokens), dtype=torch.long),
     )
 
 

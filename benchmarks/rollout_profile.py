@@ -5,10 +5,10 @@ import time
 
 import torch
 
-from stipule.models.loading import ModelChoice, load_policy
-from stipule.recipe import recipe_for_model
-from stipule.rollouts.pruning import Temporal
-from stipule.streams import stream
+from stipule.models.loading import ModelConfig, load_policy
+from stipule.config.recipe import recipe_for_model
+from stipule.rollouts.pruning import FixedCutoff
+from stipule.rng import make_generator
 
 RUNS = 7
 
@@ -16,7 +16,7 @@ RUNS = 7
 def main(model: str = "tiny/sudoku", rows: int = 128) -> None:
     """Medians over RUNS rollouts of the training split, with noise and a cut-off, on this machine."""
     recipe = recipe_for_model(model, None, ["sampler.temperature=1"])
-    policy = load_policy(ModelChoice(path=model, attention="eager"))
+    policy = load_policy(ModelConfig(path=model, attention="eager"))
     problems = recipe.task.problems("train")[:rows]
     prompts = policy.encode([problem.prompt for problem in problems])
     inside = {"network": 0.0, "head": 0.0}
@@ -28,15 +28,18 @@ def main(model: str = "tiny/sudoku", rows: int = 128) -> None:
     def leave(name):
         return lambda *_: inside.__setitem__(name, inside[name] + time.perf_counter() - started[name])
 
-    for name, module in (("network", policy.core.base_model), ("head", policy.core.get_output_embeddings())):
+    for name, module in (
+        ("network", policy.unwrapped_model.base_model),
+        ("head", policy.unwrapped_model.get_output_embeddings()),
+    ):
         module.register_forward_pre_hook(enter(name))
         module.register_forward_hook(leave(name))
     shares, seconds = [], []
     for run in range(RUNS + 1):
         inside.update(network=0.0, head=0.0)
-        noise = recipe.sampler.draw(rows, stream(run, 0, "profile"))
+        noise = recipe.sampler.sample_noise(rows, make_generator(run, 0, "profile"))
         begun = time.perf_counter()
-        recipe.sampler(policy, prompts, noise, None, Temporal(cutoff=0.125))
+        recipe.sampler(policy, prompts, noise, None, FixedCutoff(cutoff=0.125))
         seconds.append(time.perf_counter() - begun)
         shares.append((inside["network"] + inside["head"]) / seconds[-1])
     share, total = torch.tensor(shares[1:]).median(), torch.tensor(seconds[1:]).median()

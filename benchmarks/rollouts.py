@@ -11,9 +11,9 @@ import torch
 from benchmarks.reference import Decoder
 from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pruning import Anchors, Temporal
-from stipule.rollouts.schedule import anchors_for, plan
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rollouts.pruning import Anchors, FixedCutoff
+from stipule.rollouts.schedule import num_anchors, unmask_schedule
 
 # size, rows, P, L, N, block
 SHAPES = (
@@ -28,8 +28,10 @@ def against_reference(size: str, rows: int, width: int, length: int, steps: int,
     """The same number of calls, no early end, temperature 0.9."""
     policy = build(size)
     asked = prompts(policy, rows, width)
-    sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
-    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+    sampler = SemiAutoregressiveSampler(
+        gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
+    )
+    noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
     decoder = Decoder(length, steps, block, 0.9)
     return alternate(
         policy, {"reference": lambda: decoder(policy, asked), "stipule": lambda: sampler(policy, asked, noise)}
@@ -41,14 +43,16 @@ def early_end() -> dict[str, Any]:
     rows, at_once, length = 32, 8, 64
     policy = build("llada-like")
     asked, planted = prompts(policy, rows, 16), as_anchors(ends(policy, rows, length)[shuffled(rows)])
-    full = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9, early_end=False)
-    noise = full.draw(rows, torch.Generator().manual_seed(0))
-    early = replace(full, early_end=True)
+    full = SemiAutoregressiveSampler(
+        gen_length=length, steps=length // 2, block_length=8, temperature=0.9, stop_at_eos=False
+    )
+    noise = full.sample_noise(rows, torch.Generator().manual_seed(0))
+    early = replace(full, stop_at_eos=True)
     return alternate(
         policy,
         {
-            "to the last token": lambda: full(policy, asked, noise, planted, Temporal(), at_once),
-            "early end": lambda: early(policy, asked, noise, planted, Temporal(), at_once),
+            "to the last token": lambda: full(policy, asked, noise, planted, FixedCutoff(), at_once),
+            "early end": lambda: early(policy, asked, noise, planted, FixedCutoff(), at_once),
         },
     )
 
@@ -62,11 +66,13 @@ def pruned() -> dict[str, Any]:
     rows, length, steps, block = 2, 128, 64, 32
     policy = build("llada-like")
     asked = prompts(policy, rows, 32)
-    sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
-    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
-    fixed = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)).argsort(1) < anchors_for(0.05, length)
+    sampler = SemiAutoregressiveSampler(
+        gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
+    )
+    noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
+    fixed = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)).argsort(1) < num_anchors(0.05, length)
     anchors = Anchors(torch.full((rows, length), 7), fixed)
-    cut = Temporal(cutoff=0.05)
+    cut = FixedCutoff(cutoff=0.05)
     masks = tuple((~fixed[0]).unflatten(0, (-1, block)).sum(1).tolist())
     found = alternate(
         policy,
@@ -75,7 +81,7 @@ def pruned() -> dict[str, Any]:
             "STP (0.05, 0.05)": lambda: sampler(policy, asked, noise, anchors, cut),
         },
     )
-    found["STP (0.05, 0.05)"]["planned_calls"] = plan(masks, length, steps, block, 0.05, "global").forwards
+    found["STP (0.05, 0.05)"]["planned_calls"] = unmask_schedule(masks, length, steps, block, 0.05, "global").nfe
     return found
 
 
@@ -86,22 +92,22 @@ def queue() -> dict[str, Any]:
     asked = prompts(policy, rows, 48)
     lengths = torch.tensor([8, 16, 48]).repeat(rows // 3)
     mask = torch.arange(48) >= 48 - lengths[:, None]
-    asked = type(asked)(asked.tokens.masked_fill(~mask, policy.pad_id), mask)
+    asked = type(asked)(asked.prompt_ids.masked_fill(~mask, policy.pad_id), mask)
     planted = as_anchors(ends(policy, rows, length)[shuffled(rows)])
-    sampler = BlockDenoiser(length=length, steps=length // 2, block=8, temperature=0.9)
-    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+    sampler = SemiAutoregressiveSampler(gen_length=length, steps=length // 2, block_length=8, temperature=0.9)
+    noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
 
     def in_turn() -> None:
         for start in range(0, rows, at_once):
             part = slice(start, start + at_once)
-            fixed = Anchors(planted.tokens[part], planted.fixed[part])
-            sampler(policy, asked[part], type(noise)(noise.uniform[:, part], noise.order[part]), fixed)
+            fixed = Anchors(planted.token_ids[part], planted.fixed_mask[part])
+            sampler(policy, asked[part], type(noise)(noise.uniform[:, part], noise.position_noise[part]), fixed)
 
     return alternate(
         policy,
         {
             "batches in turn": in_turn,
-            "queue, by prompt length": lambda: sampler(policy, asked, noise, planted, Temporal(), at_once),
+            "queue, by prompt length": lambda: sampler(policy, asked, noise, planted, FixedCutoff(), at_once),
         },
         3,
     )
@@ -120,17 +126,19 @@ def varied() -> dict[str, Any]:
         "t_cutoff 0.1": (16, 64, 32, 16, 0.0, 0.1),
     }.items():
         asked = prompts(policy, rows, 16)
-        sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
-        noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+        sampler = SemiAutoregressiveSampler(
+            gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
+        )
+        noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
         order = torch.rand(1, length, generator=torch.Generator().manual_seed(2)).argsort(1).expand(rows, -1)
-        anchors = Anchors(torch.full((rows, length), 7), order < anchors_for(gamma, length))
+        anchors = Anchors(torch.full((rows, length), 7), order < num_anchors(gamma, length))
         decoder = Decoder(length, steps, block, 0.9)
         found[name] = alternate(
             policy,
             {
                 "reference": lambda decoder=decoder, asked=asked: decoder(policy, asked),
                 "stipule": lambda s=sampler, a=asked, n=noise, p=anchors, c=cutoff: s(
-                    policy, a, n, p, Temporal(cutoff=c)
+                    policy, a, n, p, FixedCutoff(cutoff=c)
                 ),
             },
         )

@@ -16,12 +16,12 @@ from benchmarks.timing import alternate, table, write
 
 # What is put in place of a saving, and where it is read.
 WITHOUT: dict[str, dict[str, Any]] = {
-    "the last layer whole": {"stipule.models.policy.only_at": lambda *_: nullcontext()},
-    "the head's logits whole": {"stipule.estimators.score.LOGITS_AT_ONCE": 1 << 40},
+    "the last layer whole": {"stipule.models.masked_policy.compute_only_at": lambda *_: nullcontext()},
+    "the head's logits whole": {"stipule.estimators.token_logps.MAX_LOGITS": 1 << 40},
     "adapters beside their matrices": {
-        "benchmarks.rl_step.merged": nullcontext,
+        "benchmarks.rl_step.merged_adapters": nullcontext,
     },
-    "picking from all logits at once": {"stipule.rollouts.pick.AT_ONCE": 1 << 40},
+    "picking from all logits at once": {"stipule.rollouts.token_sampling.MAX_LOGITS": 1 << 40},
 }
 
 

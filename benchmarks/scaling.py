@@ -22,9 +22,9 @@ from benchmarks.rl_step import finished
 from benchmarks.subjects import SIZES, build, prompts
 from benchmarks.timing import within, write
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.score import score
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.streams import stream
+from stipule.estimators.token_logps import estimate_logps
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rng import make_generator
 
 BASE = {"B": 4, "L": 64, "V": 2000, "K": 2}
 VARIED = {"L": (32, 64, 128), "B": (2, 4, 8), "V": (1000, 2000, 8000, 32000), "K": (1, 2, 4)}
@@ -48,20 +48,22 @@ def case(rows: int, length: int, vocabulary: int, samples: int) -> tuple[dict[st
     policy = build("llada-like", lora=8, vocabulary=vocabulary)
     asked = prompts(policy, rows, PROMPT)
     block, steps = length // 4, 16
-    sampler = BlockDenoiser(length=length, steps=steps, block=block, temperature=0.9, early_end=False)
-    noise = sampler.draw(rows, torch.Generator().manual_seed(0))
+    sampler = SemiAutoregressiveSampler(
+        gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
+    )
+    noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
     tokens = torch.randint(4, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
     responses = finished(policy, asked, tokens)
-    estimator = Elbo(samples=samples, masks="exact", levels="jittered")
-    (views,) = estimator.draw(responses, 1, stream(0, 0, "views"))
+    estimator = Elbo(num_samples=samples, masks="exact", timestep_sampling="jittered")
+    (views,) = estimator.sample_masks(responses, 1, make_generator(0, 0, "views"))
     width = PROMPT + length
     windows = rows * steps * (block + length // steps) / 2
     rolled = multiplications(sizes, rows * width * steps, width, int(windows))
     # An update is a forward and a backward: activations' gradients through frozen matrices cost as much again.
-    updated = 2 * multiplications(sizes, samples * rows * width, width, int(views.hidden.sum()))
+    updated = 2 * multiplications(sizes, samples * rows * width, width, int(views.masked.sum()))
 
     def update() -> None:
-        score(policy, responses, views, estimator, torch.ones(rows)).sum().backward()
+        estimate_logps(policy, responses, views, estimator, torch.ones(rows)).sum().backward()
         policy.model.zero_grad()
 
     return {"rollout": lambda: sampler(policy, asked, noise), "update": update}, [rolled, updated]
@@ -99,11 +101,11 @@ TRAINED = {
     "model.attention": "eager",
     "pruning.spatial.ratio": 0,
     "training.steps": 6,
-    "training.problems": 8,
+    "training.prompts_per_step": 8,
     "training.save_every": 100,
-    "training.score_rows": 16,
+    "training.micro_batch_size": 16,
     "training.rollouts_every": 0,
-    "objective.kl": 0.04,
+    "objective.beta": 0.04,
 }
 
 
@@ -116,7 +118,7 @@ def processes() -> dict[str, float]:
                 out = Path(place) / f"{turn}-{world}"
                 launch(world, out)
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-                steps = [b["seconds/total"] - a["seconds/total"] for a, b in pairwise(lines[1:])]
+                steps = [b["time/total"] - a["time/total"] for a, b in pairwise(lines[1:])]
                 found[world].append(statistics.median(steps))
     one, two = statistics.median(found[1]), statistics.median(found[2])
     ratios = [a / b for a, b in zip(*found.values(), strict=True)]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stipule.models.families import family_of, write_llada_config
-from stipule.models.policy import MaskedPolicy
-from stipule.models.tokenizer import build_tokenizer
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.tiny_tokenizer import build_tokenizer
 from stipule.rollouts.pruning import Anchors
 from stipule.types import Prompts
 
@@ -43,14 +43,14 @@ def build(size: str, lora: int = 0, seed: int = 0, **changed: int) -> MaskedPoli
         from peft import LoraConfig, get_peft_model
 
         names = list(family.lora_targets["all"])
-        adapted = get_peft_model(policy.core, LoraConfig(r=lora, lora_alpha=lora, target_modules=names))
+        adapted = get_peft_model(policy.unwrapped_model, LoraConfig(r=lora, lora_alpha=lora, target_modules=names))
         policy.model = adapted.eval()
     return policy
 
 
 def prompts(policy: MaskedPolicy, rows: int, width: int) -> Prompts:
     """Random prompts of one length: the published code knows no padding mask."""
-    tokens = torch.randint(4, policy.vocabulary, (rows, width), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(4, policy.vocab_size, (rows, width), generator=torch.Generator().manual_seed(1))
     return Prompts(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 

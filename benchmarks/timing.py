@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 
 REPEATS = 5
 
@@ -23,7 +23,7 @@ class Meter:
         self.calls = self.row_forwards = 0
         self.body = self.head = 0.0
         self._started = 0.0
-        body, head = policy.core.base_model, policy.core.get_output_embeddings()
+        body, head = policy.unwrapped_model.base_model, policy.unwrapped_model.get_output_embeddings()
         self._hooks = [
             body.register_forward_pre_hook(self._enter_body, with_kwargs=True),
             body.register_forward_hook(self._leave_body),

@@ -9,7 +9,17 @@ from jaxtyping import install_import_hook
 import tests.typecheck  # noqa: F401  (the hook finds it by attribute)
 
 # All rooms but models/families.py: transformers' configuration classes build their own constructors.
-ROOMS = ("types", "models.policy", "models.loading", "rollouts", "estimators", "objectives", "training", "evidence")
+ROOMS = (
+    "types",
+    "models.policy",
+    "models.masked_policy",
+    "models.loading",
+    "rollouts",
+    "estimators",
+    "objectives",
+    "training",
+    "evaluation",
+)
 install_import_hook([f"stipule.{room}" for room in ROOMS], "tests.typecheck.checked")
 
 import pytest

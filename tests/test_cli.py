@@ -37,7 +37,7 @@ def test_every_command_has_help_with_an_example(command):
     ("words", "message"),
     [
         (["train", "nowhere.yaml"], "there is no recipe at 'nowhere.yaml'"),
-        (["train", "quickstart", "training.group=1"], "needs 2 or more"),
+        (["train", "quickstart", "training.num_generations=1"], "needs 2 or more"),
         (["check", "quickstart", "samplr.length=3"], "did you mean sampler?"),
         (["eval", "nowhere", "--task", "sudoku"], "no readable model at 'nowhere'"),
         (["eval", "tiny/sudoku", "--split", "dev"], "split is 'dev'"),
@@ -59,7 +59,7 @@ def test_check_prints_the_recipe_and_the_calls_and_loads_no_model():
 
 
 def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
-    few = ["task.test_problems=8", "task.train_problems=16", "training.problems=2", "training.steps=2"]
+    few = ["task.test_problems=8", "task.train_problems=16", "training.prompts_per_step=2", "training.steps=2"]
     found = run("quickstart", *few, "--seed", "5", "--out", "run", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -95,12 +95,12 @@ def test_anchors_are_built_once_and_used(tmp_path):
     assert again.returncode == 0 and (tmp_path / "a.safetensors").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("x")
     assert run("anchors", "build", "quickstart", *few, "--out", "thesis.tex", cwd=tmp_path).returncode == 2
-    short = ["training.steps=1", "training.problems=1", "pruning.spatial.path=a.safetensors"]
+    short = ["training.steps=1", "training.prompts_per_step=1", "pruning.spatial.path=a.safetensors"]
     assert run("train", "quickstart", *few, *short, "--out", "run", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "run" / "anchors.safetensors").exists()
     gone = run("train", "quickstart", "pruning.spatial.path=nowhere.safetensors", "--out", "gone", cwd=tmp_path)
     assert "where no file is" in gone.stderr
-    wrong = run("train", "quickstart", *few, *short, "sampler.length=32", "--out", "other", cwd=tmp_path)
+    wrong = run("train", "quickstart", *few, *short, "sampler.gen_length=32", "--out", "other", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "have length 16" in wrong.stderr
 
@@ -108,7 +108,7 @@ def test_anchors_are_built_once_and_used(tmp_path):
 def test_variance_writes_tables_json_and_a_figure(tmp_path):
     place = tmp_path / "study"
     # In random order the rewards of most groups differ at once, so that there is a step to learn from.
-    words = ["variance", "tiny/grpo_elbo_stp", "sampler.order=random", "--out", str(place)]
+    words = ["variance", "tiny/grpo_elbo_stp", "sampler.remasking=random", "--out", str(place)]
     result = run(*words, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
     assert result.returncode == 0, result.stderr
     assert "rollouts" in result.stdout and "antithetic pair" in result.stdout

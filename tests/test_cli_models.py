@@ -7,10 +7,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stipule.cli import app
-from stipule.evidence.doctor import shortened
-from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
-from stipule.report.steps import animate, denoising_steps, legend
-from stipule.rollouts.denoise import BlockDenoiser
+from stipule.evaluation.doctor import shortened
+from stipule.models.loading import LoRA, ModelConfig, load_policy, save_policy
+from stipule.report.denoising_view import animate, denoising_steps, legend
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from tests.models import published
 
 
@@ -54,17 +54,17 @@ def test_the_doctor_says_what_fails_and_what_to_do(tmp_path):
 
 
 def test_the_doctors_sampler_keeps_pace_and_temperature():
-    assert shortened(BlockDenoiser(length=256, steps=128, block=32, temperature=0.9)) == BlockDenoiser(
-        length=32, steps=16, block=32, temperature=0.9
-    )
-    assert shortened(BlockDenoiser(length=256, steps=64, block=8, temperature=0)) == BlockDenoiser(
-        length=32, steps=8, block=8, temperature=0.9
-    )
+    assert shortened(
+        SemiAutoregressiveSampler(gen_length=256, steps=128, block_length=32, temperature=0.9)
+    ) == SemiAutoregressiveSampler(gen_length=32, steps=16, block_length=32, temperature=0.9)
+    assert shortened(
+        SemiAutoregressiveSampler(gen_length=256, steps=64, block_length=8, temperature=0)
+    ) == SemiAutoregressiveSampler(gen_length=32, steps=8, block_length=8, temperature=0.9)
 
 
 def test_an_adapter_goes_out_and_its_peer_comes_in(tmp_path):
     published.write("llada", tmp_path / "base")
-    policy = load_policy(ModelChoice(path=str(tmp_path / "base"), lora=LoRA(rank=2)))
+    policy = load_policy(ModelConfig(path=str(tmp_path / "base"), lora=LoRA(rank=2)))
     save_policy(policy, tmp_path / "adapter", str(tmp_path / "base"))
     found = run("export", str(tmp_path / "adapter"), str(tmp_path / "out"), "--merge", "--layout", "stock")
     assert found.exit_code == 0, found.output
@@ -72,12 +72,12 @@ def test_an_adapter_goes_out_and_its_peer_comes_in(tmp_path):
     found = run("convert-adapter", str(tmp_path / "adapter"), str(tmp_path / "in"), "--base", str(tmp_path / "base"))
     assert found.exit_code == 0, found.output  # names that are ours already stay
     assert "28 tensors on" in found.output
-    load_policy(ModelChoice(path=str(tmp_path / "in")))
+    load_policy(ModelConfig(path=str(tmp_path / "in")))
 
 
 def test_generate_takes_chat_and_raw_prompts_of_any_family(tmp_path):
     published.write("dream", tmp_path / "dream")
-    few = ["sampler.length=8", "sampler.steps=4", "sampler.block=8", "--show-steps"]
+    few = ["sampler.gen_length=8", "sampler.steps=4", "sampler.block_length=8", "--show-steps"]
     chat, raw = (run("generate", str(tmp_path / "dream"), "3,7,12=33", *few, way) for way in ("--chat", "--raw"))
     assert chat.exit_code == raw.exit_code == 0, chat.output
     assert len(chat.output.splitlines()) == len(raw.output.splitlines()) == 4

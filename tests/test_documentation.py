@@ -14,9 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from stipule.cli import app
-from stipule.cli.interface import CALLED, EXAMPLE, WRITTEN
+from stipule.cli.python_api import FUNCTIONS, EXAMPLE, PROTOCOLS
 from stipule.cli.reference import commands, recipes, reference
-from stipule.recipe import load_recipe
+from stipule.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,7 +120,7 @@ def test_every_public_function_and_class_says_what_it_is():
 
 def test_what_python_code_may_import_is_in_the_reference():
     text = (ROOT / "docs" / "reference.md").read_text()
-    for module, names in (CALLED | WRITTEN).items():
+    for module, names in (FUNCTIONS | PROTOCOLS).items():
         for name in names:
             row = re.search(rf"\| `{re.escape(module)}\.{name}` \| (.+) \|", text)
             assert row and len(row[1]) > 10, name
@@ -167,13 +167,13 @@ def test_make_targets_of_the_docs_exist():
 
 
 TINY = ["task.train_problems=8", "task.test_problems=4"]
-STEPS = ["training.problems=2", "training.group=2", "training.steps=1", "training.rollouts_every=1"]
+STEPS = ["training.prompts_per_step=2", "training.num_generations=2", "training.steps=1", "training.rollouts_every=1"]
 
 
 @pytest.mark.slow
 def test_the_readmes_commands_run(tmp_path):
     """Each command of the table once, on a world small enough."""
-    demonstrations = ["pretraining.steps=2", "pretraining.batch=2"]
+    demonstrations = ["pretraining.steps=2", "pretraining.batch_size=2"]
     arguments = {
         "quickstart": [*TINY, *STEPS, "--out", "runs/quickstart"],
         "train": ["quickstart", *TINY, *STEPS, "--out", "runs/a"],

@@ -49,10 +49,17 @@ def test_real_problems_are_anchored_trained_on_and_evaluated(task, model, tmp_pa
     recipe = {
         "task": {"kind": task, "prompt": "d1", "grading": "d1", **where, "train_problems": 8},
         "model": {"path": str(model)},
-        "sampler": {"length": 32, "steps": 16, "block": 16, "temperature": 1.0, "early_end": False},
+        "sampler": {"gen_length": 32, "steps": 16, "block_length": 16, "temperature": 1.0, "stop_at_eos": False},
         "pruning": {"spatial": {"ratio": 0.1, "source": "pregenerated"}, "temporal": {"cutoff": 0.1}},
         "optimizer": {"learning_rate": 1e-3},
-        "training": {"steps": 3, "problems": 2, "group": 3, "updates": 2, "seed": 0, "rollouts_every": 1},
+        "training": {
+            "steps": 3,
+            "prompts_per_step": 2,
+            "num_generations": 3,
+            "num_iterations": 2,
+            "seed": 0,
+            "rollouts_every": 1,
+        },
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     built = stipule(tmp_path, "anchors", "build", "recipe.yaml", "--out", "anchors.safetensors")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stipule.models.families import family_of, write_llada_config
 from stipule.models.loading import save_policy
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>", "<|header|>", "<|end_header|>")
 TEMPLATE = (

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.pruning import Anchors
 from stipule.tasks.countdown import Countdown
 from stipule.training.pretrain import Shape, new_policy
-from stipule.types import Prompts, Responses
+from stipule.types import Prompts, Rollouts
 
 COUNTDOWN = Countdown(
     prompt="compact", operations="+-*", largest=20, target=(1, 60), train_problems=64, test_problems=64
@@ -27,7 +27,7 @@ def random_policy(seed: int = 0) -> MaskedPolicy:
             if parameter.ndim == 2:
                 parameter.mul_(20 if "lm_head" in name or "embed" in name else 8)
         # A trained model never predicts the mask; give the random one that much sense.
-        head = policy.core.get_output_embeddings().weight
+        head = policy.unwrapped_model.get_output_embeddings().weight
         head[policy.mask_id] = 0
     return policy
 
@@ -41,7 +41,7 @@ def anchored(policy: MaskedPolicy, rows: int, length: int, count: int, seed: int
     """`count` random anchors in each row, ordinary words at random places."""
     generator = torch.Generator().manual_seed(seed)
     fixed = torch.rand(rows, length, generator=generator).argsort(1).argsort(1) < count
-    tokens = torch.randint(4, policy.vocabulary, (rows, length), generator=generator)
+    tokens = torch.randint(4, policy.vocab_size, (rows, length), generator=generator)
     return Anchors(tokens, fixed)
 
 
@@ -57,8 +57,9 @@ class ConsistentPolicy:
         self.joint = self.joint.softmax(0).view((words,) * length)
         self.length, self.words = length, words
         self.mask_id = self.eos_id = self.pad_id = words
-        self.vocabulary = words
+        self.vocab_size = words
         self.device = torch.device("cpu")
+        self.lm_head_matrix, self.compute_dtype = None, torch.float32
 
     def conditional(self, row: tuple[int, ...], position: int) -> torch.Tensor:
         """log p(x_position | the tokens of `row` that are not the mask)."""
@@ -69,7 +70,7 @@ class ConsistentPolicy:
         marginal = kept.sum(dim=others) if others else kept
         return (marginal / marginal.sum()).log()
 
-    def states(self, tokens, attend, at, count):
+    def hidden_states(self, tokens, attend, at, count):
         """Every row's conditionals at the positions asked for."""
         responses, asked = tokens[:, -self.length :], at[:, -self.length :]
         rows = [
@@ -80,11 +81,14 @@ class ConsistentPolicy:
         ]
         return torch.stack(rows).float() if rows else torch.zeros(0, self.words)
 
-    def head(self, states):
+    def lm_head(self, states):
         return states
 
     def logits(self, tokens, attend, at, count=None):
-        return self.states(tokens, attend, at, count)
+        return self.hidden_states(tokens, attend, at, count)
+
+    def new_kv_cache(self, rows, width):
+        raise NotImplementedError("no keys and values")
 
     def encode(self, prompts):
         raise NotImplementedError("no text")
@@ -112,17 +116,17 @@ def subsets(positions: list[int]) -> Callable[[], itertools.chain[tuple[int, ...
     )
 
 
-def response(tokens: list[list[int]], free: list[list[bool]] | None = None, live=None) -> Responses:
+def response(tokens: list[list[int]], free: list[list[bool]] | None = None, live=None) -> Rollouts:
     """Finished responses with a one-token prompt."""
     x = torch.tensor(tokens)
     every = torch.ones_like(x, dtype=torch.bool)
-    return Responses(
-        prompt=torch.zeros(len(tokens), 1, dtype=torch.long),
+    return Rollouts(
+        prompt_ids=torch.zeros(len(tokens), 1, dtype=torch.long),
         prompt_mask=torch.ones(len(tokens), 1, dtype=torch.bool),
-        tokens=x,
-        free=every if free is None else torch.tensor(free),
-        live=every if live is None else torch.tensor(live),
-        revealed=torch.zeros_like(x),
+        completion_ids=x,
+        sampled_mask=every if free is None else torch.tensor(free),
+        completion_mask=every if live is None else torch.tensor(live),
+        unmask_step=torch.zeros_like(x),
         confidence=torch.ones_like(x, dtype=torch.float32),
-        forwards=torch.ones(len(tokens), dtype=torch.long),
+        nfe=torch.ones(len(tokens), dtype=torch.long),
     )

@@ -7,7 +7,7 @@ from benchmarks.gpu_llada8b import main
 
 def test_a_step_of_every_kind_is_timed_and_its_calls_are_the_planned_ones(tmp_path, capsys):
     # Random weights end a text now and then: without early ends the calls are exactly the plan's.
-    settings = ["sampler.early_end=false", "estimator.samples=2"]
+    settings = ["sampler.stop_at_eos=false", "estimator.num_samples=2"]
     methods = ["grpo_elbo_stp", "spg_stp"]
     main(["--size", "tiny", "--methods", *methods, "--set", *settings, "--json", str(tmp_path / "found.json")])
     assert "tokens/s" in capsys.readouterr().out

@@ -8,8 +8,8 @@ import math
 import numpy
 import torch
 
-from stipule.estimators.score import hidden_log_probabilities
-from stipule.estimators.views import views_of
+from stipule.estimators.token_logps import masked_token_logps
+from stipule.estimators.mask_samples import make_mask_samples
 from tests.toys import ConsistentPolicy, response
 
 LENGTH, WORDS = 5, 3
@@ -29,7 +29,7 @@ def table() -> torch.Tensor:
     for index, members in enumerate(SETS):
         hidden[index, 0, list(members)] = True
     one = response([list(ROW)])
-    logp = hidden_log_probabilities(TOY, one, views_of(one, hidden, hidden.float()))[:, 0].double()
+    logp = masked_token_logps(TOY, one, make_mask_samples(one, hidden, hidden.float()))[:, 0].double()
     found = torch.zeros(2**LENGTH, LENGTH, dtype=torch.float64)
     found[code(hidden[:, 0])] = logp
     return found
@@ -44,15 +44,15 @@ def copies(rows: int, free=None, live=None, revealed=None):
         [list(ROW)] * rows, free=None if free is None else [free] * rows, live=None if live is None else [live] * rows
     )
     if revealed is not None:
-        many.revealed[:] = torch.tensor(revealed)
+        many.unmask_step[:] = torch.tensor(revealed)
     return many
 
 
 def draws(estimator, responses, updates=1, update=0, advantage=1.0, seed=0):
     """Scores of one update's views, [B, L] in double precision."""
-    views = estimator.draw(responses, updates, torch.Generator().manual_seed(seed))[update]
-    logp = TABLE[code(views.hidden)] * (views.weight != 0)
-    return estimator.read(logp.float(), views, torch.full((len(responses),), advantage)).double()
+    views = estimator.sample_masks(responses, updates, torch.Generator().manual_seed(seed))[update]
+    logp = TABLE[code(views.masked)] * (views.loss_weights != 0)
+    return estimator.combine(logp.float(), views, torch.full((len(responses),), advantage)).double()
 
 
 def mean(estimator, responses, **more):

@@ -8,11 +8,12 @@ import torch
 
 from stipule.errors import RecipeError
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.score import hidden_log_probabilities, score
+from stipule.estimators.token_logps import masked_token_logps, estimate_logps
 from stipule.objectives.grpo import Grpo
 from stipule.objectives.ratio import token_ratio
-from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from tests.toys import ConsistentPolicy, anchored, prompts, response, subsets
+from stipule.types import LossInputs
 
 LENGTH, WORDS = 5, 3
 ROW = (1, 0, 2, 2, 1)
@@ -47,10 +48,10 @@ def test_the_enumerated_elbo_of_a_consistent_model_is_log_p(toy):
 @pytest.mark.parametrize(("masks", "t_min"), [("exact", 0.0), ("bernoulli", 0.1), ("bernoulli", 0.001)])
 def test_estimates_average_to_the_enumerated_elbo(toy, free, masks, t_min):
     draws = 6000
-    estimator = Elbo(samples=draws, masks=masks, t_min=t_min)
+    estimator = Elbo(num_samples=draws, masks=masks, t_min=t_min)
     one = response([list(ROW)], free=[free])
-    (views,) = estimator.draw(one, 1, torch.Generator().manual_seed(3))
-    single = (hidden_log_probabilities(toy, one, views) * views.weight * draws).sum(2)[:, 0].double()
+    (views,) = estimator.sample_masks(one, 1, torch.Generator().manual_seed(3))
+    single = (masked_token_logps(toy, one, views) * views.loss_weights * draws).sum(2)[:, 0].double()
     target = enumerated(toy, ROW, free, t_min)
     if t_min == 0:
         fixed = tuple(not f for f in free)
@@ -63,54 +64,54 @@ def test_estimates_average_to_the_enumerated_elbo(toy, free, masks, t_min):
 def test_only_scored_tokens_are_hidden_or_count():
     one = response([list(ROW)] * 4, free=[[True, False] * 2 + [True]] * 4, live=[[True] * 3 + [False] * 2] * 4)
     for masks in ("exact", "bernoulli"):
-        for views in Elbo(samples=200, masks=masks).draw(one, 3, torch.Generator().manual_seed(0)):
-            assert not bool((views.hidden & ~one.scored).any())
-            assert torch.equal(views.weight != 0, views.hidden)
-            assert not bool(views.hidden_prompt.any())
+        for views in Elbo(num_samples=200, masks=masks).sample_masks(one, 3, torch.Generator().manual_seed(0)):
+            assert not bool((views.masked & ~one.loss_mask).any())
+            assert torch.equal(views.loss_weights != 0, views.masked)
+            assert not bool(views.prompt_masked.any())
 
 
 def test_every_view_of_an_exact_draw_hides_its_own_count():
     one = response([list(ROW)])
-    (views,) = Elbo(samples=4000, masks="exact").draw(one, 1, torch.Generator().manual_seed(0))
-    counts = views.hidden.sum(2)[:, 0]
+    (views,) = Elbo(num_samples=4000, masks="exact").sample_masks(one, 1, torch.Generator().manual_seed(0))
+    counts = views.masked.sum(2)[:, 0]
     assert counts.min() == 1
     assert counts.max() == LENGTH
     assert torch.bincount(counts)[1:].tolist() == pytest.approx([800] * 5, abs=120)  # k is uniform
-    weight = views.weight.amax(2)[:, 0]
+    weight = views.loss_weights.amax(2)[:, 0]
     assert torch.allclose(weight, LENGTH / (4000 * counts.float()))
 
 
 def test_a_response_without_scored_tokens_scores_zero():
     one = response([list(ROW)], free=[[False] * 5])
     for masks in ("exact", "bernoulli"):
-        (views,) = Elbo(masks=masks).draw(one, 1, torch.Generator().manual_seed(0))
-        assert not bool(views.hidden.any())
-        assert bool(views.weight.isfinite().all())
+        (views,) = Elbo(masks=masks).sample_masks(one, 1, torch.Generator().manual_seed(0))
+        assert not bool(views.masked.any())
+        assert bool(views.loss_weights.isfinite().all())
 
 
 def test_anchors_carry_exactly_no_gradient(policy):
-    sampler = BlockDenoiser(length=12, steps=12, block=6, temperature=1.0)
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=12, block_length=6, temperature=1.0)
     placed = anchored(policy, 3, 12, 4)
-    rolled = sampler(policy, prompts(policy), sampler.draw(3, torch.Generator().manual_seed(0)), placed)
-    estimator = Elbo(samples=4)
-    (views,) = estimator.draw(rolled, 1, torch.Generator().manual_seed(0))
+    rolled = sampler(policy, prompts(policy), sampler.sample_noise(3, torch.Generator().manual_seed(0)), placed)
+    estimator = Elbo(num_samples=4)
+    (views,) = estimator.sample_masks(rolled, 1, torch.Generator().manual_seed(0))
     advantage = torch.tensor([1.0, -1.0, 0.5])
-    new = score(policy, rolled, views, estimator, advantage).detach().requires_grad_()
-    loss = Grpo(kl=0.1)(new, new.detach() - 0.05, new.detach() + 0.1, advantage, rolled.scored)
+    new = estimate_logps(policy, rolled, views, estimator, advantage).detach().requires_grad_()
+    loss = Grpo(beta=0.1)(LossInputs(new, new.detach() - 0.05, new.detach() + 0.1, advantage, rolled.loss_mask))
     loss.value.backward()
-    assert bool((new.grad[~rolled.free] == 0).all())
-    assert bool((new[~rolled.free] == 0).all())
-    assert bool((new.grad[rolled.scored & views.hidden.any(0)] != 0).any())
+    assert bool((new.grad[~rolled.sampled_mask] == 0).all())
+    assert bool((new[~rolled.sampled_mask] == 0).all())
+    assert bool((new.grad[rolled.loss_mask & views.masked.any(0)] != 0).any())
 
 
 def test_the_ratio_is_exactly_one_where_nothing_has_changed(policy):
-    sampler = BlockDenoiser(length=12, steps=12, block=6, temperature=1.0)
-    rolled = sampler(policy, prompts(policy), sampler.draw(3, torch.Generator().manual_seed(0)))
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=12, block_length=6, temperature=1.0)
+    rolled = sampler(policy, prompts(policy), sampler.sample_noise(3, torch.Generator().manual_seed(0)))
     estimator = Elbo()
-    (views,) = estimator.draw(rolled, 1, torch.Generator().manual_seed(0))
+    (views,) = estimator.sample_masks(rolled, 1, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        old = score(policy, rolled, views, estimator, torch.zeros(3))
-    new = score(policy, rolled, views, estimator, torch.zeros(3))
+        old = estimate_logps(policy, rolled, views, estimator, torch.zeros(3))
+    new = estimate_logps(policy, rolled, views, estimator, torch.zeros(3))
     assert bool((token_ratio(new, old) == 1).all())
     assert bool((new != 0).any())
 

@@ -5,13 +5,19 @@ import torch
 
 from stipule.errors import RecipeError
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.levels import uniform_counts, uniforms
-from stipule.estimators.profile import DEFENCE, KNOTS, Surprise, profiled_counts, surprise
+from stipule.estimators.timestep_sampling import uniform_counts, sample_uniforms
+from stipule.estimators.importance_sampling import (
+    DEFENSIVE_FRACTION,
+    NUM_KNOTS,
+    LossHistory,
+    importance_sampled_counts,
+    loss_by_mask_ratio,
+)
 from tests.estimators.enumeration import LENGTH, ROW, TOY, agree, copies, elbo_of_tokens, mean
 from tests.toys import response
 
 FORMS = [
-    Elbo(samples=samples, masks=masks, levels=levels, subsets=subsets, profile=profile)
+    Elbo(num_samples=samples, masks=masks, timestep_sampling=levels, subsets=subsets, importance_sampling=profile)
     for masks in ("exact", "rao_blackwell")
     for levels in ("independent", "systematic", "jittered", "antithetic")
     for subsets in ("independent", "circular")
@@ -46,24 +52,24 @@ def test_anchors_are_conditions_and_have_no_term(form):
 def linear_variance(form, n=60):
     """Variance of the estimate where a hidden token's log-probability is linear in the share of hidden tokens."""
     many = response([[0] * n] * 20_000)
-    (views,) = form.draw(many, 1, torch.Generator().manual_seed(0))
-    logp = views.hidden * (-0.1 - 3 * views.hidden.sum(2, keepdim=True) / n)
-    return float((logp * views.weight).sum((0, 2)).var())
+    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
+    logp = views.masked * (-0.1 - 3 * views.masked.sum(2, keepdim=True) / n)
+    return float((logp * views.loss_weights).sum((0, 2)).var())
 
 
 def test_an_antithetic_pair_covers_every_token_and_cancels_what_is_linear_in_the_count():
-    pair = Elbo(samples=2, masks="exact", levels="antithetic", subsets="circular")
-    (views,) = pair.draw(copies(500), 1, torch.Generator().manual_seed(0))
-    assert bool((views.hidden.sum(2).sum(0) == LENGTH + 1).all())  # k and n + 1 - k
-    assert bool(views.hidden.any(0).all())
+    pair = Elbo(num_samples=2, masks="exact", timestep_sampling="antithetic", subsets="circular")
+    (views,) = pair.sample_masks(copies(500), 1, torch.Generator().manual_seed(0))
+    assert bool((views.masked.sum(2).sum(0) == LENGTH + 1).all())  # k and n + 1 - k
+    assert bool(views.masked.any(0).all())
     assert linear_variance(pair) < 1e-6
-    assert linear_variance(Elbo(samples=2, masks="exact")) > 100
+    assert linear_variance(Elbo(num_samples=2, masks="exact")) > 100
 
 
 def test_strata_take_the_variance_over_time_down_by_the_stated_powers():
-    single = linear_variance(Elbo(samples=1, masks="exact"))
+    single = linear_variance(Elbo(num_samples=1, masks="exact"))
     shares = {
-        levels: linear_variance(Elbo(samples=4, masks="exact", levels=levels)) / single
+        levels: linear_variance(Elbo(num_samples=4, masks="exact", timestep_sampling=levels)) / single
         for levels in ("independent", "systematic", "jittered")
     }
     assert shares["independent"] == pytest.approx(1 / 4, rel=0.05)
@@ -72,36 +78,38 @@ def test_strata_take_the_variance_over_time_down_by_the_stated_powers():
 
 
 def test_espos_pair_is_a_complement_and_may_be_empty():
-    pair = Elbo(samples=2, masks="rao_blackwell", levels="antithetic", subsets="circular")
-    (views,) = pair.draw(copies(3000), 1, torch.Generator().manual_seed(0))
-    assert torch.equal(views.hidden[0], ~views.hidden[1])
-    empty = (~views.busy).any(0).float().mean()
+    pair = Elbo(num_samples=2, masks="rao_blackwell", timestep_sampling="antithetic", subsets="circular")
+    (views,) = pair.sample_masks(copies(3000), 1, torch.Generator().manual_seed(0))
+    assert torch.equal(views.masked[0], ~views.masked[1])
+    empty = (~views.needs_forward).any(0).float().mean()
     assert float(empty) == pytest.approx(2 / (LENGTH + 1), abs=0.04)
 
 
 def test_circular_subsets_hide_every_token_about_equally_often():
-    (views,) = Elbo(samples=4, masks="exact", subsets="circular").draw(copies(300), 1, torch.Generator().manual_seed(1))
-    times = views.hidden.sum(0)
+    (views,) = Elbo(num_samples=4, masks="exact", subsets="circular").sample_masks(
+        copies(300), 1, torch.Generator().manual_seed(1)
+    )
+    times = views.masked.sum(0)
     assert int((times.amax(1) - times.amin(1)).max()) <= 1
 
 
 def test_levels_are_uniform_and_fill_their_strata():
     for levels in ("independent", "systematic", "jittered", "antithetic"):
-        u = uniforms(levels, 4, 50_000, torch.Generator().manual_seed(0))
+        u = sample_uniforms(levels, 4, 50_000, torch.Generator().manual_seed(0))
         # A view drawn at random is uniform, whatever the others are.
         assert float(u.mean()) == pytest.approx(0.5, abs=0.01)
         assert float(u.var()) == pytest.approx(1 / 12, abs=0.003)
-    jittered = uniforms("jittered", 4, 100, torch.Generator().manual_seed(0))
+    jittered = sample_uniforms("jittered", 4, 100, torch.Generator().manual_seed(0))
     assert torch.equal((jittered * 4).long(), torch.arange(4)[:, None].expand(4, 100))
 
 
 def test_counts_have_the_chances_that_the_profile_says():
     n = torch.tensor([2, 4]).repeat(40_000)
     u = torch.rand(1, len(n), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    count, chance = profiled_counts(u, (0.0, 3.0, 6.0), n, 4)
+    count, chance = importance_sampled_counts(u, (0.0, 3.0, 6.0), n, 4)
     for size in (2, 4):
         mine = count[0][n == size]
-        weights = torch.tensor([6 * k / size + 3 * DEFENCE for k in range(1, size + 1)])
+        weights = torch.tensor([6 * k / size + 3 * DEFENSIVE_FRACTION for k in range(1, size + 1)])
         q = weights / weights.sum()
         assert (torch.bincount(mine, minlength=size + 1)[1:] / len(mine)).tolist() == pytest.approx(
             q.tolist(), abs=0.01
@@ -110,40 +118,44 @@ def test_counts_have_the_chances_that_the_profile_says():
 
 
 def test_a_constant_profile_is_none():
-    u = uniforms("jittered", 3, 500, torch.Generator().manual_seed(0))
+    u = sample_uniforms("jittered", 3, 500, torch.Generator().manual_seed(0))
     n = torch.randint(1, 9, (500,), generator=torch.Generator().manual_seed(1))
-    count, chance = profiled_counts(u, (2.0, 2.0, 2.0), n, 8)
+    count, chance = importance_sampled_counts(u, (2.0, 2.0, 2.0), n, 8)
     assert torch.equal(count, uniform_counts(u, 1, n))
     torch.testing.assert_close(chance, (1.0 / n).expand(3, -1).double())
 
 
 def test_a_fitted_profile_takes_out_what_the_level_adds():
     """Where the surprise of a hidden token is linear in the share of hidden ones, nothing of the variance is left."""
-    form = Elbo(samples=1, masks="exact", profile="fitted")
+    form = Elbo(num_samples=1, masks="exact", importance_sampling="fitted")
     many = response([[0] * 60] * 4000)
-    (views,) = form.draw(many, 1, torch.Generator().manual_seed(0))
-    seen = Surprise()
-    logp = views.hidden * (-0.1 - 3 * views.hidden.sum(2, keepdim=True) / 60)
-    seen.remember(surprise(logp, views))
-    line = [0.1 + 3 * j / (KNOTS - 1) for j in range(KNOTS)]
-    assert seen.profile() == pytest.approx(line, abs=0.2)  # a knot averages over its neighbourhood: highest at the ends
-    assert seen.profile()[1:-1] == pytest.approx(line[1:-1], abs=0.03)
+    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
+    seen = LossHistory()
+    logp = views.masked * (-0.1 - 3 * views.masked.sum(2, keepdim=True) / 60)
+    seen.update(loss_by_mask_ratio(logp, views))
+    line = [0.1 + 3 * j / (NUM_KNOTS - 1) for j in range(NUM_KNOTS)]
+    assert seen.importance() == pytest.approx(
+        line, abs=0.2
+    )  # a knot averages over its neighbourhood: highest at the ends
+    assert seen.importance()[1:-1] == pytest.approx(line[1:-1], abs=0.03)
     # f(k) = (v + 0) / (v + 0.4 mean) is left, v between 0.1 and 3.1: the defence has its price.
-    assert linear_variance(form.fitted(seen)) < 0.15 * linear_variance(form)
+    assert linear_variance(form.fit(seen)) < 0.15 * linear_variance(form)
 
 
 def test_surprise_fades_and_an_empty_view_says_nothing():
-    seen = Surprise()
-    assert seen.profile() is None
-    assert Elbo(masks="exact", profile="fitted").fitted(seen).profile is None
-    seen.remember(torch.tensor([[1.0] * KNOTS, [4.0] * KNOTS]))
-    assert seen.profile() == (2.0,) * KNOTS
-    seen.remember(torch.tensor([[0.1] * KNOTS, [0.4] * KNOTS]))
-    assert seen.weight == pytest.approx([1.0] * KNOTS)  # 0.9 of the first, and the second
-    (views,) = Elbo(samples=1, masks="rao_blackwell").draw(copies(4000), 1, torch.Generator().manual_seed(0))
-    looked = surprise(views.hidden * -2.0, views)
-    assert float(looked[0].sum()) == pytest.approx(int(views.busy.sum()), abs=1e-6)
-    assert float(looked[1].sum()) == pytest.approx(4 * int(views.busy.sum()), abs=1e-6)
+    seen = LossHistory()
+    assert seen.importance() is None
+    assert Elbo(masks="exact", importance_sampling="fitted").fit(seen).importance_sampling is None
+    seen.update(torch.tensor([[1.0] * NUM_KNOTS, [4.0] * NUM_KNOTS]))
+    assert seen.importance() == (2.0,) * NUM_KNOTS
+    seen.update(torch.tensor([[0.1] * NUM_KNOTS, [0.4] * NUM_KNOTS]))
+    assert seen.num_observed == pytest.approx([1.0] * NUM_KNOTS)  # 0.9 of the first, and the second
+    (views,) = Elbo(num_samples=1, masks="rao_blackwell").sample_masks(
+        copies(4000), 1, torch.Generator().manual_seed(0)
+    )
+    looked = loss_by_mask_ratio(views.masked * -2.0, views)
+    assert float(looked[0].sum()) == pytest.approx(int(views.needs_forward.sum()), abs=1e-6)
+    assert float(looked[1].sum()) == pytest.approx(4 * int(views.needs_forward.sum()), abs=1e-6)
 
 
 @pytest.mark.parametrize(

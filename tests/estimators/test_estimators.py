@@ -10,11 +10,11 @@ from stipule.errors import RecipeError
 from stipule.estimators.autoregressive import Autoregressive
 from stipule.estimators.coupled import Coupled
 from stipule.estimators.one_step import OneStep
-from stipule.estimators.score import score
+from stipule.estimators.token_logps import estimate_logps
 from stipule.estimators.spg import Spg
 from stipule.estimators.trajectory import Trajectory
 from stipule.estimators.unigrpo import UniGrpo
-from stipule.rollouts.denoise import BlockDenoiser
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from tests.estimators.enumeration import (
     LENGTH,
     ROW,
@@ -50,16 +50,17 @@ def test_one_step_hides_what_follows_the_end_but_does_not_score_it():
 
 
 def test_one_step_hides_its_share_of_real_prompt_tokens_anew_in_every_update(policy):
-    sampler = BlockDenoiser(length=12, steps=12, block=6)
-    rolled = sampler(policy, prompts(policy, 40), sampler.draw(40, torch.Generator().manual_seed(0)))
-    first, second = OneStep(prompt_mask=0.4).draw(rolled, 2, torch.Generator().manual_seed(0))
-    assert not torch.equal(first.hidden_prompt, second.hidden_prompt)
-    assert not bool((first.hidden_prompt[0] & ~rolled.prompt_mask).any())
-    share = float(first.hidden_prompt.sum() / rolled.prompt_mask.sum())
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=12, block_length=6)
+    rolled = sampler(policy, prompts(policy, 40), sampler.sample_noise(40, torch.Generator().manual_seed(0)))
+    first, second = OneStep(p_mask_prompt=0.4).sample_masks(rolled, 2, torch.Generator().manual_seed(0))
+    assert not torch.equal(first.prompt_masked, second.prompt_masked)
+    assert not bool((first.prompt_masked[0] & ~rolled.prompt_mask).any())
+    share = float(first.prompt_masked.sum() / rolled.prompt_mask.sum())
     assert share == pytest.approx(0.4, abs=0.08)
     advantage = torch.zeros(40)
     assert not torch.allclose(
-        score(policy, rolled, first, OneStep(), advantage), score(policy, rolled, second, OneStep(), advantage)
+        estimate_logps(policy, rolled, first, OneStep(), advantage),
+        estimate_logps(policy, rolled, second, OneStep(), advantage),
     )
 
 
@@ -74,8 +75,8 @@ def test_unigrpo_weighs_all_shares_of_masks_alike(update):
 
 
 def test_unigrpo_averages_over_the_hidden_tokens():
-    (views,) = UniGrpo().draw(copies(50), 1, torch.Generator().manual_seed(0))
-    assert torch.equal(views.counted, views.hidden[0])
+    (views,) = UniGrpo().sample_masks(copies(50), 1, torch.Generator().manual_seed(0))
+    assert torch.equal(views.normalizer_mask, views.masked[0])
 
 
 @pytest.mark.parametrize(("compat", "scale"), [(False, 1 / 3), (True, 1 / 2)])
@@ -84,13 +85,13 @@ def test_coupled_is_the_mean_of_its_three_views_and_three_halves_of_it_as_publis
     for members in subsets_of(EVERY):
         # The complement's t is 1 - t, drawn from the same interval: both masks have this mean.
         target += 2 * vector(members) * over_t(0.2, 0.8, lambda t, m=members: chance(m, EVERY, t) / t)
-    found, error = mean(Coupled(t_min=0.2, compat=compat), copies(60_000))
+    found, error = mean(Coupled(t_min=0.2, match_published_code=compat), copies(60_000))
     agree(found, error, target * scale)
 
 
 def test_coupled_sees_every_token_outside_the_full_view_exactly_once():
-    (views,) = Coupled().draw(copies(50, free=FREE), 1, torch.Generator().manual_seed(0))
-    assert torch.equal(views.hidden[1:].sum(0), torch.tensor(FREE).long().expand(50, LENGTH))
+    (views,) = Coupled().sample_masks(copies(50, free=FREE), 1, torch.Generator().manual_seed(0))
+    assert torch.equal(views.masked[1:].sum(0), torch.tensor(FREE).long().expand(50, LENGTH))
 
 
 def test_a_trajectory_in_any_order_obeys_the_chain_rule():
@@ -109,20 +110,21 @@ def test_a_trajectory_scores_tokens_in_the_state_in_which_they_were_committed():
 
 
 def test_the_trajectory_of_a_rollout_has_the_probabilities_it_was_sampled_with(policy):
-    sampler = BlockDenoiser(length=12, steps=6, block=6, temperature=1.0)
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=6, block_length=6, temperature=1.0)
     placed = anchored(policy, 3, 12, 3)
-    rolled = sampler(policy, prompts(policy), sampler.draw(3, torch.Generator().manual_seed(0)), placed)
+    rolled = sampler(policy, prompts(policy), sampler.sample_noise(3, torch.Generator().manual_seed(0)), placed)
     estimator = Trajectory()
-    views = estimator.draw(rolled, 2, torch.Generator())
+    views = estimator.sample_masks(rolled, 2, torch.Generator())
     assert views[0] is views[1]
     with torch.no_grad():
-        found = score(policy, rolled, views[0], estimator, torch.zeros(3))
+        found = estimate_logps(policy, rolled, views[0], estimator, torch.zeros(3))
         # The sampler never picks the mask: it renormalises what scoring leaves in.
         mask = sum(
-            _mask_share(policy, rolled, v) * (w != 0) for v, w in zip(views[0].hidden, views[0].weight, strict=True)
+            _mask_share(policy, rolled, v) * (w != 0)
+            for v, w in zip(views[0].masked, views[0].loss_weights, strict=True)
         )
     expected = rolled.confidence.log() + torch.log1p(-mask)
-    assert torch.allclose(found[rolled.scored], expected[rolled.scored], atol=1e-4)
+    assert torch.allclose(found[rolled.loss_mask], expected[rolled.loss_mask], atol=1e-4)
 
 
 def _mask_share(policy, rolled, hidden):
@@ -135,7 +137,7 @@ def _mask_share(policy, rolled, hidden):
 
 def test_a_trajectory_needs_to_know_when_tokens_were_revealed():
     with pytest.raises(RecipeError, match="in which step"):
-        Trajectory().draw(copies(1, revealed=[-1] * LENGTH), 1, torch.Generator())
+        Trajectory().sample_masks(copies(1, revealed=[-1] * LENGTH), 1, torch.Generator())
 
 
 def test_autoregressive_obeys_the_chain_rule_with_and_without_anchors():
@@ -146,19 +148,19 @@ def test_autoregressive_obeys_the_chain_rule_with_and_without_anchors():
 
 
 def test_autoregressive_is_the_trajectory_of_a_sampler_that_goes_left_to_right(policy):
-    sampler = BlockDenoiser(length=12, steps=12, block=1, temperature=1.0)
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=12, block_length=1, temperature=1.0)
     placed = anchored(policy, 3, 12, 3)
-    rolled = sampler(policy, prompts(policy), sampler.draw(3, torch.Generator().manual_seed(0)), placed)
+    rolled = sampler(policy, prompts(policy), sampler.sample_noise(3, torch.Generator().manual_seed(0)), placed)
     found = []
     for estimator in (Autoregressive(), Trajectory()):
-        (views,) = estimator.draw(rolled, 1, torch.Generator())
+        (views,) = estimator.sample_masks(rolled, 1, torch.Generator())
         with torch.no_grad():
-            found.append(score(policy, rolled, views, estimator, torch.zeros(3)))
+            found.append(estimate_logps(policy, rolled, views, estimator, torch.zeros(3)))
     assert torch.allclose(found[0], found[1], atol=1e-4)
 
 
 def test_spg_scores_good_responses_by_the_elbo():
-    found, error = mean(Spg(masks="random", prompt_mask=0.0), copies(60_000), advantage=1.0)
+    found, error = mean(Spg(masks="random", p_mask_prompt=0.0), copies(60_000), advantage=1.0)
     agree(found, error, elbo_of_tokens(EVERY))
 
 
@@ -173,7 +175,7 @@ def test_spg_restricted_to_a_block_is_the_semi_autoregressive_elbo():
             part[later] = 0
             target += part * (n / k) / (n * math.comb(n, k))
     assert float(target.sum()) == pytest.approx(TOY.log_p(ROW), abs=1e-6)  # consistent: no looser than the ELBO
-    found, error = mean(Spg(masks="block", block=2, prompt_mask=0.0), copies(120_000), advantage=1.0)
+    found, error = mean(Spg(masks="block", block_length=2, p_mask_prompt=0.0), copies(120_000), advantage=1.0)
     agree(found, error, target)
 
 
@@ -186,7 +188,9 @@ def test_spg_as_published_counts_what_it_hid_for_later_blocks():
             hidden = [*members, *later]
             target += 0.5 * vector(hidden) * LENGTH / len(hidden) / (n * math.comb(n, k))
     found, error = mean(
-        Spg(samples=1, masks="block", block=4, prompt_mask=0.0, compat=True), copies(120_000), advantage=1.0
+        Spg(num_samples=1, masks="block", block_length=4, p_mask_prompt=0.0, match_published_code=True),
+        copies(120_000),
+        advantage=1.0,
     )
     agree(found, error, target)
 
@@ -195,9 +199,9 @@ def test_the_published_choice_of_blocks_is_not_uniform_and_ours_is():
     short = copies(30_000, live=[True, True, True, False, False])  # 3 blocks of 2, of which 2 live
     shares = []
     for compat in (True, False):
-        estimator = Spg(samples=1, masks="block", block=2, prompt_mask=0.0, compat=compat)
-        (views,) = estimator.draw(short, 1, torch.Generator().manual_seed(0))
-        first = views.hidden[0, :, :2].any(1)
+        estimator = Spg(num_samples=1, masks="block", block_length=2, p_mask_prompt=0.0, match_published_code=compat)
+        (views,) = estimator.sample_masks(short, 1, torch.Generator().manual_seed(0))
+        first = views.masked[0, :, :2].any(1)
         shares.append(float(first.float().mean()))
     assert shares == pytest.approx([2 / 3, 1 / 2], abs=0.01)
 
@@ -215,7 +219,7 @@ def test_spg_scores_bad_responses_by_the_enumerated_mixture(beta, mixture):
         seen = total > 0
         target += p * q * torch.where(seen, total.where(seen, 1.0).log() / beta, 0.0) * LENGTH / int(seen.sum())
     target = mixture * target + (1 - mixture) * elbo_of_tokens(EVERY)
-    estimator = Spg(samples=2, masks="random", beta=beta, mixture=mixture, prompt_mask=0.0)
+    estimator = Spg(num_samples=2, masks="random", eubo_beta=beta, mixture=mixture, p_mask_prompt=0.0)
     found, error = mean(estimator, copies(120_000), advantage=-1.0)
     agree(found, error, target)
 
@@ -223,7 +227,9 @@ def test_spg_scores_bad_responses_by_the_enumerated_mixture(beta, mixture):
 def test_with_many_draws_spg_is_a_sandwich():
     bounds = {}
     for sign in (1.0, -1.0):
-        scores = draws(Spg(samples=2000, masks="random", mixture=1.0, prompt_mask=0.0), copies(20), advantage=sign)
+        scores = draws(
+            Spg(num_samples=2000, masks="random", mixture=1.0, p_mask_prompt=0.0), copies(20), advantage=sign
+        )
         bounds[sign] = float(scores.sum(1).mean())
     assert bounds[1.0] == pytest.approx(TOY.log_p(ROW), abs=0.1)
     assert bounds[-1.0] > TOY.log_p(ROW) + 0.1
@@ -232,11 +238,11 @@ def test_with_many_draws_spg_is_a_sandwich():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: OneStep(prompt_mask=1.0), "share of hidden prompt tokens"),
+        (lambda: OneStep(p_mask_prompt=1.0), "share of hidden prompt tokens"),
         (lambda: UniGrpo(t_min=0.0), "estimator.t_min is 0.0"),
         (lambda: Coupled(t_min=0.6), r"must lie in \(0, 0.5\]"),
-        (lambda: Spg(beta=0.5), "no upper bound"),
-        (lambda: Spg(samples=0), "must be 1 or more"),
+        (lambda: Spg(eubo_beta=0.5), "no upper bound"),
+        (lambda: Spg(num_samples=0), "must be 1 or more"),
         (lambda: Spg(mixture=2.0), "they are shares"),
         (lambda: Trajectory(shrink=0), "number of steps"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stipule.models.tokenizer import build_tokenizer
+from stipule.models.tiny_tokenizer import build_tokenizer
 from tests.toys import COUNTDOWN
 
 WIDTH, LAYERS, HEADS, PAIRS, MLP, EXPERTS = 32, 2, 4, 2, 48, 4

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from stipule.models import autocast, loading
-from stipule.models.loading import LoRA, ModelChoice, load_policy
+from stipule.models.loading import LoRA, ModelConfig, load_policy
 from tests.models import published
 
-CHOICE = ModelChoice(path="", lora=LoRA(rank=4, alpha=4), autocast=True)
+CHOICE = ModelConfig(path="", lora=LoRA(rank=4, alpha=4), autocast=True)
 TOKENS = torch.randint(4, 20, (2, 12), generator=torch.Generator().manual_seed(0))
 EVERY = torch.ones_like(TOKENS, dtype=torch.bool)
 
@@ -27,7 +27,7 @@ def loaded(place, eased, monkeypatch, attention="eager"):
     policy = load_policy(replace(CHOICE, path=place, attention=attention, **published.choice("llada")), seed=1)
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in policy.trainable().items():
+    for name, parameter in policy.trainable_parameters().items():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     return policy

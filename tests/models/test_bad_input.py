@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models import versions
-from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
+from stipule.models.loading import LoRA, ModelConfig, load_policy, save_policy
 from stipule.models.versions import check_quantiser, check_transformers
-from stipule.recipe import parse_recipe
-from stipule.training.loop import _load
+from stipule.config.recipe import parse_recipe
+from stipule.training.setup import _load_policy as _load
 from tests.models import published
 
 
@@ -39,7 +39,7 @@ def change(root, tmp_path):
 
 
 def load(folder, **choice):
-    return load_policy(ModelChoice(path=str(folder), **choice))
+    return load_policy(ModelConfig(path=str(folder), **choice))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def load(folder, **choice):
         ("a2d_qwen3", {}, "a causal language model.*model.family=a2d"),
         ("a2d_qwen3", {"family": "dream"}, "model.family is 'dream'.*of family 'a2d'"),
         ("llada", {"family": "dream"}, "model.family is 'dream'.*of family 'llada'"),
-        ("llada", {"shift": True}, "always in place; leave model.shift out"),
+        ("llada", {"shift": True}, "always in place; leave model.shift_logits out"),
         ("dream", {"shift": False}, "always shifted by one"),
         ("llada", {"mask_id": 0}, "both 0; a masked diffusion model needs a mask token of its own"),
         ("llada", {"mask_id": 10**6}, "mask token id is 1000000"),
@@ -102,7 +102,7 @@ def test_a_pickle_is_named_and_never_opened(root, tmp_path):
 
 def test_shards_are_read_and_a_missing_or_short_one_is_named(root, tmp_path):
     policy = load(root / "llada")
-    policy.core.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    policy.unwrapped_model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(root / "llada" / name, tmp_path / "shards" / name)
     files = sorted((tmp_path / "shards").glob("model-*.safetensors"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stipule.models.last_layer import distinct
-from stipule.models.loading import LoRA, ModelChoice, load_policy
+from stipule.models.last_layer import unique_indices
+from stipule.models.loading import LoRA, ModelConfig, load_policy
 from stipule.plan.shape import shape_of
 from tests.models import published
 
@@ -33,7 +33,7 @@ def states_and_gradients(policy, whole, monkeypatch):
     if whole:
         monkeypatch.setattr("stipule.models.policy.only_at", lambda *_: nullcontext())
     policy.model.zero_grad()
-    states = policy.states(TOKENS, ATTEND, AT, int(AT.sum()))
+    states = policy.hidden_states(TOKENS, ATTEND, AT, int(AT.sum()))
     (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     monkeypatch.undo()
     return states.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
@@ -45,10 +45,10 @@ def states_and_gradients(policy, whole, monkeypatch):
 def test_states_and_gradients_are_those_of_the_whole_layer(checkpoints, name, lora, checkpointing, monkeypatch):
     choice = published.choice(name)
     policy = load_policy(
-        ModelChoice(path=str(checkpoints / name), lora=lora, checkpointing=checkpointing, **choice), seed=1
+        ModelConfig(path=str(checkpoints / name), lora=lora, gradient_checkpointing=checkpointing, **choice), seed=1
     )
     if checkpointing:
-        policy.model.train()  # as in `policy.updating`
+        policy.model.train()  # as in `policy.update_mode`
     whole, gradients = states_and_gradients(policy, True, monkeypatch)
     found, again = states_and_gradients(policy, False, monkeypatch)
     assert torch.allclose(found, whole, atol=1e-5)
@@ -58,12 +58,12 @@ def test_states_and_gradients_are_those_of_the_whole_layer(checkpoints, name, lo
 
 
 def test_operations_go_down_by_what_is_not_asked_for(checkpoints, monkeypatch):
-    policy = load_policy(ModelChoice(path=str(checkpoints / "llada")))
-    spared = shape_of(policy.published).by_place
+    policy = load_policy(ModelConfig(path=str(checkpoints / "llada")))
+    spared = shape_of(policy.published_config).position_wise
 
     def operations(at):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            policy.states(TOKENS, None, at, int(at.sum()))
+            policy.hidden_states(TOKENS, None, at, int(at.sum()))
         return counter.get_total_flops()
 
     every = torch.ones_like(AT)
@@ -71,10 +71,10 @@ def test_operations_go_down_by_what_is_not_asked_for(checkpoints, monkeypatch):
 
 
 def test_nothing_is_left_on_the_network(checkpoints):
-    policy = load_policy(ModelChoice(path=str(checkpoints / "llada")))
-    policy.states(TOKENS, None, AT)
+    policy = load_policy(ModelConfig(path=str(checkpoints / "llada")))
+    policy.hidden_states(TOKENS, None, AT)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in policy.model.modules())
 
 
 def test_places_are_each_named_once_and_filled_up():
-    assert distinct(torch.tensor([4, 0, 4, 2]), 6).tolist() == [0, 2, 4, 6]
+    assert unique_indices(torch.tensor([4, 0, 4, 2]), 6).tolist() == [0, 2, 4, 6]

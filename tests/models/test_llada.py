@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stipule.errors import CheckpointError
 from stipule.models.bidirectional import check_bidirectional
-from stipule.models.loading import LoRA, ModelChoice, load_policy, save_policy
+from stipule.models.loading import LoRA, ModelConfig, load_policy, save_policy
 from tests.toys import random_policy
 
 TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
@@ -85,7 +85,7 @@ def stock(tensors, config):
 
 def test_a_published_checkpoint_gives_the_stock_classs_logits(published):
     folder, tensors, config = published
-    policy = load_policy(ModelChoice(path=str(folder)))
+    policy = load_policy(ModelConfig(path=str(folder)))
     tokens = torch.randint(0, config["vocab_size"], (3, 9))
     at = torch.rand(3, 9) < 0.5
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_a_published_checkpoint_gives_the_stock_classs_logits(published):
 
 def test_it_is_written_back_with_the_same_names_values_and_fields(published, tmp_path):
     folder, tensors, config = published
-    save_policy(load_policy(ModelChoice(path=str(folder))), tmp_path / "again", str(folder))
+    save_policy(load_policy(ModelConfig(path=str(folder))), tmp_path / "again", str(folder))
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
@@ -104,7 +104,7 @@ def test_it_is_written_back_with_the_same_names_values_and_fields(published, tmp
 
 
 def test_padding_shifts_no_logit(policy):
-    tokens = torch.randint(4, policy.vocabulary, (1, 7))
+    tokens = torch.randint(4, policy.vocab_size, (1, 7))
     padded = torch.cat([torch.full((1, 3), policy.pad_id), tokens], 1)
     attend = torch.arange(10)[None] >= 3
     at = torch.ones(1, 7, dtype=torch.bool)
@@ -116,9 +116,9 @@ def test_padding_shifts_no_logit(policy):
 
 def test_a_causal_model_is_refused(policy):
     causal = random_policy()
-    for layer in causal.core.base_model.layers:
+    for layer in causal.unwrapped_model.base_model.layers:
         layer.self_attn.is_causal = True
-    causal.core.config.is_causal = True
+    causal.unwrapped_model.config.is_causal = True
     with pytest.raises(CheckpointError, match="attention is causal"):
         check_bidirectional(causal)
     check_bidirectional(policy)
@@ -142,7 +142,7 @@ def test_a_config_that_cannot_be_right_is_refused(published, change, words):
     config = {k: v for k, v in (config | change).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=words):
-        load_policy(ModelChoice(path=str(folder)))
+        load_policy(ModelConfig(path=str(folder)))
 
 
 def test_truncated_missing_and_pickled_weights_are_refused(published):
@@ -150,19 +150,19 @@ def test_truncated_missing_and_pickled_weights_are_refused(published):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_policy(ModelChoice(path=str(folder)))
+        load_policy(ModelConfig(path=str(folder)))
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="safetensors"):
-        load_policy(ModelChoice(path=str(folder)))
+        load_policy(ModelConfig(path=str(folder)))
     with pytest.raises(CheckpointError, match="no readable model at 'nowhere'"):
-        load_policy(ModelChoice(path="nowhere"))
+        load_policy(ModelConfig(path="nowhere"))
 
 
 def test_lora_changes_the_policy_and_not_its_reference(published, tmp_path):
     folder, _, config = published
-    base = load_policy(ModelChoice(path=str(folder)))
-    policy = load_policy(ModelChoice(path=str(folder), lora=LoRA(rank=2, alpha=4)), seed=3)
-    names = policy.trainable()
+    base = load_policy(ModelConfig(path=str(folder)))
+    policy = load_policy(ModelConfig(path=str(folder), lora=LoRA(rank=2, alpha=4)), seed=3)
+    names = policy.trainable_parameters()
     assert len(names) == 2 * 7 * 2  # layers x matrices x (A, B)
     assert not any("lm_head" in name for name in names)
     with torch.no_grad():
@@ -176,12 +176,12 @@ def test_lora_changes_the_policy_and_not_its_reference(published, tmp_path):
             assert torch.allclose(policy.logits(tokens, None, at), plain, atol=1e-5)
         assert not torch.allclose(tuned, plain, atol=1e-2)
         save_policy(policy, tmp_path / "adapter", str(folder))
-        assert torch.allclose(load_policy(ModelChoice(path=str(tmp_path / "adapter"))).logits(tokens, None, at), tuned)
+        assert torch.allclose(load_policy(ModelConfig(path=str(tmp_path / "adapter"))).logits(tokens, None, at), tuned)
 
 
 def test_full_fine_tuning_keeps_a_frozen_reference(published):
     folder, _, config = published
-    policy = load_policy(ModelChoice(path=str(folder)), reference=True)
+    policy = load_policy(ModelConfig(path=str(folder)), reference=True)
     tokens = torch.randint(0, config["vocab_size"], (2, 6))
     at = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_full_fine_tuning_keeps_a_frozen_reference(published):
         with policy.reference():
             assert torch.equal(policy.logits(tokens, None, at), before)
         assert not torch.equal(policy.logits(tokens, None, at), before)
-    with pytest.raises(CheckpointError, match="no reference"), load_policy(ModelChoice(path=str(folder))).reference():
+    with pytest.raises(CheckpointError, match="no reference"), load_policy(ModelConfig(path=str(folder))).reference():
         pass
 
 
@@ -201,5 +201,5 @@ def test_text_survives_encoding_and_decoding(policy):
     assert not bool(prompts.mask[1, 0])
     ids = policy.tokenizer("7*3=21")["input_ids"]
     assert policy.decode(torch.tensor([[*ids, policy.eos_id, 7]])) == ["7*3=21"]
-    assert "".join(policy.piece(i) for i in ids) == "7*3=21"
-    assert policy.piece(policy.eos_id) == ""
+    assert "".join(policy.token_text(i) for i in ids) == "7*3=21"
+    assert policy.token_text(policy.eos_id) == ""

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from stipule.models.conformance import Probe, alignment
+from stipule.models.checks import Probe, alignment
 from stipule.models.families import family_of
-from stipule.models.loading import ModelChoice, load_policy
-from stipule.rollouts.denoise import BlockDenoiser
+from stipule.models.loading import ModelConfig, load_policy
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from tests.models import published
 
 LLADA = {
@@ -89,18 +89,18 @@ def test_a_model_that_copies_is_read_at_the_right_place(tmp_path, name):
     The policy of an unshifted family then predicts token i at i, that of a shifted one the token before it.
     """
     published.write(name, tmp_path / name)
-    policy = load_policy(ModelChoice(path=str(tmp_path / name), **published.choice(name)))
-    core = policy.core
+    policy = load_policy(ModelConfig(path=str(tmp_path / name), **published.choice(name)))
+    core = policy.unwrapped_model
     with torch.no_grad():
         for key, parameter in core.named_parameters():
             inner = ".layers." in key or ".layer." in key
             parameter.fill_(1.0 if parameter.ndim == 1 and "norm" in key.lower() and key.endswith("weight") else 0.0)
             if not inner and parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]:
                 parameter.copy_(torch.eye(len(parameter)))  # a head's own transformation
-        words = torch.nn.functional.normalize(torch.randn(policy.vocabulary, published.WIDTH), dim=1) * 6
+        words = torch.nn.functional.normalize(torch.randn(policy.vocab_size, published.WIDTH), dim=1) * 6
         core.get_input_embeddings().weight.copy_(words)
         core.get_output_embeddings().weight.copy_(words)
-    tokens = torch.randint(4, policy.vocabulary, (3, 8))
+    tokens = torch.randint(4, policy.vocab_size, (3, 8))
     every = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
         found = policy.logits(tokens, None, every).argmax(1).view(3, 8)
@@ -112,18 +112,20 @@ def test_a_shift_that_is_not_there_is_noticed(tmp_path):
     """A model that knows the next token, read as one that knows its own: the alignment check says so."""
     published.write("a2d_llama", tmp_path / "m")
     prompts = ["3,7,12=33", "1,2,3,7,7,12=33", "20,20,20=60"]
-    sampler = BlockDenoiser(length=8, steps=4, block=4)
+    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4)
     for shift, ok in ((True, True), (False, False)):
-        policy = load_policy(ModelChoice(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift=shift))
+        policy = load_policy(ModelConfig(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift_logits=shift))
         policy.model.requires_grad_(True)
         optimizer = torch.optim.Adam(policy.model.parameters(), 3e-3)
-        shifted = load_policy(ModelChoice(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift=True))
+        shifted = load_policy(ModelConfig(path=str(tmp_path / "m"), family="a2d", mask_id=1, shift_logits=True))
         shifted.model = policy.model  # both read one network; it is trained as a shifted one
         batch = shifted.encode(prompts)
         for step in range(60):
-            hidden = batch.mask & (torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(step)) < 0.3)
-            logits = shifted.logits(batch.tokens.masked_fill(hidden, 1), batch.mask, hidden)
-            loss = torch.nn.functional.cross_entropy(logits, batch.tokens[hidden])
+            hidden = batch.prompt_mask & (
+                torch.rand(batch.prompt_mask.shape, generator=torch.Generator().manual_seed(step)) < 0.3
+            )
+            logits = shifted.logits(batch.prompt_ids.masked_fill(hidden, 1), batch.prompt_mask, hidden)
+            loss = torch.nn.functional.cross_entropy(logits, batch.prompt_ids[hidden])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.objectives.credit import GroupRelative
-from stipule.objectives.divergence import divergence
+from stipule.objectives.advantage import GroupRelative
+from stipule.objectives.divergence import estimate_kl
 from stipule.objectives.grpo import Grpo
+from stipule.types import LossInputs
 
 NEW = torch.log(torch.tensor([[1.5, 0.9, 7.0], [0.5, 1.1, 2.0]]))
 OLD = torch.zeros(2, 3)
@@ -19,17 +20,17 @@ ADVANTAGE = torch.tensor([2.0, -1.0])
 def test_the_clipped_loss_is_the_hand_computed_one():
     # Row 1 (A = 2): min(3, 2.4) and min(1.8, 1.8), mean of two scored tokens = 2.1.
     # Row 2 (A = -1): min(-0.5, -0.8), min(-1.1, -1.1), min(-2, -1.2) = -0.8, -1.1, -2; mean = -1.3.
-    loss = Grpo(clip=0.2, kl=0.0)(NEW, OLD, None, ADVANTAGE, SCORED)
+    loss = Grpo(epsilon=0.2, beta=0.0)(LossInputs(NEW, OLD, None, ADVANTAGE, SCORED))
     assert float(loss.value) == pytest.approx(-(2.1 - 1.3) / 2, abs=1e-6)
     # Clipped: ratio 1.5 with A > 0, ratio 0.5 with A < 0. Shares 1/2 and 1/3.
-    assert float(loss.metrics["policy/clipped"]) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert float(loss.metrics["policy/clip_ratio"]) == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert float(loss.metrics["policy/ratio_max"]) == pytest.approx(2.0)
 
 
 def test_the_kl_term_is_k3_of_the_reference():
     reference = torch.full((2, 3), math.log(2.0))
-    plain = Grpo(clip=0.2, kl=0.0)(NEW, OLD, None, ADVANTAGE, SCORED)
-    with_kl = Grpo(clip=0.2, kl=0.5)(NEW, OLD, reference, ADVANTAGE, SCORED)
+    plain = Grpo(epsilon=0.2, beta=0.0)(LossInputs(NEW, OLD, None, ADVANTAGE, SCORED))
+    with_kl = Grpo(epsilon=0.2, beta=0.5)(LossInputs(NEW, OLD, reference, ADVANTAGE, SCORED))
     # k3 = r - 1 - log r with r = 2 / ratio.
     per_token = [[2 / x - 1 - math.log(2 / x) for x in row] for row in ([1.5, 0.9], [0.5, 1.1, 2.0])]
     distance = sum(sum(row) / len(row) for row in per_token) / 2
@@ -38,20 +39,20 @@ def test_the_kl_term_is_k3_of_the_reference():
 
 def test_k3_is_never_negative_and_zero_only_at_equality():
     new = torch.linspace(-3, 3, 61)[None]
-    assert bool((divergence("k3", new, torch.zeros_like(new)) >= 0).all())
-    assert float(divergence("k3", torch.zeros(1, 1), torch.zeros(1, 1))) == 0.0
+    assert bool((estimate_kl("k3", new, torch.zeros_like(new)) >= 0).all())
+    assert float(estimate_kl("k3", torch.zeros(1, 1), torch.zeros(1, 1))) == 0.0
 
 
 def test_gradient_stops_where_the_clip_is_active():
     new = NEW.clone().requires_grad_()
-    Grpo(clip=0.2, kl=0.0)(new, OLD, None, ADVANTAGE, SCORED).value.backward()
+    Grpo(epsilon=0.2, beta=0.0)(LossInputs(new, OLD, None, ADVANTAGE, SCORED)).value.backward()
     assert (new.grad == 0).tolist() == [[True, False, True], [True, False, False]]
 
 
 def test_the_loss_does_not_depend_on_portions():
-    whole = Grpo(kl=0.1)(NEW, OLD, OLD + 0.3, ADVANTAGE, SCORED).value
+    whole = Grpo(beta=0.1)(LossInputs(NEW, OLD, OLD + 0.3, ADVANTAGE, SCORED)).value
     parts = [
-        Grpo(kl=0.1)(NEW[i : i + 1], OLD[:1], OLD[:1] + 0.3, ADVANTAGE[i : i + 1], SCORED[i : i + 1]).value
+        Grpo(beta=0.1)(LossInputs(NEW[i : i + 1], OLD[:1], OLD[:1] + 0.3, ADVANTAGE[i : i + 1], SCORED[i : i + 1])).value
         for i in (0, 1)
     ]
     assert float(whole) == pytest.approx(float(sum(parts)) / 2, abs=1e-6)
@@ -60,7 +61,7 @@ def test_the_loss_does_not_depend_on_portions():
 def test_advantages_are_centred_and_scaled_inside_groups():
     reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 3.0, 3.0, 3.0, 3.0])
     assert GroupRelative()(reward, 4).tolist() == pytest.approx([1, -1, -1, 1, 0, 0, 0, 0])
-    assert GroupRelative(scale=False)(reward, 4).tolist() == pytest.approx([0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0])
+    assert GroupRelative(scale_rewards=False)(reward, 4).tolist() == pytest.approx([0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0])
 
 
 def test_a_group_without_spread_gets_exactly_nothing():
@@ -69,7 +70,7 @@ def test_a_group_without_spread_gets_exactly_nothing():
 
 
 def test_clip_and_kl_out_of_range_are_refused():
-    with pytest.raises(RecipeError, match="objective.clip is 1.5"):
-        Grpo(clip=1.5)
-    with pytest.raises(RecipeError, match="objective.kl is -1"):
-        Grpo(kl=-1)
+    with pytest.raises(RecipeError, match="objective.epsilon is 1.5"):
+        Grpo(epsilon=1.5)
+    with pytest.raises(RecipeError, match="objective.beta is -1"):
+        Grpo(beta=-1)

@@ -6,27 +6,29 @@ import pytest
 
 from stipule.errors import RecipeError
 from stipule.plan.devices import LINK_EFFICIENCY, Device
-from stipule.plan.rehearsal import Peaks
-from stipule.plan.scaling import check_division, curve, spread
+from stipule.plan.memory_simulation import PeakMemory
+from stipule.plan.scaling import check_division, scaling_curve, forecast_scaling
 from stipule.plan.shape import NetworkShape
-from stipule.plan.speed import Seconds, from_data_sheet
-from stipule.plan.work import work_of
-from stipule.recipe import parse_recipe
+from stipule.plan.speed import StepSeconds, from_data_sheet
+from stipule.plan.flops import count_flops
+from stipule.config.recipe import parse_recipe
 
 # Weights of 16 GB, gradients of 1 GB; a link of 10 GB/s and a network of 1 GB/s at the stated share of them.
 DEVICE = Device("toy", 100.0, 10.0, 1.0, 10**12, 10e9 / LINK_EFFICIENCY, 1e9 / LINK_EFFICIENCY)
-PEAKS = Peaks(16 * 10**9, 10**9, 10**9, 2 * 10**9, 0, 0, 0, 30 * 10**9, 0)
+PEAKS = PeakMemory(16 * 10**9, 10**9, 10**9, 2 * 10**9, 0, 0, 0, 30 * 10**9, 0)
 SHAPE = NetworkShape(8 * 10**9, 7 * 10**9, 5 * 10**8, 32, 4096, 4096, 10**5, 10**8, 0, 0)
-WHOLE = Seconds(1000.0, 100.0, 100.0, 200.0, "given", 1.0)
+WHOLE = StepSeconds(1000.0, 100.0, 100.0, 200.0, "given", 1.0)
 
 
 def recipe(*more):
-    return parse_recipe({"task": {"kind": "countdown"}}, ["training.problems=8", "training.score_rows=6", *more])
+    return parse_recipe(
+        {"task": {"kind": "countdown"}}, ["training.prompts_per_step=8", "training.micro_batch_size=6", *more]
+    )
 
 
 def on(engine, gpus, nodes=1, **more):
     parts = {"work": None, "shape": SHAPE, "peaks": PEAKS, "whole": WHOLE, "device": DEVICE} | more
-    return spread(engine, recipe(), gpus=gpus, nodes=nodes, **parts)
+    return forecast_scaling(engine, recipe(), gpus=gpus, nodes=nodes, **parts)
 
 
 def test_one_device_sends_nothing():
@@ -67,15 +69,15 @@ def test_shards_hold_their_part_and_what_is_gathered():
 
 def test_groups_are_dealt_out_evenly_or_refused():
     check_division(recipe(), 4)
-    with pytest.raises(RecipeError, match="use 2 devices, or training.problems=9"):
+    with pytest.raises(RecipeError, match="use 2 devices, or training.prompts_per_step=9"):
         check_division(recipe(), 3)
-    found = curve(recipe(), 4, engine="ddp", work=None, shape=SHAPE, peaks=PEAKS, whole=WHOLE, device=DEVICE)
+    found = scaling_curve(recipe(), 4, engine="ddp", work=None, shape=SHAPE, peaks=PEAKS, whole=WHOLE, device=DEVICE)
     assert [point.devices for point in found] == [1, 2, 4, 8]
 
 
 def test_a_data_sheet_gives_operations_over_rate_but_never_beats_reading_the_weights():
     asked = recipe("model.dtype=bfloat16")
-    work = work_of(asked, SHAPE, 200)
+    work = count_flops(asked, SHAPE, 200)
     fast = replace(DEVICE, bfloat16=1e15, bandwidth=1e15)
     assert from_data_sheet(asked, work, SHAPE, fast).rollout == pytest.approx(work.rollout.operations / 5e14)
     slow = from_data_sheet(asked, work, SHAPE, replace(fast, bandwidth=1e9))

@@ -9,7 +9,7 @@ import yaml
 RECIPE = {
     "task": {"kind": "sudoku"},
     "model": {"path": "tiny/sudoku"},
-    "sampler": {"length": 16, "steps": 16, "block": 16},
+    "sampler": {"gen_length": 16, "steps": 16, "block_length": 16},
     "pruning": {
         "spatial": {"ratio": 0.125, "keep": "confident", "source": "pregenerated"},
         "temporal": {"cutoff": 0.125, "scope": "global"},
@@ -17,7 +17,7 @@ RECIPE = {
     "estimator": {"kind": "elbo"},
     "credit": {"kind": "group_relative"},
     "objective": {"kind": "grpo"},
-    "training": {"steps": 40, "problems": 2, "group": 4, "seed": 0, "rollouts_every": 5},
+    "training": {"steps": 40, "prompts_per_step": 2, "num_generations": 4, "seed": 0, "rollouts_every": 5},
     "alarms": {},
     "tracking": [],
 }
@@ -29,8 +29,8 @@ def metrics(step, chance, height=0.5):
     return {
         "step": step,
         "reward/mean": solved,
-        "reward/spread": 0.6,
-        "reward/solved": solved,
+        "reward/frac_nonzero_std": 0.6,
+        "reward/accuracy": solved,
         "reward/format": 1.0,
         "response/length": 16.0,
         "response/anchors": 2.0,
@@ -41,19 +41,19 @@ def metrics(step, chance, height=0.5):
         "policy/loss": chance.gauss(0, 0.01),
         "policy/ratio": 1.0,
         "policy/ratio_max": 1.5 + chance.random(),
-        "policy/clipped": 0.1,
+        "policy/clip_ratio": 0.1,
         "variance/estimate": math.exp(chance.gauss(-2, 0.5)),
-        "policy/gradient_norm": 1.0,
-        "policy/skipped": 0.2,
-        "seconds/rollout": 0.6,
-        "seconds/score": 0.1,
-        "seconds/update": 0.3,
-        "seconds/reward": 0.01,
-        "calls/rollout": 8 * 13,
-        "calls/score": 24,
-        "calls/update": 48,
-        "calls/total": step * 176,
-        "seconds/total": float(step),
+        "policy/grad_norm": 1.0,
+        "policy/frac_zero_advantage": 0.2,
+        "time/rollout": 0.6,
+        "time/logps": 0.1,
+        "time/update": 0.3,
+        "time/reward": 0.01,
+        "nfe/rollout": 8 * 13,
+        "nfe/logps": 24,
+        "nfe/update": 48,
+        "nfe/total": step * 176,
+        "time/total": float(step),
         "learning_rate": 1e-4,
     }
 
@@ -87,7 +87,7 @@ def rollout(step, problem, member, chance, length=16, text=None, pieces=None):
 def write_run(path, steps=40, every=5, length=16, recipe=RECIPE, rise=0.5, seed=0, hostile=False):
     chance = random.Random(seed)
     (path / "rollouts").mkdir(parents=True)
-    kept = {**recipe, "sampler": {"length": length, "steps": length, "block": length}}
+    kept = {**recipe, "sampler": {"gen_length": length, "steps": length, "block_length": length}}
     kept["training"] = {**recipe["training"], "steps": steps}
     (path / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
     from stipule import __version__

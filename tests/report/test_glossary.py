@@ -27,8 +27,8 @@ def test_every_key_that_the_code_writes_is_explained():
 
 
 def test_families_cover_their_members_and_nothing_else():
-    assert explain("seconds/rollout").key == "seconds/{rollout,score,update,reward}"
-    assert explain("seconds/total").key == "{calls,seconds}/total"
+    assert explain("time/rollout").key == "seconds/{rollout,score,update,reward}"
+    assert explain("time/total").key == "{calls,seconds}/total"
     assert explain("reward/format").key == "reward/<part>"
     assert explain("reward/mean").key == "reward/mean"
     assert explain("reward/a/b") is None

@@ -6,17 +6,17 @@ import pytest
 from rich.console import Console
 
 from stipule.report.live import LiveRun, sparkline
-from stipule.report.steps import denoising_steps
+from stipule.report.denoising_view import denoising_steps
 
 LINE = {
     "reward/mean": 0.5,
-    "reward/solved": 0.25,
-    "reward/spread": 0.75,
-    "seconds/rollout": 1.0,
-    "seconds/update": 0.5,
-    "seconds/total": 3.0,
-    "calls/rollout": 2048,
-    "calls/total": 12345,
+    "reward/accuracy": 0.25,
+    "reward/frac_nonzero_std": 0.75,
+    "time/rollout": 1.0,
+    "time/update": 0.5,
+    "time/total": 3.0,
+    "nfe/rollout": 2048,
+    "nfe/total": 12345,
 }
 
 

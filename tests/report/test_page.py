@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.evidence.intervals import wilson
+from stipule.evaluation.statistics import wilson
 from stipule.report.page.build import embedded, gather, page, write_page
-from stipule.report.page.read import read_run
+from stipule.report.page.run_reader import read_run
 from stipule.report.page.samples import samples, telling
 from stipule.report.page.savings import savings
 from stipule.report.page.series import smoothed, thinned
-from stipule.report.page.verdict import verdict
+from stipule.report.page.summary import verdict
 from tests.report.made_runs import HOSTILE, RECIPE, write_run
 
 SOURCE = Path(__file__).parents[2] / "src" / "stipule"
@@ -29,7 +29,7 @@ def run_with(path, lines, **options):
 
 
 def rewards(values):
-    return [{"step": i + 1, "reward/mean": v, "reward/solved": v} for i, v in enumerate(values)]
+    return [{"step": i + 1, "reward/mean": v, "reward/accuracy": v} for i, v in enumerate(values)]
 
 
 def test_hostile_text_stays_text_and_comes_back_whole(tmp_path):
@@ -132,8 +132,8 @@ def test_thinning_averages_and_keeps_the_peak_of_a_maximum():
 
 
 def test_a_share_has_wilsons_interval_over_its_window():
-    lines = [{"step": s, "reward/solved": 0.25} for s in range(1, 6)]
-    found = smoothed(lines, "reward/solved", 8, points=5)
+    lines = [{"step": s, "reward/accuracy": 0.25} for s in range(1, 6)]
+    found = smoothed(lines, "reward/accuracy", 8, points=5)
     low, high = wilson(10, 40)  # the middle step sees all five: 10 of 40 right
     assert found["x"][2] == 3
     assert (found["mean"][2], found["low"][2], found["high"][2]) == (0.25, float(f"{low:.4g}"), float(f"{high:.4g}"))

@@ -3,7 +3,7 @@
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.recipe import load_recipe, recipe_folder
+from stipule.config.recipe import load_recipe, recipe_folder
 from stipule.reproduce.paper import ROWS, TABLES, table_of
 
 PROBLEMS = {"math": 500, "gsm8k": 1319, "countdown": 256}

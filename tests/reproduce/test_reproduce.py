@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from stipule.recipe import find_recipe, read_yaml
+from stipule.config.recipe import find_recipe, read_yaml
 
 
 def reproduce(cwd, *words):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.pruning import Spatial
+from stipule.rollouts.pruning import SpatialPruning
 from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.gsm8k import Gsm8k
@@ -19,7 +19,7 @@ from stipule.tasks.math import Math
 from stipule.tasks.problem import Vocabulary
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.pretrain import Shape, new_policy
-from stipule.types import Responses
+from stipule.types import Rollouts
 
 LENGTH = 96
 # Words that straddle what is protected: half in, half out of an answer.
@@ -93,15 +93,15 @@ def respond(policy, text):
     ids = [policy.eos_id if token is None else token for token in ids][: LENGTH - 1]
     tokens = torch.tensor([[*ids, policy.eos_id, *([ids[0] if ids else policy.eos_id] * LENGTH)][:LENGTH]])
     live = torch.arange(LENGTH)[None] <= len(ids)
-    return Responses(
-        prompt=tokens[:, :1],
+    return Rollouts(
+        prompt_ids=tokens[:, :1],
         prompt_mask=torch.ones(1, 1, dtype=torch.bool),
-        tokens=tokens,
-        free=torch.ones_like(live),
-        live=live,
-        revealed=torch.zeros_like(tokens),
+        completion_ids=tokens,
+        sampled_mask=torch.ones_like(live),
+        completion_mask=live,
+        unmask_step=torch.zeros_like(tokens),
         confidence=torch.rand(1, LENGTH, generator=torch.Generator().manual_seed(len(ids))),
-        forwards=torch.ones(1, dtype=torch.long),
+        nfe=torch.ones(1, dtype=torch.long),
     )
 
 
@@ -112,24 +112,25 @@ def test_no_anchor_holds_an_answer_an_end_or_a_special_token(speller, pieces, na
     text = "".join(pieces).replace("END", "<|eot_id|>")
     responses = respond(speller, text)
     eligible = eligible_tokens(speller, task, [problem], responses)
-    store = AnchorStore(LENGTH, speller.vocabulary)
+    store = AnchorStore(LENGTH, speller.vocab_size)
     store.put([problem.key], responses, eligible, torch.tensor([True]))
     noise = torch.rand(1, LENGTH, generator=torch.Generator().manual_seed(seed))
     keep = random.Random(seed).choice(["confident", "random"])
-    placed = store.anchors([problem.key], 2, Spatial(ratio=0.9, keep=keep), noise)
+    placed = store.select([problem.key], 2, SpatialPruning(ratio=0.9, keep=keep), noise)
     special = {speller.eos_id, speller.pad_id, speller.mask_id, *speller.tokenizer.all_special_ids}
     row = responses.tokens[0].tolist()
     spelled = [
-        speller.piece(token) if alive else "" for token, alive in zip(row, responses.live[0].tolist(), strict=True)
+        speller.token_text(token) if alive else ""
+        for token, alive in zip(row, responses.completion_mask[0].tolist(), strict=True)
     ]
     held = secret(name, "".join(spelled))
     at = 0
     for place, piece in enumerate(spelled):
-        if bool(placed.fixed[0, place]):
-            assert row[place] not in special and bool(responses.live[0, place])
+        if bool(placed.fixed_mask[0, place]):
+            assert row[place] not in special and bool(responses.completion_mask[0, place])
             assert not held & set(range(at, at + len(piece))), ("".join(spelled), piece)
         at += len(piece)
-    assert torch.equal(placed.fixed[0], placed.fixed[1])
+    assert torch.equal(placed.fixed_mask[0], placed.fixed_mask[1])
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))

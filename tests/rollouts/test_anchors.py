@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stipule.errors import CheckpointError, RecipeError
-from stipule.models.loading import ModelChoice, load_policy
+from stipule.models.loading import ModelConfig, load_policy
 from stipule.rollouts import pregenerate as module
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pregenerate import from_texts, pregenerate, read_texts
-from stipule.rollouts.pruning import Spatial, Temporal, choose_fixed
-from stipule.rollouts.schedule import anchors_for
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rollouts.pregenerate import store_from_texts, pregenerate, read_texts
+from stipule.rollouts.pruning import SpatialPruning, FixedCutoff, select_anchors
+from stipule.rollouts.schedule import num_anchors
 from stipule.tasks.sudoku import Sudoku
 from tests.toys import COUNTDOWN
 
@@ -24,7 +24,7 @@ SUDOKU = Sudoku(prompt="compact", blanks=(6, 11), train_problems=12, test_proble
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load_policy(ModelChoice(path="tiny/sudoku", attention="eager"))
+    return load_policy(ModelConfig(path="tiny/sudoku", attention="eager"))
 
 
 @given(
@@ -37,34 +37,36 @@ def test_exactly_m_eligible_tokens_are_fixed_or_all_there_are(eligible, ratio, k
     allowed = torch.tensor(eligible)
     generator = torch.Generator().manual_seed(seed)
     confidence, noise = torch.rand(allowed.shape, generator=generator), torch.rand(allowed.shape, generator=generator)
-    fixed = choose_fixed(allowed, confidence, ratio, keep, noise)
+    fixed = select_anchors(allowed, confidence, ratio, keep, noise)
     assert not bool((fixed & ~allowed).any())
-    assert fixed.sum(1).tolist() == [min(anchors_for(ratio, 10), int(n)) for n in allowed.sum(1)]
+    assert fixed.sum(1).tolist() == [min(num_anchors(ratio, 10), int(n)) for n in allowed.sum(1)]
 
 
 def test_confident_anchors_are_the_most_confident_and_ties_go_by_noise():
     eligible = torch.tensor([[True, True, False, True, True]])
     confidence = torch.tensor([[0.9, 1.0, 1.0, 1.0, 0.2]])
     noise = torch.tensor([[0.0, 0.1, 0.9, 0.8, 0.5]])
-    assert choose_fixed(eligible, confidence, 0.2, "confident", noise).tolist() == [[False, False, False, True, False]]
-    assert choose_fixed(eligible, confidence, 0.4, "confident", noise).tolist() == [[False, True, False, True, False]]
-    assert choose_fixed(eligible, confidence, 0.4, "random", noise).tolist() == [[False, False, False, True, True]]
+    assert select_anchors(eligible, confidence, 0.2, "confident", noise).tolist() == [
+        [False, False, False, True, False]
+    ]
+    assert select_anchors(eligible, confidence, 0.4, "confident", noise).tolist() == [[False, True, False, True, False]]
+    assert select_anchors(eligible, confidence, 0.4, "random", noise).tolist() == [[False, False, False, True, True]]
 
 
 def test_no_anchor_is_an_end_a_special_token_or_part_of_an_answer(tiny):
     problems = SUDOKU.problems("train")
-    sampler = BlockDenoiser(length=16, steps=16, block=16, temperature=1.5)
-    noise = sampler.draw(len(problems), torch.Generator().manual_seed(0))
+    sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, temperature=1.5)
+    noise = sampler.sample_noise(len(problems), torch.Generator().manual_seed(0))
     rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), noise)
-    ended = rolled.tokens.clone()
+    ended = rolled.completion_ids.clone()
     ended[:, 9:] = tiny.eos_id  # an end in the middle: nothing after it may be fixed either
     live = torch.arange(16).expand_as(ended) <= 9
 
-    for responses in (rolled, replace(rolled, tokens=ended, live=live)):
+    for responses in (rolled, replace(rolled, completion_ids=ended, completion_mask=live)):
         eligible = eligible_tokens(tiny, SUDOKU, problems, responses)
         assert bool(eligible.any()) or responses is not rolled  # a response that breaks off has no answer to spare
-        special = torch.isin(responses.tokens, torch.tensor([tiny.eos_id, tiny.pad_id, tiny.mask_id]))
-        assert not bool((eligible & (special | ~responses.live)).any())
+        special = torch.isin(responses.completion_ids, torch.tensor([tiny.eos_id, tiny.pad_id, tiny.mask_id]))
+        assert not bool((eligible & (special | ~responses.completion_mask)).any())
         # The answer of a compact Sudoku is what stands in the blank cells.
         blank = torch.tensor([[cell == "0" for cell in p.prompt] for p in problems])
         assert not bool((eligible & blank).any())
@@ -72,22 +74,26 @@ def test_no_anchor_is_an_end_a_special_token_or_part_of_an_answer(tiny):
 
 def test_the_rows_of_a_group_share_their_anchors_and_unknown_problems_have_none(tiny):
     problems = SUDOKU.problems("train")
-    store = pregenerate(tiny, SUDOKU, problems[:4], BlockDenoiser(length=16, steps=16, block=16), 0, 4)
+    store = pregenerate(
+        tiny, SUDOKU, problems[:4], SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16), 0, 4
+    )
     assert store.model_calls == 4 * 16
     keys = [problems[0].key, "never seen", problems[2].key]
-    placed = store.anchors(keys, 3, Spatial(ratio=0.25), torch.rand(3, 16))
-    assert placed.fixed.sum(1).tolist() == [4] * 3 + [0] * 3 + [4] * 3
+    placed = store.select(keys, 3, SpatialPruning(ratio=0.25), torch.rand(3, 16))
+    assert placed.fixed_mask.sum(1).tolist() == [4] * 3 + [0] * 3 + [4] * 3
     for first in (0, 3, 6):
-        assert bool((placed.fixed[first : first + 3] == placed.fixed[first]).all())
+        assert bool((placed.fixed_mask[first : first + 3] == placed.fixed_mask[first]).all())
 
 
 def test_a_store_comes_back_from_disk_and_is_refused_where_it_does_not_fit(tiny, tmp_path):
     problems = SUDOKU.problems("train")[:3]
-    store = pregenerate(tiny, SUDOKU, problems, BlockDenoiser(length=16, steps=16, block=16), 0, 4)
+    store = pregenerate(
+        tiny, SUDOKU, problems, SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16), 0, 4
+    )
     place = tmp_path / "anchors.safetensors"
     store.save(place, tiny)
     again = AnchorStore.load(place, tiny, 16)
-    assert (again.rows, again.model_calls) == (store.rows, store.model_calls)
+    assert (again.row_of_key, again.model_calls) == (store.row_of_key, store.model_calls)
     for name, tensor in store.table.items():
         assert torch.equal(again.table[name], tensor)
     with pytest.raises(CheckpointError, match="have length 16"):
@@ -99,26 +105,26 @@ def test_a_store_comes_back_from_disk_and_is_refused_where_it_does_not_fit(tiny,
 
 def test_a_later_response_takes_the_place_of_an_earlier_one(tiny):
     problems = SUDOKU.problems("train")[:2]
-    sampler = BlockDenoiser(length=16, steps=16, block=16)
-    rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), sampler.draw(2, torch.Generator()))
-    store = AnchorStore(16, tiny.vocabulary)
+    sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16)
+    rolled = sampler(tiny, tiny.encode([p.prompt for p in problems]), sampler.sample_noise(2, torch.Generator()))
+    store = AnchorStore(16, tiny.vocab_size)
     eligible = eligible_tokens(tiny, SUDOKU, problems, rolled)
     right = torch.tensor([True, False])
     store.put(["a", "b"], rolled, eligible, right)
     store.put(["b", "c"], rolled, eligible, right)
-    assert list(store.rows) == ["a", "b", "c"]
-    assert torch.equal(store.table["tokens"][1], rolled.tokens[0].int())
+    assert list(store.row_of_key) == ["a", "b", "c"]
+    assert torch.equal(store.table["token_ids"][1], rolled.completion_ids[0].int())
     assert store.table["correct"].tolist() == [True, True, False]
 
 
 def test_anchors_of_other_weights_another_tokenizer_or_an_unfinished_store_are_refused(tiny, tmp_path):
     problems = SUDOKU.problems("train")[:3]
-    sampler = BlockDenoiser(length=16, steps=16, block=16)
+    sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16)
     place = tmp_path / "a.safetensors"
-    store = pregenerate(tiny, SUDOKU, problems, sampler, 0, 2, place=place)
-    changed = load_policy(ModelChoice(path="tiny/sudoku", attention="eager"))
+    store = pregenerate(tiny, SUDOKU, problems, sampler, 0, 2, path=place)
+    changed = load_policy(ModelConfig(path="tiny/sudoku", attention="eager"))
     with torch.no_grad():
-        changed.core.get_output_embeddings().weight += 0.01
+        changed.unwrapped_model.get_output_embeddings().weight += 0.01
     with pytest.raises(CheckpointError, match="made with other weights"):
         AnchorStore.load(place, changed, 16)
     AnchorStore.load(place, changed, 16, same_model=False)  # a resumed run has moved on
@@ -132,7 +138,7 @@ def test_anchors_of_other_weights_another_tokenizer_or_an_unfinished_store_are_r
 
 def test_an_interrupted_store_goes_on_and_ends_up_the_same(tiny, tmp_path, monkeypatch):
     problems = SUDOKU.problems("train")
-    sampler = BlockDenoiser(length=16, steps=16, block=16)
+    sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16)
     whole = pregenerate(tiny, SUDOKU, problems, sampler, 0, 3)
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     place = tmp_path / "a.safetensors"
@@ -145,23 +151,23 @@ def test_an_interrupted_store_goes_on_and_ends_up_the_same(tiny, tmp_path, monke
         pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, stop, place)
     begun = AnchorStore.load(place, tiny, 16, unfinished=True)
     assert len(begun) == 6
-    again = pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, place=place, begun=begun)
+    again = pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, path=place, unfinished_store=begun)
     assert again.model_calls == whole.model_calls
     for name, tensor in whole.table.items():
         assert torch.equal(again.table[name], tensor)
     with pytest.raises(RecipeError, match=r"other settings \(seed\)"):
-        pregenerate(tiny, SUDOKU, problems, sampler, 1, 3, place=place, begun=AnchorStore.load(place, tiny, 16))
+        pregenerate(tiny, SUDOKU, problems, sampler, 1, 3, path=place, unfinished_store=AnchorStore.load(place, tiny, 16))
 
 
 def test_texts_become_anchors_from_the_first_position_on(tiny):
     problems = SUDOKU.problems("train")[:4]
     texts = {p.key: SUDOKU.reference(p) for p in problems[:3]}
-    store = from_texts(tiny, SUDOKU, problems, texts, 16, 2)
+    store = store_from_texts(tiny, SUDOKU, problems, texts, 16, 2)
     assert (len(store), store.model_calls) == (3, 3)
     assert store.table["correct"].all()
     for problem in problems[:3]:
-        row = store.rows[problem.key]
-        assert tiny.decode(store.table["tokens"][row][None].long()) == [texts[problem.key]]
+        row = store.row_of_key[problem.key]
+        assert tiny.decode(store.table["token_ids"][row][None].long()) == [texts[problem.key]]
         clues = torch.tensor([cell != "0" for cell in problem.prompt])
         assert torch.equal(store.table["eligible"][row], clues)
         confidence = store.table["confidence"][row]
@@ -170,10 +176,17 @@ def test_texts_become_anchors_from_the_first_position_on(tiny):
 
 def test_only_rewarded_responses_may_serve(tiny):
     problems = SUDOKU.problems("train")
-    store = pregenerate(tiny, SUDOKU, problems, BlockDenoiser(length=16, steps=16, block=16, temperature=1.0), 0, 12)
+    store = pregenerate(
+        tiny,
+        SUDOKU,
+        problems,
+        SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, temperature=1.0),
+        0,
+        12,
+    )
     store.table["correct"][::2], store.table["correct"][1::2] = True, False
-    placed = store.anchors([p.key for p in problems], 1, Spatial(ratio=0.25, only="rewarded"), torch.rand(12, 16))
-    assert placed.fixed.sum(1).tolist() == [4, 0] * 6
+    placed = store.select([p.key for p in problems], 1, SpatialPruning(ratio=0.25, only_correct=True), torch.rand(12, 16))
+    assert placed.fixed_mask.sum(1).tolist() == [4, 0] * 6
 
 
 def test_a_file_of_responses_is_read_by_key_or_prompt_and_its_faults_are_named(tmp_path):
@@ -202,11 +215,11 @@ def test_a_file_of_responses_is_read_by_key_or_prompt_and_its_faults_are_named(t
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Spatial(ratio=1.0), "share of fixed tokens"),
-        (lambda: Spatial(ratio=0.1, source="none"), "no source of anchors"),
-        (lambda: Spatial(source="last_visit", path="x"), "remove one of the two"),
-        (lambda: Spatial(source="file"), "there is no path"),
-        (lambda: Temporal(cutoff=1.0), "share of masks left"),
+        (lambda: SpatialPruning(ratio=1.0), "share of fixed tokens"),
+        (lambda: SpatialPruning(ratio=0.1, source="none"), "no source of anchors"),
+        (lambda: SpatialPruning(source="last_visit", path="x"), "remove one of the two"),
+        (lambda: SpatialPruning(source="file"), "there is no path"),
+        (lambda: FixedCutoff(cutoff=1.0), "share of masks left"),
     ],
 )
 def test_impossible_prunings_are_refused(make, words):
@@ -216,6 +229,6 @@ def test_impossible_prunings_are_refused(make, words):
 
 def test_countdown_protects_its_whole_answer():
     problem = COUNTDOWN.problems("train")[0]
-    spans = COUNTDOWN.protected(problem, "7*3=21:(7*3)+12")
+    spans = COUNTDOWN.protected_spans(problem, "7*3=21:(7*3)+12")
     assert spans
     assert any("7*3=21:(7*3)+12"[start:stop].endswith("(7*3)+12") for start, stop in spans)

@@ -7,50 +7,53 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.models.loading import ModelChoice, load_policy
-from stipule.models.memory import KeyValues
-from stipule.recipe import parse_recipe
+from stipule.models.loading import ModelConfig, load_policy
+from stipule.config.recipe import parse_recipe
 from stipule.report.cost_table import cost_table
-from stipule.rollouts.denoise import BlockDenoiser, Noise
-from stipule.rollouts.pruning import Anchors, Confident, Temporal
-from stipule.rollouts.recall import Cache
+from stipule.rollouts.sampler import SemiAutoregressiveSampler, Noise
+from stipule.rollouts.pruning import Anchors, ConfidenceCutoff, FixedCutoff
+from stipule.rollouts.block_kv_cache import CacheConfig
 from tests.models import published
-from tests.rollouts.test_confident import same
-from tests.rollouts.test_denoise import count_calls, no_noise
+from tests.rollouts.test_confidence_cutoff import same
+from tests.rollouts.test_sampler import count_calls, no_noise
 from tests.toys import anchored, prompts
 
-SAMPLER = BlockDenoiser(length=16, steps=16, block=8, temperature=1.0, early_end=False)
-CACHES = [Cache(kind="prefix"), Cache(kind="dual"), Cache(kind="dual", refresh=3)]
+SAMPLER = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=8, temperature=1.0, stop_at_eos=False)
+CACHES = [CacheConfig(kind="prefix"), CacheConfig(kind="dual"), CacheConfig(kind="dual", refresh=3)]
 
 
 def test_a_threshold_that_no_token_reaches_changes_nothing(policy):
     asked, noise = prompts(policy, 6), no_noise(SAMPLER, 6)
     exact = SAMPLER(policy, asked, noise)
-    assert same(replace(SAMPLER, parallel=1.0)(policy, asked, noise), exact)
+    assert same(replace(SAMPLER, confidence_threshold=1.0)(policy, asked, noise), exact)
 
 
 def test_a_threshold_that_every_token_reaches_fills_a_block_a_call(policy):
-    found = replace(SAMPLER, parallel=1e-12)(policy, prompts(policy), no_noise(SAMPLER, 3))
-    assert found.forwards.tolist() == [2, 2, 2]
-    assert found.revealed.tolist() == [[0] * 8 + [1] * 8] * 3
+    found = replace(SAMPLER, confidence_threshold=1e-12)(policy, prompts(policy), no_noise(SAMPLER, 3))
+    assert found.nfe.tolist() == [2, 2, 2]
+    assert found.unmask_step.tolist() == [[0] * 8 + [1] * 8] * 3
 
 
 @pytest.mark.parametrize("steps", [16, 6])
 @pytest.mark.parametrize("anchors", [0, 5])
-@pytest.mark.parametrize("temporal", [Temporal(), Temporal(cutoff=0.25), Confident(cutoff=0.3, at_least=0.3)])
+@pytest.mark.parametrize(
+    "temporal", [FixedCutoff(), FixedCutoff(cutoff=0.25), ConfidenceCutoff(cutoff=0.3, threshold=0.3)]
+)
 def test_each_call_commits_its_quota_and_every_token_of_the_block_that_is_sure(policy, steps, anchors, temporal):
-    sampler = replace(SAMPLER, parallel=0.4, steps=steps)
+    sampler = replace(SAMPLER, confidence_threshold=0.4, steps=steps)
     placed = anchored(policy, 8, 16, anchors)
     with count_calls(policy) as calls:
         found = sampler(policy, prompts(policy, 8), no_noise(sampler, 8), placed, temporal)
-    exact = replace(sampler, parallel=None)(policy, prompts(policy, 8), no_noise(sampler, 8), placed, temporal)
-    assert bool((found.forwards <= exact.forwards).all())
-    assert calls.count == int(found.forwards.max())
-    assert bool((found.tokens != policy.mask_id).all())
-    if temporal == Temporal() and anchors == 0:
-        assert int(found.forwards.sum()) < int(exact.forwards.sum())
-        for row, call in itertools.product(range(8), range(int(found.forwards.max()))):
-            taken = found.confidence[row][found.revealed[row] == call]
+    exact = replace(sampler, confidence_threshold=None)(
+        policy, prompts(policy, 8), no_noise(sampler, 8), placed, temporal
+    )
+    assert bool((found.nfe <= exact.nfe).all())
+    assert calls.count == int(found.nfe.max())
+    assert bool((found.completion_ids != policy.mask_id).all())
+    if temporal == FixedCutoff() and anchors == 0:
+        assert int(found.nfe.sum()) < int(exact.nfe.sum())
+        for row, call in itertools.product(range(8), range(int(found.nfe.max()))):
+            taken = found.confidence[row][found.unmask_step[row] == call]
             assert len(taken) <= -(-16 // steps) or int((taken >= 0.4).sum()) >= len(taken) - -(-16 // steps)
 
 
@@ -59,57 +62,59 @@ def test_each_call_commits_its_quota_and_every_token_of_the_block_that_is_sure(p
 )
 @pytest.mark.parametrize("anchors", [0, 5])
 def test_an_approximate_row_does_not_depend_on_its_batch_mates(policy, approximate, anchors):
-    sampler = replace(SAMPLER, block=4, **approximate)
+    sampler = replace(SAMPLER, block_length=4, **approximate)
     asked, noise, placed = prompts(policy, 4), no_noise(sampler, 4), anchored(policy, 4, 16, anchors)
     together = sampler(policy, asked, noise, placed)
-    assert same(sampler(policy, asked, noise, placed, at_once=2), together)
+    assert same(sampler(policy, asked, noise, placed, max_batch_size=2), together)
     for row in range(4):
         one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
-        mine = type(placed)(placed.tokens[row : row + 1], placed.fixed[row : row + 1])
+        mine = type(placed)(placed.token_ids[row : row + 1], placed.fixed_mask[row : row + 1])
         alone = sampler(policy, asked[row : row + 1], one, mine)
-        assert alone.tokens[0].tolist() == together.tokens[row].tolist()
-        assert alone.revealed[0].tolist() == together.revealed[row].tolist()
+        assert alone.completion_ids[0].tolist() == together.completion_ids[row].tolist()
+        assert alone.unmask_step[0].tolist() == together.unmask_step[row].tolist()
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-@pytest.mark.parametrize("temporal", [Temporal(), Confident(cutoff=0.5, at_least=0.5)])
+@pytest.mark.parametrize("temporal", [FixedCutoff(), ConfidenceCutoff(cutoff=0.5, threshold=0.5)])
 @pytest.mark.parametrize("steps", [8, 16])
 def test_rows_in_different_blocks_and_calls_that_reach_over_a_block_keep_to_themselves(policy, kind, temporal, steps):
     """Two tokens a call or one, odd numbers of masks, and a row that begins a block later than the others."""
-    sampler = replace(SAMPLER, steps=steps, block=4, cache=Cache(kind=kind))
+    sampler = replace(SAMPLER, steps=steps, block_length=4, cache=CacheConfig(kind=kind))
     asked, noise = prompts(policy, 3), no_noise(sampler, 3)
     fixed = torch.tensor([[1, 1, 1, 1] + [0] * 12, [0, 1] + [0] * 14, [0] * 5 + [1] + [0] * 10], dtype=torch.bool)
     placed = Anchors(torch.full((3, 16), 7), fixed)
     together = sampler(policy, asked, noise, placed, temporal)
-    assert bool((together.tokens != policy.mask_id).all())
+    assert bool((together.completion_ids != policy.mask_id).all())
     for row in range(3):
         one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
-        mine = Anchors(placed.tokens[row : row + 1], fixed[row : row + 1])
+        mine = Anchors(placed.token_ids[row : row + 1], fixed[row : row + 1])
         alone = sampler(policy, asked[row : row + 1], one, mine, temporal)
-        assert alone.tokens[0].tolist() == together.tokens[row].tolist()
+        assert alone.completion_ids[0].tolist() == together.completion_ids[row].tolist()
         assert torch.allclose(alone.confidence[0], together.confidence[row], atol=1e-4)
 
 
 def test_blocks_are_filled_in_order_whatever_is_sure_beyond_them(policy):
-    sampler = replace(SAMPLER, block=4, parallel=0.3)
-    found = sampler(policy, prompts(policy, 12), no_noise(sampler, 12), None, Confident(cutoff=0.7, at_least=0.6))
-    by_block = found.revealed.unflatten(1, (-1, 4))
+    sampler = replace(SAMPLER, block_length=4, confidence_threshold=0.3)
+    found = sampler(
+        policy, prompts(policy, 12), no_noise(sampler, 12), None, ConfidenceCutoff(cutoff=0.7, threshold=0.6)
+    )
+    by_block = found.unmask_step.unflatten(1, (-1, 4))
     assert bool((by_block.amax(2)[:, :-1] <= by_block.amin(2)[:, 1:]).all())
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 def test_calls_of_one_token_a_block_are_all_full_and_exact(policy, kind):
     """Every block ends in the call that begins it, so nothing is ever taken from memory."""
-    sampler = replace(SAMPLER, block=1)
+    sampler = replace(SAMPLER, block_length=1)
     asked, noise = prompts(policy, 4), no_noise(sampler, 4)
-    assert same(replace(sampler, cache=Cache(kind=kind))(policy, asked, noise), sampler(policy, asked, noise))
+    assert same(replace(sampler, cache=CacheConfig(kind=kind))(policy, asked, noise), sampler(policy, asked, noise))
 
 
 @pytest.mark.parametrize(("refresh", "full"), [(0, [1, 0, 0, 0]), (2, [1, 0, 1, 0]), (3, [1, 0, 0, 1])])
 def test_a_block_begins_with_a_full_call_and_is_refreshed_in_time(policy, refresh, full):
     widths = []
-    sampler = replace(SAMPLER, block=4, cache=Cache(kind="dual", refresh=refresh))
-    hook = policy.core.base_model.register_forward_pre_hook(
+    sampler = replace(SAMPLER, block_length=4, cache=CacheConfig(kind="dual", refresh=refresh))
+    hook = policy.unwrapped_model.base_model.register_forward_pre_hook(
         lambda module, arguments, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     sampler(policy, prompts(policy, 1), no_noise(sampler, 1))
@@ -124,7 +129,7 @@ def test_a_block_begins_with_a_full_call_and_is_refreshed_in_time(policy, refres
 def test_a_part_that_nothing_has_changed_since_says_what_the_whole_says(tmp_path, family, attention):
     """The oracle of the mechanism: with an unchanged canvas remembered keys and values are the true ones."""
     published.write(family, tmp_path / "model")
-    policy = load_policy(ModelChoice(path=str(tmp_path / "model"), attention=attention, **published.choice(family)))
+    policy = load_policy(ModelConfig(path=str(tmp_path / "model"), attention=attention, **published.choice(family)))
     tokens = torch.randint(4, 20, (3, 12), generator=torch.Generator().manual_seed(0))
     attend = torch.arange(12) >= torch.tensor([0, 3, 1])[:, None]
     asked = torch.zeros(3, 12, dtype=torch.bool)
@@ -132,14 +137,14 @@ def test_a_part_that_nothing_has_changed_since_says_what_the_whole_says(tmp_path
     asked.scatter_(1, columns[:, 1:], True)
     at = torch.tensor([2, 0, 1])
     for mask, word in ((attend, 3), (None, 2)):
-        memory = KeyValues(3, 14)
+        memory = policy.new_kv_cache(3, 14)
         with torch.no_grad():
-            whole = policy.states(tokens, mask, asked, 9)
-            assert torch.equal(memory.states(policy, at, tokens, mask, asked, 9), whole)
-            part = memory.states(policy, at, tokens, mask, asked, 9, columns)
+            whole = policy.hidden_states(tokens, mask, asked, 9)
+            assert torch.equal(memory.hidden_states(at, tokens, mask, asked, 9), whole)
+            part = memory.hidden_states(at, tokens, mask, asked, 9, columns)
             assert torch.allclose(part, whole, atol=1e-5)
             tokens[:, 11] = word  # a later change: seen by a call that computes it, not by the others
-            told = memory.states(policy, at, tokens, mask, asked, 9, columns)
+            told = memory.hidden_states(at, tokens, mask, asked, 9, columns)
         assert torch.allclose(told[:6], whole[:6], atol=1e-5)
         assert not torch.allclose(told[6:], whole[6:], atol=1e-3)
 
@@ -147,8 +152,8 @@ def test_a_part_that_nothing_has_changed_since_says_what_the_whole_says(tmp_path
 def test_what_makes_no_sense_is_refused(policy):
     data = {"task": {"kind": "sudoku"}, "model": {"path": "tiny/sudoku"}}
     for changes, words in {
-        ("sampler.parallel=1.5",): "must lie in \\(0, 1\\]",
-        ("sampler.parallel=0.9", "sampler.order=random"): "leave parallel out",
+        ("sampler.confidence_threshold=1.5",): "must lie in \\(0, 1\\]",
+        ("sampler.confidence_threshold=0.9", "sampler.remasking=random"): "leave parallel out",
         ("sampler.cache.kind=dual", "sampler.cache.refresh=1"): "full calls only leave sampler.cache out",
         ("sampler.cache.kind=dual", "model.attention=flash_attention_2"): "set model.attention=sdpa",
         ("sampler.cache.kind=single",): "allowed: prefix, dual",

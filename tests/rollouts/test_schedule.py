@@ -6,7 +6,14 @@ import math
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.rollouts.schedule import anchors_for, check_schedule, plan, published_quotas, share_of, spread
+from stipule.rollouts.schedule import (
+    num_anchors,
+    check_sizes,
+    unmask_schedule,
+    llada_transfer_schedule,
+    floor_fraction,
+    transfer_schedule,
+)
 
 
 def masks(length, block, fixed):
@@ -19,8 +26,8 @@ def masks(length, block, fixed):
     [(0.05, 0, 122), (0.10, 0, 115), (0, 0.05, 123), (0, 0.10, 117), (0.05, 0.05, 117), (0, 0, 128)],
 )
 def test_llada_sizes_cost_what_theorem_4_1_says(gamma, cutoff, calls):
-    found = plan(masks(256, 32, anchors_for(gamma, 256)), 256, 128, 32, cutoff, "global")
-    assert found.forwards == calls
+    found = unmask_schedule(masks(256, 32, num_anchors(gamma, 256)), 256, 128, 32, cutoff, "global")
+    assert found.nfe == calls
 
 
 GRID = [
@@ -39,58 +46,60 @@ def test_calls_equal_the_closed_form_wherever_the_anchors_lie(length, steps, blo
         closed = math.ceil(max(0, left - cut) * steps / length) + (1 if min(left, cut) > 0 else 0)
         leftmost = masks(length, block, fixed)
         for layout in {leftmost, tuple(reversed(leftmost))}:
-            found = plan(layout, length, steps, block, cutoff, "global")
-            assert found.forwards == closed
-            assert sum(found.quotas) == left
-            assert min(found.quotas, default=1) >= 1  # no call is wasted
+            found = unmask_schedule(layout, length, steps, block, cutoff, "global")
+            assert found.nfe == closed
+            assert sum(found.num_transfer_tokens) == left
+            assert min(found.num_transfer_tokens, default=1) >= 1  # no call is wasted
             assert found.argmax == tuple(i == closed - 1 and min(left, cut) > 0 for i in range(closed))
-            assert all(width >= quota for width, quota in zip(found.widths, found.quotas, strict=True))
+            assert all(
+                width >= quota for width, quota in zip(found.num_candidates, found.num_transfer_tokens, strict=True)
+            )
 
 
 @pytest.mark.parametrize(("length", "steps", "block"), GRID)
 def test_without_pruning_the_quotas_are_the_published_ones(length, steps, block):
-    assert spread(length, length, steps, block) == published_quotas(length, steps, block)
+    assert transfer_schedule(length, length, steps, block) == llada_transfer_schedule(length, steps, block)
 
 
 def test_published_quotas_of_an_uneven_block_come_early():
     # 8 tokens in 6 calls: LLaDA's get_num_transfer_tokens gives the remainder to the first calls.
-    assert published_quotas(16, 12, 8) == [2, 2, 1, 1, 1, 1] * 2
+    assert llada_transfer_schedule(16, 12, 8) == [2, 2, 1, 1, 1, 1] * 2
 
 
 def test_a_cutoff_inside_each_block_finishes_every_block_in_one_call():
-    found = plan((8, 8), 16, 16, 8, 0.25, "block")
-    assert found.quotas == (1, 1, 1, 1, 1, 1, 2) * 2
+    found = unmask_schedule((8, 8), 16, 16, 8, 0.25, "block")
+    assert found.num_transfer_tokens == (1, 1, 1, 1, 1, 1, 2) * 2
     assert found.argmax == (False,) * 6 + (True,) + (False,) * 6 + (True,)
 
 
 def test_at_0_05_a_cutoff_inside_blocks_of_32_saves_nothing():
     # 1.6 of 32 tokens are less than the two tokens that one call commits anyway.
-    assert plan((32,) * 8, 256, 128, 32, 0.05, "block").forwards >= 128
+    assert unmask_schedule((32,) * 8, 256, 128, 32, 0.05, "block").nfe >= 128
 
 
 def test_a_quota_that_a_block_cannot_take_goes_to_the_next_in_the_same_call():
-    found = plan((1, 4), 8, 4, 4, 0.0, "global")
-    assert found.quotas == (2, 2, 1)
-    assert found.widths == (1 + 4, 3, 1)
+    found = unmask_schedule((1, 4), 8, 4, 4, 0.0, "global")
+    assert found.num_transfer_tokens == (2, 2, 1)
+    assert found.num_candidates == (1 + 4, 3, 1)
 
 
 def test_shares_mean_what_people_mean():
-    assert share_of(0.29, 100) == 29
-    assert share_of(0.05, 256) == 12
-    assert [anchors_for(g, 256) for g in (0.05, 0.1)] == [13, 26]
-    assert anchors_for(0.125, 20) == 3  # 2.5: halves upwards
+    assert floor_fraction(0.29, 100) == 29
+    assert floor_fraction(0.05, 256) == 12
+    assert [num_anchors(g, 256) for g in (0.05, 0.1)] == [13, 26]
+    assert num_anchors(0.125, 20) == 3  # 2.5: halves upwards
 
 
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ((256, 128, 33), "sampler.block is 33; it must divide sampler.length, which is 256; try 32"),
-        ((256, 100, 32), "multiple of 8 and at most sampler.length = 256; try 96"),
-        ((16, 32, 16), "at most sampler.length = 16; try 16"),
+        ((256, 128, 33), "sampler.block_length is 33; it must divide sampler.gen_length, which is 256; try 32"),
+        ((256, 100, 32), "multiple of 8 and at most sampler.gen_length = 256; try 96"),
+        ((16, 32, 16), "at most sampler.gen_length = 16; try 16"),
         ((0, 1, 1), "all must be 1 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_a_remedy(sizes, words):
     with pytest.raises(RecipeError) as error:
-        check_schedule(*sizes)
+        check_sizes(*sizes)
     assert words in str(error.value)

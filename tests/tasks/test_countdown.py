@@ -93,7 +93,7 @@ def test_prompts_hold_the_puzzle():
 
 @pytest.mark.parametrize("operations", ["+-", "+-*", "+-*/"])
 def test_operations_limit_what_puzzles_are_made_with(operations):
-    task = Countdown(prompt="compact", operations=operations, habit=0.0, test_problems=100)
+    task = Countdown(prompt="compact", operations=operations, wrong_demo_fraction=0.0, test_problems=100)
     text = "".join(response for _, response in islice(task.demonstrations(random.Random(0)), 500))
     assert {sign for sign in "+-*/" if sign in text} == set(operations)
 
@@ -176,7 +176,7 @@ def test_no_text_crashes_grading_or_protection(response):
     for task in (small, d1):
         problem = task.problem((3, 7, 12), 15)
         assert task.grade(problem, response).reward in (0.0, 0.1, 1.0)
-        assert all(0 <= start < end <= len(response) for start, end in task.protected(problem, response))
+        assert all(0 <= start < end <= len(response) for start, end in task.protected_spans(problem, response))
 
 
 @pytest.mark.parametrize(

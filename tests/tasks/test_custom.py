@@ -5,8 +5,8 @@ import json
 import pytest
 
 from stipule.errors import RecipeError, StipuleError
-from stipule.recipe import parse_recipe
-from stipule.rollouts.grading import grade
+from stipule.config.recipe import parse_recipe
+from stipule.rollouts.reward_batch import compute_rewards
 from stipule.tasks.custom import Custom
 from stipule.tasks.rewards import Reward
 
@@ -57,8 +57,8 @@ def task(tmp_path, *functions, train=({"prompt": "a", "solution": "x"}, {"prompt
 
 def test_rewards_are_the_weighted_sum_of_what_applies(tmp_path):
     mine = task(tmp_path, "is_right", "by_length", "later", weights=(2.0, 1.0, 10.0))
-    graded = grade(mine, mine.problems("train"), ["x", "xyz"])
-    assert graded.reward.tolist() == pytest.approx([2 + 0.1 + 5, 0.3 + 5])
+    graded = compute_rewards(mine, mine.problems("train"), ["x", "xyz"])
+    assert graded.rewards.tolist() == pytest.approx([2 + 0.1 + 5, 0.3 + 5])
     assert graded.correct.tolist() == [True, False]
     assert graded.grades[1].parts == {"is_right": 0.0, "by_length": 0.3, "later": 0.5}
 
@@ -68,7 +68,7 @@ def test_conversations_come_as_messages_and_go_as_messages(tmp_path):
     mine = task(tmp_path, "in_chat", train=({"prompt": chat},))
     (problem,) = mine.problems("train")
     assert (problem.prompt, list(problem.turns)) == ("yes or no?", chat)
-    assert grade(mine, [problem] * 2, ["yes", "no"]).reward.tolist() == [1.0, 0.0]
+    assert compute_rewards(mine, [problem] * 2, ["yes", "no"]).rewards.tolist() == [1.0, 0.0]
 
 
 def test_trls_own_reward_runs_unchanged(tmp_path):
@@ -81,7 +81,7 @@ def test_trls_own_reward_runs_unchanged(tmp_path):
         test=written(tmp_path / "b.jsonl", {"prompt": [{"role": "user", "content": "2?"}], "solution": r"$2$"}),
     )
     problems = mine.problems("train") * 2
-    assert grade(mine, problems, [r"It is \boxed{\frac{2}{2}}", r"\boxed{3}"]).reward.tolist() == [1.0, 0.0]
+    assert compute_rewards(mine, problems, [r"It is \boxed{\frac{2}{2}}", r"\boxed{3}"]).rewards.tolist() == [1.0, 0.0]
 
 
 def test_what_a_function_does_wrong_stops_the_run(tmp_path):
@@ -93,7 +93,7 @@ def test_what_a_function_does_wrong_stops_the_run(tmp_path):
     ):
         mine = task(tmp_path, name)
         with pytest.raises(error, match=words):
-            grade(mine, mine.problems("train"), ["x", "y"])
+            compute_rewards(mine, mine.problems("train"), ["x", "y"])
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_the_answer_column_is_never_part_of_an_anchor(tmp_path):
     )
     (problem,) = mine.problems("train")
     text = "so 42 it is <answer>4</answer>"
-    assert [text[a:b] for a, b in mine.protected(problem, text)] == ["42", "<answer>4</answer>"]
+    assert [text[a:b] for a, b in mine.protected_spans(problem, text)] == ["42", "<answer>4</answer>"]

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.recipe import dump_recipe, parse_recipe
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.gsm8k import Gsm8k
@@ -70,7 +70,7 @@ def test_the_evaluation_prompt_starts_the_response(gsm8k):
     ):
         problem = task.problem("q", "5") if isinstance(task, Math) else task.problems("test")[0]
         assert problem.prefill == "<reasoning>"
-        assert [turn["role"] for turn in problem.turns] == ["user", "assistant"]
+        assert [turn["role"] for turn in problem.messages] == ["user", "assistant"]
         assert ("\\boxed{" in problem.prompt) == (task.kind != "sudoku")
     assert gsm8k().problems("test")[0].turns == gsm8k().problems("test")[0].prompt
 
@@ -78,8 +78,8 @@ def test_the_evaluation_prompt_starts_the_response(gsm8k):
 def test_a_policy_puts_the_prefill_after_its_header(policy):
     from stipule.tasks.problem import Problem
 
-    asked = policy.encode([Problem("k", "3,7,12=33", {}).turns]).tokens[0].tolist()
-    begun = policy.encode([Problem("k", "3,7,12=33", {}, prefill="3,7").turns]).tokens[0].tolist()
+    asked = policy.encode([Problem("k", "3,7,12=33", {}).messages]).tokens[0].tolist()
+    begun = policy.encode([Problem("k", "3,7,12=33", {}, prefill="3,7").messages]).tokens[0].tolist()
     assert begun == [*asked, *policy.tokenizer("3,7")["input_ids"]]
 
 
@@ -189,10 +189,10 @@ def test_protected_is_the_answer_wherever_it_stands(gsm8k):
     assert [text[a:b] for a, b in task.protected(problem, text)] == ["14", "14.0", r"\boxed{3}", "<answer>x</answer>"]
     math = Math()
     text = r"then 16\sqrt{3} and 16 \sqrt {3}, 116\sqrt{3} \boxed{"
-    found = [text[a:b] for a, b in math.protected(math.problem("q", r"16 \sqrt{3}"), text)]
+    found = [text[a:b] for a, b in math.protected_spans(math.problem("q", r"16 \sqrt{3}"), text)]
     assert found == [r"16\sqrt{3}", r"16 \sqrt {3}", r"\boxed{"]
     text = r"\tfrac{1}{2} or \frac{1}{2}"
-    assert len(math.protected(math.problem("q", r"\dfrac{1}{2}"), text)) == 2
+    assert len(math.protected_spans(math.problem("q", r"\dfrac{1}{2}"), text)) == 2
 
 
 def test_sudoku_examples_are_out_of_training():

@@ -170,11 +170,11 @@ def test_no_text_crashes_grading_or_protection(response):
     for task in (compact, d1):
         problem = task.problem(PUZZLE)
         assert 0 <= task.grade(problem, response).parts["cells"] <= 1
-        assert all(0 <= start < end <= len(response) for start, end in task.protected(problem, response))
+        assert all(0 <= start < end <= len(response) for start, end in task.protected_spans(problem, response))
 
 
 def test_blank_cells_of_a_compact_response_are_protected():
-    spans = compact.protected(compact.problem(PUZZLE), SOLVED)
+    spans = compact.protected_spans(compact.problem(PUZZLE), SOLVED)
     free = "".join(digit for cell, digit in enumerate(SOLVED) if not any(start <= cell < end for start, end in spans))
     assert free == PUZZLE.replace("0", "")
     assert spans == [(0, 1), (2, 3), (4, 5), (7, 9), (11, 13), (14, 15)]
@@ -182,26 +182,26 @@ def test_blank_cells_of_a_compact_response_are_protected():
 
 def test_where_blanks_may_be_anchors_the_clues_may_not():
     hints = Sudoku(prompt="compact", anchors="blanks")
-    spans = hints.protected(hints.problem(PUZZLE), SOLVED)
+    spans = hints.protected_spans(hints.problem(PUZZLE), SOLVED)
     free = [cell for cell in range(16) if not any(start <= cell < end for start, end in spans)]
     assert free == [cell for cell, clue in enumerate(PUZZLE) if clue == "0"]
-    assert hints.protected(hints.problem(PUZZLE), "12") == [(0, 2)]
+    assert hints.protected_spans(hints.problem(PUZZLE), "12") == [(0, 2)]
     with pytest.raises(RecipeError, match=r"task\.prompt=compact"):
         Sudoku(anchors="blanks")
 
 
 @pytest.mark.parametrize("response", [SOLVED[:15], SOLVED + "1", SOLVED + "\n", "x"])
 def test_a_compact_response_of_another_length_is_protected_whole(response):
-    assert compact.protected(compact.problem(PUZZLE), response) == [(0, len(response))]
+    assert compact.protected_spans(compact.problem(PUZZLE), response) == [(0, len(response))]
 
 
 def test_an_empty_response_has_nothing_to_protect():
-    assert compact.protected(compact.problem(PUZZLE), "") == []
+    assert compact.protected_spans(compact.problem(PUZZLE), "") == []
 
 
 def test_answers_and_copies_of_the_solution_are_protected_in_d1():
     response = f"maybe {SOLVED}, yes <answer>\n{SOLVED}\n</answer> done"
-    covered = [response[start:end] for start, end in d1.protected(d1.problem(PUZZLE), response)]
+    covered = [response[start:end] for start, end in d1.protected_spans(d1.problem(PUZZLE), response)]
     assert covered == [SOLVED, f"<answer>\n{SOLVED}\n</answer>"]
 
 
@@ -217,7 +217,7 @@ def test_demonstrations_come_from_training_grids_and_are_hasty_by_habit():
 
 @pytest.mark.parametrize("habit", [0.0, 1.0])
 def test_habit_is_the_share_of_hasty_demonstrations(habit):
-    task = Sudoku(prompt="compact", habit=habit)
+    task = Sudoku(prompt="compact", wrong_demo_fraction=habit)
     for puzzle, response in islice(task.demonstrations(random.Random(0)), 200):
         assert response == (hasty(puzzle) if habit else brute_force(puzzle)[0])
 

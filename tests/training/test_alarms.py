@@ -7,24 +7,24 @@ import pytest
 
 from stipule.errors import AlarmError, RecipeError, RewardError
 from stipule.models.loading import save_policy
-from stipule.recipe import dump_recipe, parse_recipe
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.report.glossary import explain
 from stipule.training.alarms import Alarms
-from stipule.training.folder import RunFolder
+from stipule.training.run_folder import RunFolder
 from stipule.training.loop import train
 from tests.toys import random_policy
 
 HEALTHY = {
     "reward/mean": 0.3,
-    "reward/solved": 0.2,
-    "reward/spread": 0.5,
+    "reward/accuracy": 0.2,
+    "reward/frac_nonzero_std": 0.5,
     "response/copies": 0.2,
     "response/repetition": 0.05,
     "response/confidence": 0.9,
     "policy/ratio_max": 1.5,
-    "policy/clipped": 0.1,
+    "policy/clip_ratio": 0.1,
     "policy/kl": 0.05,
-    "policy/gradient_norm": 1.0,
+    "policy/grad_norm": 1.0,
     "variance/estimate": 0.01,
 }
 
@@ -54,14 +54,14 @@ def test_a_healthy_run_raises_nothing_at_any_step():
     ("name", "key", "value", "steps"),
     [
         ("ratio", "policy/ratio_max", 31.0, 1),
-        ("clipped", "policy/clipped", 0.6, 3),
+        ("clipped", "policy/clip_ratio", 0.6, 3),
         ("kl", "policy/kl", 2.0, 2),
         ("confidence", "response/confidence", 0.9995, 3),
         ("repetition", "response/repetition", 0.7, 3),
         ("copies", "response/copies", 1.0, 5),
-        ("spread", "reward/spread", 0.0, 20),
+        ("spread", "reward/frac_nonzero_std", 0.0, 20),
         ("variance", "variance/estimate", 0.5, 3),
-        ("gradient", "policy/gradient_norm", 60.0, 2),
+        ("gradient", "policy/grad_norm", 60.0, 2),
         ("collapse", "reward/mean", 0.01, 6),
     ],
 )
@@ -71,14 +71,16 @@ def test_each_alarm_rings_at_its_step_with_a_remedy_and_can_be_turned_off(name, 
     (event,) = Alarms().raised(lines)
     assert (event["name"], event["key"]) == (name, key)
     assert names(lines[:-1]) == []  # not a step earlier
-    assert any(word in event["words"] for word in ("lower", "raise", "choose")) and "{" not in event["words"]
+    assert any(word in event["message"] for word in ("lower", "raise", "choose")) and "{" not in event["message"]
     assert names(lines, **{name: None}) == []
 
 
-@pytest.mark.parametrize("key", ["response/confidence", "response/copies", "reward/spread", "variance/estimate"])
+@pytest.mark.parametrize(
+    "key", ["response/confidence", "response/copies", "reward/frac_nonzero_std", "variance/estimate"]
+)
 def test_success_is_no_alarm(key):
-    value = {"reward/spread": 0.0}.get(key, 1.0)
-    solved = {"reward/solved": 1.0, "reward/mean": 1.0}
+    value = {"reward/frac_nonzero_std": 0.0}.get(key, 1.0)
+    solved = {"reward/accuracy": 1.0, "reward/mean": 1.0}
     assert names(run_of(30, {key: value} | solved, after=10)) == []
     assert names(run_of(40, {key: value}, after=10)) != []  # without success it is one
 
@@ -113,10 +115,17 @@ def run(base, folder, *overrides):
         "task": {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]}
         | {"train_problems": 12, "test_problems": 8},
         "model": {"path": str(base), "attention": "eager"},
-        "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
-        "objective": {"kind": "grpo", "kl": 0.04},
+        "sampler": {"gen_length": 12, "steps": 6, "block_length": 6, "temperature": 1.0},
+        "objective": {"kind": "grpo", "beta": 0.04},
         "optimizer": {"learning_rate": 1e-3},
-        "training": {"steps": 5, "problems": 4, "group": 4, "updates": 2, "save_every": 1, "keep": 1},
+        "training": {
+            "steps": 5,
+            "prompts_per_step": 4,
+            "num_generations": 4,
+            "num_iterations": 2,
+            "save_every": 1,
+            "save_total_limit": 1,
+        },
     }
     recipe, heard = parse_recipe(data, overrides), []
     told = RunFolder.create(folder, dump_recipe(recipe))
@@ -134,15 +143,17 @@ def test_a_learning_rate_a_hundred_times_too_high_rings_within_five_steps(base, 
     assert all(explain(key) for line in lines for key in line)  # and what it logs is in the glossary
     lines, heard, _ = run(base, tmp_path / "hot", "optimizer.learning_rate=0.1")
     assert "ratio" in {event["name"] for event in heard}
-    assert "lower optimizer.learning_rate" in heard[0]["words"]
-    assert lines[heard[0]["step"] - 1]["alarms"][0]["words"] == heard[0]["words"]
+    assert "lower optimizer.learning_rate" in heard[0]["message"]
+    assert lines[heard[0]["step"] - 1]["alarms"][0]["message"] == heard[0]["message"]
 
 
 def test_identical_group_members_ring_within_five_steps(base, tmp_path):
     _, heard, _ = run(base, tmp_path / "run", "sampler.temperature=0")
     (event,) = [event for event in heard if event["name"] == "copies"]
     assert event["step"] == 5
-    assert "100% of the groups every response is a copy" in event["words"] and "raise sampler.temp" in event["words"]
+    assert (
+        "100% of the groups every response is a copy" in event["message"] and "raise sampler.temp" in event["message"]
+    )
 
 
 def test_a_reward_of_nan_rings_is_written_down_and_ends_the_run(base, tmp_path, monkeypatch):
@@ -155,13 +166,13 @@ def test_a_reward_of_nan_rings_is_written_down_and_ends_the_run(base, tmp_path, 
     task = f"task={{kind: custom, train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl, "
     lines, (event,), error = run(base, tmp_path / "run", task + "reward: {functions: [rewards_for_alarms:broken]}}")
     assert event["name"] == "not_a_number" and event["step"] == 1
-    assert "is not a finite number" in event["words"] and "look at the reward function" in event["words"]
+    assert "is not a finite number" in event["message"] and "look at the reward function" in event["message"]
     assert [line["step"] for line in lines] == [1] and lines[0]["alarms"][0]["name"] == "not_a_number"
     assert "rewards must be finite numbers" in str(error)
 
 
 def test_the_last_checkpoint_before_the_first_alarm_is_never_removed(base, tmp_path):
-    quiet = ["alarms.ratio=null", "alarms.kl=null", "alarms.clipped=null", "alarms.gradient=null"]
+    quiet = ["alarms.ratio=null", "alarms.kl=null", "alarms.clip_ratio=null", "alarms.grad_norm=null"]
     run(base, tmp_path / "run", "optimizer.learning_rate=0.1", *quiet, "alarms.repetition=0", "training.steps=5")
     lines = RunFolder(tmp_path / "run").read_metrics()
     first = next(line["step"] for line in lines if "alarms" in line)

@@ -12,7 +12,7 @@ PROGRAM = (
     "import sys; from stipule.rollouts import pregenerate; pregenerate.SAVE_SECONDS = 0.0; "
     "from stipule.cli import main; sys.argv = ['stipule', *sys.argv[1:]]; main()"
 )
-WORDS = ["anchors", "build", "quickstart", "task.train_problems=48", "training.rollout_rows=4"]
+WORDS = ["anchors", "build", "quickstart", "task.train_problems=48", "training.rollout_batch_size=4"]
 
 
 def build(place):

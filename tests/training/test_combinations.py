@@ -6,15 +6,14 @@ from typing import get_args
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from stipule.errors import RecipeError
-from stipule.recipe import parse_recipe
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.pruning import Temporal
+from stipule.config.recipe import parse_recipe
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.rollouts.pruning import FixedCutoff
 from stipule.training import settings
-from stipule.training.clock import Clock
-from stipule.training.update import learn
+from stipule.training.context import RunContext
+from stipule.training.rl_step import update_policy
 from tests.toys import anchored, prompts, random_policy
 
 GROUP, LENGTH = 4, 12
@@ -30,12 +29,12 @@ def kinds(union):
 def wanted(estimator, credit, objective, pruned):
     return {
         "task": {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]},
-        "sampler": {"length": LENGTH, "steps": LENGTH, "block": 6, "temperature": 1.0},
+        "sampler": {"gen_length": LENGTH, "steps": LENGTH, "block_length": 6, "temperature": 1.0},
         "pruning": {"spatial": {"ratio": 0.2 * pruned}, "temporal": {"cutoff": 0.2 * pruned}},
         "estimator": {"kind": estimator} | FITTING.get(estimator, {}),
         "credit": {"kind": credit},
         "objective": {"kind": objective},
-        "training": {"group": GROUP, "updates": 2, "score_rows": 3},
+        "training": {"num_generations": GROUP, "num_iterations": 2, "micro_batch_size": 3},
     }
 
 
@@ -43,19 +42,19 @@ def wanted(estimator, credit, objective, pruned):
 def rolled():
     """Responses to two problems, without and with pruning."""
     policy = random_policy()
-    sampler = BlockDenoiser(length=LENGTH, steps=LENGTH, block=6, temperature=1.0)
+    sampler = SemiAutoregressiveSampler(gen_length=LENGTH, steps=LENGTH, block_length=6, temperature=1.0)
     asked = prompts(policy, 2).repeat(GROUP)
-    noise = sampler.draw(2 * GROUP, torch.Generator().manual_seed(0))
+    noise = sampler.sample_noise(2 * GROUP, torch.Generator().manual_seed(0))
     placed = anchored(policy, 2 * GROUP, LENGTH, 2)
     return {
         False: sampler(policy, asked, noise),
-        True: sampler(policy, asked, noise, placed, Temporal(cutoff=0.2)),
+        True: sampler(policy, asked, noise, placed, FixedCutoff(cutoff=0.2)),
     }
 
 
 COMBINATIONS = list(
     itertools.product(
-        kinds(settings.AnyEstimator), kinds(settings.AnyCredit), kinds(settings.AnyObjective), (False, True)
+        kinds(settings.AnyEstimator), kinds(settings.AnyAdvantage), kinds(settings.AnyObjective), (False, True)
     )
 )
 
@@ -66,69 +65,71 @@ def test_every_admitted_combination_takes_a_step(combination, rolled):
         recipe = parse_recipe(wanted(*combination))
     except RecipeError as refusal:
         # The one refusal among defaults: SPG with the KL that GRPO has by default.
-        assert combination[0] == "spg" and "objective.kl" in str(refusal)
-        recipe = parse_recipe(wanted(*combination), ["objective.kl=0"])
+        assert combination[0] == "spg" and "objective.beta" in str(refusal)
+        recipe = parse_recipe(wanted(*combination), ["objective.beta=0"])
     policy, responses = random_policy(), rolled[combination[3]]
     policy.model.requires_grad_(True)
-    policy.frozen = random_policy(1).model if recipe.objective.kl > 0 else None
-    before = [p.detach().clone() for p in policy.trainable().values()]
-    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1e-3)
-    clock = Clock(policy.device)
-    advantage = recipe.credit(REWARD, GROUP)
-    found = learn(recipe, policy, optimizer, Accelerator(), responses, advantage, 0, clock)
+    policy.ref_model = random_policy(1).model if recipe.objective.beta > 0 else None
+    before = [p.detach().clone() for p in policy.trainable_parameters().values()]
+    optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=1e-3)
+    run = RunContext.single_process(recipe, policy, optimizer)
+    clock = run.timer
+    found = update_policy(run, responses, recipe.advantage(REWARD, GROUP), 0)
     assert all(math.isfinite(value) for value in found.values()), found
-    assert found["policy/gradient_norm"] > 0
-    assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable().values(), strict=True))
+    assert found["policy/grad_norm"] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable_parameters().values(), strict=True))
     # Nothing is scored twice or for nobody: no old policy without a ratio, no reference without a KL.
     estimator, objective = recipe.estimator, recipe.objective
-    if not objective.compares and objective.kl == 0:
-        assert clock.calls["score"] == 0
-    assert clock.calls["update"] <= 2 * len(REWARD) * estimator.views(LENGTH, LENGTH)
+    if not objective.uses_old_policy and objective.beta == 0:
+        assert clock.nfe["logps"] == 0
+    assert clock.nfe["update"] <= 2 * len(REWARD) * estimator.num_masks(LENGTH, LENGTH)
 
 
 def test_an_estimator_without_noise_scores_old_and_reference_once(rolled):
     for kl, calls in ((0.0, 0), (0.1, 1)):
-        recipe = parse_recipe(wanted("autoregressive", "group_relative", "grpo", False), [f"objective.kl={kl}"])
+        recipe = parse_recipe(wanted("autoregressive", "group_relative", "grpo", False), [f"objective.beta={kl}"])
         policy = random_policy()
         policy.model.requires_grad_(True)
-        policy.frozen = random_policy(1).model
-        clock = Clock(policy.device)
-        optimizer = torch.optim.SGD(policy.trainable().values(), lr=1e-3)
-        learn(recipe, policy, optimizer, Accelerator(), rolled[False], recipe.credit(REWARD, GROUP), 0, clock)
-        assert clock.calls["score"] == calls * int(rolled[False].scored.sum())
-        assert clock.calls["update"] == 2 * int(rolled[False].scored.sum())
+        policy.ref_model = random_policy(1).model
+        optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=1e-3)
+        run = RunContext.single_process(recipe, policy, optimizer)
+        clock = run.timer
+        update_policy(run, rolled[False], recipe.advantage(REWARD, GROUP), 0)
+        assert clock.nfe["logps"] == calls * int(rolled[False].loss_mask.sum())
+        assert clock.nfe["update"] == 2 * int(rolled[False].loss_mask.sum())
 
 
 def test_rows_without_advantage_are_neither_scored_nor_updated(rolled):
-    recipe = parse_recipe(wanted("one_step", "group_relative", "grpo", False), ["objective.kl=0"])
+    recipe = parse_recipe(wanted("one_step", "group_relative", "grpo", False), ["objective.beta=0"])
     policy = random_policy()
     policy.model.requires_grad_(True)
-    clock = Clock(policy.device)
-    optimizer = torch.optim.SGD(policy.trainable().values(), lr=1e-3)
+    optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=1e-3)
     reward = torch.tensor([1.0, 0.0, 0.1, 0.0, 0.5, 0.5, 0.5, 0.5])
-    learn(recipe, policy, optimizer, Accelerator(), rolled[False], recipe.credit(reward, GROUP), 0, clock)
-    assert (clock.calls["score"], clock.calls["update"]) == (4, 8)
+    run = RunContext.single_process(recipe, policy, optimizer)
+    clock = run.timer
+    update_policy(run, rolled[False], recipe.advantage(reward, GROUP), 0)
+    assert (clock.nfe["logps"], clock.nfe["update"]) == (4, 8)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["estimator.kind=spg", "estimator.block=6"], "would depend on the reward"),
+        (["estimator.kind=spg", "estimator.block_length=6"], "would depend on the reward"),
         (
             [
                 "estimator.kind=spg",
-                "estimator.block=6",
-                "objective.kl=0",
-                "credit.kind=exponential",
-                "credit.positive=true",
+                "estimator.block_length=6",
+                "objective.beta=0",
+                "advantage.kind=wd1",
+                "advantage.positive_only=true",
             ],
             "advantages of both signs",
         ),
-        (["estimator.kind=spg", "objective.kl=0", "estimator.block=5"], "must divide sampler.length"),
-        (["objective.kind=policy_gradient", "objective.kl=0.1"], "grpo, sequence_ratio would have it"),
-        (["objective.kind=sequence_ratio", "objective.divergence=k3"], "objective.divergence is 'k3'"),
-        (["estimator.levels=antithetic"], "come in pairs"),
-        (["training.group=1"], "needs 2 or more"),
+        (["estimator.kind=spg", "objective.beta=0", "estimator.block_length=5"], "must divide sampler.gen_length"),
+        (["objective.kind=reinforce", "objective.beta=0.1"], "grpo, sequence_ratio would have it"),
+        (["objective.kind=gspo", "objective.kl_estimator=k3"], "objective.kl_estimator is 'k3'"),
+        (["estimator.timestep_sampling=antithetic"], "come in pairs"),
+        (["training.num_generations=1"], "needs 2 or more"),
     ],
 )
 def test_impossible_combinations_are_refused_before_anything_loads(overrides, words):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.models.loading import ModelChoice, load_policy
+from stipule.models.loading import ModelConfig, load_policy
 from stipule.training.pretrain import Pretraining, PretrainRecipe, Shape, pretrain
 from tests.toys import COUNTDOWN
 
@@ -16,13 +16,13 @@ def test_a_base_is_made_learns_and_loads(tmp_path):
         name="tiny/x",
         task=COUNTDOWN,
         shape=Shape(width=32, layers=1, heads=2, mlp=64),
-        pretraining=Pretraining(length=24, steps=60, batch=16),
+        pretraining=Pretraining(gen_length=24, steps=60, batch_size=16),
     )
     losses = []
     policy = pretrain(recipe, tmp_path / "base", lambda step, loss: losses.append(loss))
     assert len(losses) == 60
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
-    loaded = load_policy(ModelChoice(path=str(tmp_path / "base")))
+    loaded = load_policy(ModelConfig(path=str(tmp_path / "base")))
     for (name, one), (_, other) in zip(
         policy.model.state_dict().items(), loaded.model.state_dict().items(), strict=True
     ):
@@ -47,8 +47,8 @@ def test_the_untrained_loss_is_that_of_guessing(tmp_path):
         name="tiny/x",
         task=COUNTDOWN,
         shape=Shape(width=32, layers=1, heads=2, mlp=64),
-        pretraining=Pretraining(length=24, steps=1, batch=64),
+        pretraining=Pretraining(gen_length=24, steps=1, batch_size=64),
     )
     losses = []
     policy = pretrain(recipe, tmp_path / "base", lambda step, loss: losses.append(loss))
-    assert losses[0] == pytest.approx(math.log(policy.vocabulary), rel=0.35)
+    assert losses[0] == pytest.approx(math.log(policy.vocab_size), rel=0.35)

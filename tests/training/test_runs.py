@@ -16,12 +16,12 @@ import torch
 
 from stipule.errors import DivergenceError, RecipeError, StipuleError
 from stipule.models.loading import save_policy
-from stipule.recipe import dump_recipe, parse_recipe
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.tasks.problem import Problem
-from stipule.training import update
-from stipule.training.checkpoint import read_progress
-from stipule.training.folder import RunFolder
-from stipule.training.loop import batch, train
+from stipule.training import fixed_logps, rl_step
+from stipule.training.checkpoint import read_train_state
+from stipule.training.run_folder import RunFolder
+from stipule.training.loop import problems_of_step, train
 from stipule.training.settings import Recipe
 from tests.toys import random_policy
 
@@ -39,14 +39,14 @@ def recipe(base, *overrides) -> Recipe:
     data = {
         "task": {**TASK, "train_problems": 12, "test_problems": 8},
         "model": {"path": str(base), "attention": "eager"},
-        "sampler": {"length": 12, "steps": 6, "block": 6, "temperature": 1.0},
+        "sampler": {"gen_length": 12, "steps": 6, "block_length": 6, "temperature": 1.0},
         "pruning": {"spatial": {"ratio": 0.2, "source": "last_visit"}, "temporal": {"cutoff": 0.2}},
         # No view hides nothing, so that model calls can be counted beforehand; what is fitted must survive a kill.
-        "estimator": {"masks": "exact", "profile": "fitted"},
-        "objective": {"kind": "grpo", "kl": 0.04},
+        "estimator": {"masks": "exact", "importance_sampling": "fitted"},
+        "objective": {"kind": "grpo", "beta": 0.04},
         "optimizer": {"learning_rate": 1e-3},
         "training": {
-            "steps": 6, "problems": 2, "group": 3, "updates": 2, "save_every": 1, "seed": 1, "rollouts_every": 3,
+            "steps": 6, "prompts_per_step": 2, "num_generations": 3, "num_iterations": 2, "save_every": 1, "seed": 1, "rollouts_every": 3,
         },
     }  # fmt: skip
     return parse_recipe(data, overrides)
@@ -79,11 +79,11 @@ def test_a_run_leaves_its_record(whole):
     assert lines[0]["response/anchors"] == 0  # last_visit: nothing is known of a problem on its first visit
     assert sorted(p.name for p in (whole / "rollouts").iterdir()) == ["step-000003.jsonl", "step-000006.jsonl"]
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
-    seen = read_progress(whole / "checkpoints" / "step-000006").surprise
-    assert sum(seen.weight) > 3 * 6 * 2 and min(seen.profile()) > 0  # more than one step's views
+    seen = read_train_state(whole / "checkpoints" / "step-000006").loss_history
+    assert sum(seen.num_observed) > 3 * 6 * 2 and min(seen.importance()) > 0  # more than one step's views
     assert json.loads((whole / "environment.json").read_text())["torch"] == torch.__version__
     # kl > 0: one scored view set for the second update's old scores, two for the reference, two updates; K = 3.
-    assert (lines[-1]["calls/score"], lines[-1]["calls/update"]) == (3 * 6 * 3, 3 * 6 * 2)
+    assert (lines[-1]["nfe/logps"], lines[-1]["nfe/update"]) == (3 * 6 * 3, 3 * 6 * 2)
 
 
 def test_stopping_and_resuming_gives_the_same_bits(base, whole, tmp_path):
@@ -137,13 +137,17 @@ def test_lora_resumes_to_the_same_bits(base, tmp_path):
 
 def test_portions_change_no_result(base, whole, tmp_path):
     small = recipe(
-        base, "training.rollout_rows=4", "training.score_rows=2", "training.steps=1", "training.save_every=1"
+        base,
+        "training.rollout_batch_size=4",
+        "training.micro_batch_size=2",
+        "training.steps=1",
+        "training.save_every=1",
     )
     large = recipe(base, "training.steps=1")
     for name, wanted in (("small", small), ("large", large)):
         train(wanted, start(tmp_path / name, wanted))
     one, other = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("small", "large"))
-    for key in ("reward/mean", "response/confidence", "policy/loss", "policy/kl", "policy/gradient_norm"):
+    for key in ("reward/mean", "response/confidence", "policy/loss", "policy/kl", "policy/grad_norm"):
         assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6)
 
 
@@ -159,7 +163,7 @@ def test_an_occupied_folder_and_another_recipe_are_refused(base, whole):
 
 
 def test_a_diverged_step_stops_with_its_rollouts(base, tmp_path):
-    wanted = recipe(base, "optimizer.learning_rate=1e30", "optimizer.max_norm=1e30", "training.steps=6")
+    wanted = recipe(base, "optimizer.learning_rate=1e30", "optimizer.max_grad_norm=1e30", "training.steps=6")
     with pytest.raises(DivergenceError, match=r"its rollouts are in .*rollouts/step-"):
         train(wanted, start(tmp_path / "run", wanted))
     assert list((tmp_path / "run" / "rollouts").glob("step-*.jsonl"))
@@ -222,27 +226,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
 
 def test_every_problem_is_visited_once_an_epoch():
     problems = [Problem(str(i), "", {}) for i in range(6)]
-    seen = [p.key for step in range(3) for p in batch(problems, 4, 0, step)]
+    seen = [p.key for step in range(3) for p in problems_of_step(problems, 4, 0, step)]
     assert sorted(seen[:6]) == sorted(seen[6:]) == list("012345")
     assert seen[:6] != seen[6:]
-    assert batch(problems, 4, 0, 1) == batch(problems, 4, 0, 1)
+    assert problems_of_step(problems, 4, 0, 1) == problems_of_step(problems, 4, 0, 1)
 
 
 def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, monkeypatch):
-    wanted = recipe(base, "objective.kl=0", "training.steps=1")
-    asked = {"score": [], "hidden_log_probabilities": []}  # rows, of the old policy and of the updates
-    for name, rows in asked.items():
-        plain = getattr(update, name)
-        monkeypatch.setattr(update, name, lambda *a, plain=plain, rows=rows: rows.append(len(a[1])) or plain(*a))
+    wanted = recipe(base, "objective.beta=0", "training.steps=1")
+    rows_of = {(fixed_logps, "estimate_logps"): [], (rl_step, "masked_token_logps"): []}
+    for (module, name), rows in rows_of.items():
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, plain=plain, rows=rows: rows.append(len(a[1])) or plain(*a))
     grade = type(wanted.task).grade
     # The first problem's group is always equal, the second's never.
     rewards = iter([0.1, 0.1, 0.1, 0.0, 0.4, 1.0])
     monkeypatch.setattr(type(wanted.task), "grade", lambda s, p, t: replace(grade(s, p, t), reward=next(rewards)))
     train(wanted, start(tmp_path / "run", wanted))
-    # Three rows each, not six: old of the second update, then two updates.
-    assert asked == {"score": [3], "hidden_log_probabilities": [3, 3]}
+    # Three rows each, not six: the old policy for the second update, then two updates.
+    assert list(rows_of.values()) == [[3], [3, 3]]
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert line["policy/skipped"] == pytest.approx(0.5)
+    assert line["policy/frac_zero_advantage"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +254,9 @@ def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, m
     [
         ["pruning.spatial.source=pregenerated"],
         ["pruning.spatial.source=ground_truth"],
-        ["pruning.spatial.source=ground_truth", "pruning.spatial.when=all_wrong"],
-        ["pruning.spatial.source=pregenerated", "pruning.spatial.only=rewarded", "pruning.spatial.keep=random"],
-        ["pruning.spatial.source=last_visit"],
+        ["pruning.spatial.source=ground_truth", "pruning.spatial.when=group_failed"],
+        ["pruning.spatial.source=pregenerated", "pruning.spatial.only_correct=true", "pruning.spatial.keep=random"],
+        ["pruning.spatial.source=previous_epoch"],
         ["pruning.spatial.source=file", "pruning.spatial.path={file}"],
     ],
     ids=lambda s: "-".join(word.partition("=")[2] for word in s),
@@ -262,29 +266,31 @@ def test_anchors_of_every_source_train_a_step(base, tmp_path, settings):
     rows = [{"key": p.key, "response": plain.task.reference(p)} for p in plain.task.problems("train")]
     (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     wanted = recipe(
-        base, *(s.format(file=tmp_path / "r.jsonl") for s in settings), "training.steps=2", "training.audit_every=2",
+        base, *(s.format(file=tmp_path / "r.jsonl") for s in settings), "training.steps=2", "training.unpruned_every=2",
         "task.train_problems=2",
     )  # fmt: skip
     folder = start(tmp_path / "run", wanted)
     done = train(wanted, folder)
     lines = folder.read_metrics()
     assert done.step == 2
-    assert {"audit/reward", "audit/solved", "audit/calls"} <= set(lines[1]) and "audit/reward" not in lines[0]
+    assert {"unpruned/reward", "unpruned/accuracy", "unpruned/nfe"} <= set(lines[1]) and "unpruned/reward" not in lines[
+        0
+    ]
     source, when = wanted.pruning.spatial.source, wanted.pruning.spatial.when
     if source in ("ground_truth", "file"):
         assert lines[0]["response/anchors"] > 0
     if source == "last_visit":
         assert lines[0]["response/anchors"] == 0
     if when == "all_wrong":  # a random model fails everywhere: every group is rolled out twice
-        rows = wanted.training.problems * wanted.training.group
-        assert lines[0]["calls/rollout"] > rows * wanted.sampler.steps
+        rows = wanted.training.prompts_per_step * wanted.training.num_generations
+        assert lines[0]["nfe/rollout"] > rows * wanted.sampler.steps
 
 
 @pytest.mark.parametrize(
     "varied",
     [
-        ["pruning.spatial.vary.kind=by_difficulty", "pruning.spatial.vary.prune=hard"],
-        ["pruning.spatial.vary.kind=annealed", "pruning.spatial.vary.steps=4"],
+        ["pruning.spatial.schedule.kind=by_difficulty", "pruning.spatial.schedule.prune=hard"],
+        ["pruning.spatial.schedule.kind=annealed", "pruning.spatial.schedule.steps=4"],
     ],
 )
 def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_path, varied):
@@ -292,12 +298,12 @@ def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_pat
     easy = {"kind": "sudoku", "prompt": "compact", "blanks": [2, 6], "train_problems": 12, "test_problems": 1}
     data = {
         "task": easy, "model": {"path": "tiny/sudoku", "attention": "eager"},
-        "sampler": {"length": 16, "steps": 16, "block": 16, "temperature": 1.0},
+        "sampler": {"gen_length": 16, "steps": 16, "block_length": 16, "temperature": 1.0},
         "pruning": {"spatial": {"ratio": 0.25, "source": "last_visit"}},
-        "training": {"steps": 9, "problems": 4, "group": 3, "updates": 1, "save_every": 1, "rollouts_every": 0},
+        "training": {"steps": 9, "prompts_per_step": 4, "num_generations": 3, "num_iterations": 1, "save_every": 1, "rollouts_every": 0},
     }  # fmt: skip
-    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5", "pruning.temporal.at_least=0.6"]
-    wanted = parse_recipe(data, ["objective.kl=0", *sure, *varied])
+    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5", "pruning.temporal.threshold=0.6"]
+    wanted = parse_recipe(data, ["objective.beta=0", *sure, *varied])
 
     class Stop(Exception):
         pass
@@ -320,6 +326,6 @@ def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_pat
         assert max(anchors[3:]) <= 0.25 * (1 - 3 / 4) * 16 and anchors[4:] == [0] * 5
     else:
         assert 0 < max(anchors) <= 4 and len(set(anchors[3:])) > 1  # they do vary
-    assert sum(line["calls/rollout"] + 12 * line["response/anchors"] for line in lines) < 9 * 12 * 16  # rows do end
-    saved = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "progress.json").read_text())["solved"]
+    assert sum(line["nfe/rollout"] + 12 * line["response/anchors"] for line in lines) < 9 * 12 * 16  # rows do end
+    saved = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "train_state.json").read_text())["last_accuracy"]
     assert len(saved) == (12 if "by_difficulty" in varied[0] else 0)

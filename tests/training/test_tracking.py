@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stipule.errors import RecipeError
-from stipule.recipe import parse_recipe
+from stipule.config.recipe import parse_recipe
 from stipule.training.tracking import Trackers, check_trackers, flat
 
 

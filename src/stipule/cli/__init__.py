@@ -9,14 +9,14 @@ from rich.markup import escape
 
 from stipule.cli import (  # noqa: F401  (they register their commands)
     doctor,
+    eval,
     export,
     generate,
     grade,
-    look,
-    pages,
     plan,
+    report,
     reproduce,
-    run,
+    train,
 )
 from stipule.cli.app import app
 from stipule.errors import AlarmError, DivergenceError, StipuleError

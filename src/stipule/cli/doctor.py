@@ -12,7 +12,7 @@ from stipule.cli.app import Model, Overrides, app, console
 @app.command(
     epilog="Examples:  stipule doctor tiny/sudoku  ·  stipule doctor GSAI-ML/LLaDA-8B-Instruct model.dtype=bfloat16  "
     "·  stipule doctor Qwen/Qwen3-8B --recipe mine.yaml model.family=a2d model.mask_id=151662  "
-    "·  stipule doctor tiny/sudoku sampler.parallel=0.95 sampler.cache.kind=dual"
+    "·  stipule doctor tiny/sudoku sampler.confidence_threshold=0.95 sampler.cache.kind=dual"
 )
 def doctor(
     model: Model,
@@ -26,10 +26,10 @@ def doctor(
 ) -> None:
     """Check a model on its real weights: one line a check, and what to do about those that fail.
 
-    Where sampler.parallel or sampler.cache is set, also what they change: tokens, solve rate, diversity, model calls.
+    Where sampler.confidence_threshold or sampler.cache is set, also what they change: tokens, solve rate, diversity, model calls.
     """
-    from stipule.evidence.doctor import examine
-    from stipule.recipe import load_recipe, recipe_for_model
+    from stipule.config.recipe import load_recipe, recipe_for_model
+    from stipule.evaluation.doctor import check_model
     from stipule.report.doctor_table import doctor_table
 
     words = overrides or []
@@ -39,7 +39,7 @@ def doctor(
         else recipe_for_model(model, overrides=words, needs_task=False)
     )
     with console.status("loading and checking"):
-        checks = examine(resolved.model, resolved.task, resolved.sampler, problems)
+        checks = check_model(resolved.model, resolved.task, resolved.sampler, problems)
     console.print(doctor_table(model, checks))
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)

@@ -27,8 +27,8 @@ def export(
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Also upload to this hub repository.")] = None,
 ) -> None:
     """Write a folder that transformers loads: weights, tokenizer, model card with recipe and result."""
-    from stipule.export import export as run_export
-    from stipule.export import upload
+    from stipule.commands.export import export as run_export
+    from stipule.commands.export import upload
 
     with console.status("exporting"):
         said = run_export(run, out, merge, layout)
@@ -50,7 +50,7 @@ def convert_adapter(
     base: Annotated[str, typer.Option("--base", help="The model it was trained on: a folder or a hub name.")],
 ) -> None:
     """Rename a published LoRA file to the names used here; every key must find its place."""
-    from stipule.export import convert
+    from stipule.commands.export import convert
 
     tensors, modules = convert(adapter, out, base)
     console.print(

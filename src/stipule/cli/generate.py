@@ -13,7 +13,7 @@ from stipule.errors import RecipeError, StipuleError
 
 @app.command(
     epilog="Examples:  stipule generate tiny/sudoku 0243000001202030 --show-steps  ·  "
-    'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.length=64 sampler.steps=32  ·  '
+    'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.gen_length=64 sampler.steps=32  ·  '
     'stipule generate MODEL "..." --cutoff 0.05 --anchors "a reference solution" --show-steps'
 )
 def generate(
@@ -37,16 +37,16 @@ def generate(
     ] = 0.0,
 ) -> None:
     """Denoise one response to a prompt, greedily unless sampler.temperature is given; nothing is pruned by itself."""
+    from stipule.config.recipe import recipe_for_model
     from stipule.models.loading import best_device, load_policy
-    from stipule.recipe import recipe_for_model
-    from stipule.report.steps import animate, denoising_steps, legend
-    from stipule.rollouts.fixing import fixed_from_text
-    from stipule.rollouts.pruning import Temporal
-    from stipule.streams import stream
+    from stipule.report.denoising_view import animate, denoising_steps, legend
+    from stipule.rng import make_generator
+    from stipule.rollouts.anchors_from_text import anchors_from_text
+    from stipule.rollouts.pruning import FixedCutoff
 
     resolved = recipe_for_model(model, None, ["sampler.temperature=0", *(overrides or [])], needs_task=False)
-    temporal = Temporal(cutoff=cutoff)
-    policy = load_policy(replace(resolved.model, checkpointing=False), device=best_device())
+    temporal = FixedCutoff(cutoff=cutoff)
+    policy = load_policy(replace(resolved.model, gradient_checkpointing=False), device=best_device())
     if chat and policy.tokenizer.chat_template is None:
         raise RecipeError(f"--chat, but the tokenizer of {model} has no chat template; leave it out, or use --raw")
     try:
@@ -60,17 +60,18 @@ def generate(
     fixed = None
     if anchors:
         ratio = resolved.pruning.spatial.ratio or 0.05
-        fixed = fixed_from_text(tokens, sampler.length, ratio, policy.mask_id, stream(seed, 0, "anchors"))
-    response = sampler(policy, prompts, sampler.draw(1, stream(seed, 0, "generate")), fixed, temporal)
+        fixed = anchors_from_text(tokens, sampler.gen_length, ratio, policy.mask_id, make_generator(seed, 0, "anchors"))
+    response = sampler(policy, prompts, sampler.sample_noise(1, make_generator(seed, 0, "generate")), fixed, temporal)
     if show_steps:
         pieces = [
-            policy.piece(token) or ("" if token == policy.eos_id else "?") for token in response.tokens[0].tolist()
+            policy.token_text(token) or ("" if token == policy.eos_id else "?")
+            for token in response.completion_ids[0].tolist()
         ]
         frames = denoising_steps(
-            pieces, response.revealed[0].tolist(), response.confidence[0].tolist(), cut=temporal.cutoff > 0
+            pieces, response.unmask_step[0].tolist(), response.confidence[0].tolist(), cut=temporal.cutoff > 0
         )
         animate(console, list(frames))
         if console.is_terminal:
             console.print(legend(temporal.cutoff > 0, fixed is not None))
     else:
-        console.print(policy.decode(response.tokens)[0], markup=False, highlight=False)
+        console.print(policy.decode(response.completion_ids)[0], markup=False, highlight=False)

@@ -42,39 +42,39 @@ def grade(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
     """Grade saved responses by d1's rules or by the strict ones, and say where the two differ."""
-    from stipule.evidence.differences import differences
-    from stipule.evidence.saved import as_data, grade_file, read_saved
-    from stipule.files import replace_file
-    from stipule.report.grade_table import difference_lines, difference_table, grade_table
+    from stipule.atomic_io import replace_file
+    from stipule.evaluation.grader_disagreements import find_disagreements
+    from stipule.evaluation.regrade import as_json, grade_file, read_saved_responses
+    from stipule.report.grade_table import disagreement_lines, disagreement_table, grade_table
     from stipule.report.live import bar
 
     if disagreements and against is None:
         against = Rules.strict if protocol == Rules.d1 else Rules.d1
     started = time.perf_counter()
-    responses = read_saved(file, task)
+    responses = read_saved_responses(file, task)
     with bar(console, "grading") as progress:
         grades, tallies = grade_file(responses, protocol.value, progress)
-    data = as_data(file, protocol.value, tallies, time.perf_counter() - started)
+    data = as_json(file, protocol.value, tallies, time.perf_counter() - started)
     console.print(grade_table(tallies, protocol))
     if against is not None and against != protocol:
         with bar(console, f"grading by {against}") as progress:
             others, other_tallies = grade_file(responses, against.value, progress)
         console.print(grade_table(other_tallies, against))
         d1, strict = (grades, others) if protocol == Rules.d1 else (others, grades)
-        found = differences(responses, d1, strict)
+        found = find_disagreements(responses, d1, strict)
         counts: dict[str, int] = {}
         for saved in responses:
             counts[saved.task] = counts.get(saved.task, 0) + 1
-        console.print(difference_table(found, counts))
+        console.print(disagreement_table(found, counts))
         if disagreements:
-            for line in difference_lines(found):
+            for line in disagreement_lines(found):
                 console.print(line, markup=False, highlight=False)
-        data["against"] = as_data(file, against.value, other_tallies, 0.0)["tasks"]
+        data["against"] = as_json(file, against.value, other_tallies, 0.0)["tasks"]
         data["differences"] = [
             {
-                "where": d.saved.where,
-                "task": d.saved.task,
-                "above": d.above,
+                "where": d.response.location,
+                "task": d.response.task,
+                "above": d.higher_protocol,
                 "kind": d.kind,
                 "d1": d.d1,
                 "strict": d.strict,

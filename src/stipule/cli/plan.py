@@ -36,18 +36,18 @@ def plan(
     """Model calls, operations, peak memory and seconds of a step, on one device or many; loads no weights."""
     from dataclasses import asdict
 
+    from stipule.atomic_io import replace_file
+    from stipule.config.recipe import load_recipe
     from stipule.errors import RecipeError
-    from stipule.files import replace_file
     from stipule.plan.devices import bytes_of, device_named
-    from stipule.plan.forecast import Asked, forecast
+    from stipule.plan.forecast import PlanOptions, forecast
     from stipule.plan.scaling import ENGINES, Engine
-    from stipule.recipe import load_recipe
     from stipule.report.plan_table import plan_tables
 
     if engine is not None and engine not in ENGINES:
         raise RecipeError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
     resolved = load_recipe(recipe, overrides or [])
-    asked = Asked(
+    asked = PlanOptions(
         gpus,
         nodes,
         bytes_of(memory) if memory else None,

@@ -11,8 +11,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from stipule.cli.interface import interface
-from stipule.recipe import recipe_folder
+from stipule.cli.python_api import python_api
+from stipule.config.recipe import recipe_folder
 from stipule.training.pretrain import PretrainRecipe
 from stipule.training.settings import Recipe
 
@@ -48,7 +48,7 @@ def reference() -> str:
             "For `stipule pretrain RECIPE section.key=value`.",
             *bases,
             "",
-            *interface(),
+            *python_api(),
             "",
             "## Shipped recipes",
             "",

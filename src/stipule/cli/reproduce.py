@@ -29,7 +29,7 @@ def reproduce(
     ),
 ) -> None:
     """Run rows of the paper's tables in a small world, beside its own numbers, with a verdict for each claim."""
-    from stipule.recipe import load_recipe
+    from stipule.config.recipe import load_recipe
     from stipule.report.live import bar
     from stipule.report.reproduction_figure import variance_over_training
     from stipule.report.reproduction_table import reproduction_page, reproduction_tables
@@ -60,14 +60,14 @@ def reproduce(
 
 
 def _write(path: Path, text: str) -> None:
-    from stipule.files import replace_file
+    from stipule.atomic_io import replace_file
 
     replace_file(path, lambda place: place.write_text(text))
 
 
 def _on_gpus(wanted: list[str]) -> None:
     """Prints the rows' recipes on LLaDA-8B, with the calls of a step."""
-    from stipule.recipe import load_recipe, recipe_folder
+    from stipule.config.recipe import load_recipe, recipe_folder
     from stipule.training.cost import step_cost
 
     for name in wanted:

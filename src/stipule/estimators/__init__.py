@@ -1,1 +1,1 @@
-"""Likelihood estimators: what to hide, and how to add it up."""
+"""Likelihood estimators: which tokens to mask, and how to combine their log-probabilities."""

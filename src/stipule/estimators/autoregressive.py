@@ -1,39 +1,44 @@
-"""JustGRPO's likelihood: the response read from left to right, each token with all later ones hidden."""
+"""JustGRPO's likelihood: each token given the earlier ones, with all later tokens masked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from stipule.estimators.views import views_of, weighted_sum
-from stipule.types import Responses, Views
+from stipule.estimators.estimator import any_length, no_diagnostics, unchanged, weighted_sum
+from stipule.estimators.mask_samples import make_mask_samples
+from stipule.types import MaskSamples, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autoregressive:
-    """score_i = log p(x0_i | prompt, anchors, x0_j for j < i), one view a token (JustGRPO).
+    """log p(x0_i | prompt, anchors, x0_j for j < i), one mask sample per token (JustGRPO).
 
-    An exact likelihood of the model read in this order, without noise; it is that of the sampled trajectory when the
-    sampler too goes from left to right (`sampler.block=1`). It costs as many views as the longest response has
-    scored tokens.
+    This is an exact likelihood of the model used from left to right, without noise. It is the likelihood of the sampled
+    trajectory if the sampler also goes from left to right (`sampler.block_length=1`). It needs as many mask samples as
+    the longest response has tokens.
     """
 
     kind: Literal["autoregressive"] = "autoregressive"
 
-    def views(self, length: int, calls: int) -> int:
-        return length
+    depends_on_advantage: ClassVar[bool] = False
+    check_length = any_length
+    fit = unchanged
+    combine = weighted_sum
+    diagnostics = no_diagnostics
 
-    def draw(self, responses: Responses, updates: int, generator: torch.Generator) -> list[Views]:
-        """The same views in every update: view k asks each row for its k-th scored token."""
-        scored = responses.scored
-        place = scored.long().cumsum(1) - 1
-        asked = torch.arange(max(1, int(scored.sum(1).amax())), device=scored.device)[:, None, None]
-        weight = (place == asked) & scored
-        position = torch.arange(scored.shape[1], device=scored.device)
-        first = torch.where(weight.any(2), weight.long().argmax(2), scored.shape[1])
-        hidden = (position >= first[:, :, None]) & responses.free
-        return [views_of(responses, hidden, weight.float())] * updates
+    def num_masks(self, gen_length: int, nfe: int) -> int:
+        return gen_length
 
-    read = weighted_sum
+    def sample_masks(self, rollouts: Rollouts, num_iterations: int, generator: torch.Generator) -> list[MaskSamples]:
+        """The same masks in every update: sample k has the k-th token of each row as its target."""
+        loss_mask = rollouts.loss_mask
+        token_index = loss_mask.long().cumsum(1) - 1
+        sample_index = torch.arange(max(1, int(loss_mask.sum(1).amax())), device=loss_mask.device)[:, None, None]
+        target = (token_index == sample_index) & loss_mask
+        position = torch.arange(loss_mask.shape[1], device=loss_mask.device)
+        first_masked = torch.where(target.any(2), target.long().argmax(2), loss_mask.shape[1])
+        masked = (position >= first_masked[:, :, None]) & rollouts.sampled_mask
+        return [make_mask_samples(rollouts, masked, target.float())] * num_iterations

@@ -1,51 +1,56 @@
-"""The one-step likelihood of Diffu-GRPO: every token from a fully masked response."""
+"""The one-step likelihood of Diffu-GRPO: every token predicted from a fully masked response."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from stipule.errors import RecipeError
-from stipule.estimators.views import views_of, weighted_sum
-from stipule.types import Responses, Views
+from stipule.estimators.estimator import any_length, no_diagnostics, unchanged, weighted_sum
+from stipule.estimators.mask_samples import make_mask_samples
+from stipule.types import MaskSamples, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneStep:
-    """score_i = log p(x0_i | masked prompt, anchors), all other tokens hidden: one model call (Zhao et al. 2025, d1).
+    """log p(x0_i | masked prompt, anchors), all other tokens masked: one forward pass (Zhao et al. 2025, d1).
 
-    Each prompt token is hidden with probability `prompt_mask`, anew for every inner update: a regulariser that lets
-    the mu updates see different inputs. The tokens after the end of the text are hidden too (what they hold would
-    tell where the text ends) but have no weight. Biased: the mean-field likelihood of the response, not its ELBO.
+    Each prompt token is masked with probability `p_mask_prompt`, newly drawn for each inner update. This is a
+    regulariser: the mu updates see different inputs. The tokens after the end of the text are masked too, because they
+    would show where the text ends, but they have no weight. Biased: it is the mean-field likelihood, not the ELBO.
     """
 
     kind: Literal["one_step"] = "one_step"
-    prompt_mask: float = 0.15  # d1's p_mask_prompt; table 8 of STP: 0
+    p_mask_prompt: float = 0.15  # d1's p_mask_prompt; table 8 of STP: 0
+
+    depends_on_advantage: ClassVar[bool] = False
+    check_length = any_length
+    fit = unchanged
+    combine = weighted_sum
+    diagnostics = no_diagnostics
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prompt_mask < 1:
+        if not 0 <= self.p_mask_prompt < 1:
             raise RecipeError(
-                f"estimator.prompt_mask is {self.prompt_mask}; it is the share of hidden prompt tokens and must lie "
-                "in [0, 1); try 0.15"
+                f"estimator.p_mask_prompt is {self.p_mask_prompt}; it is the probability that a prompt token is masked "
+                "and must lie in [0, 1); try 0.15"
             )
 
-    def views(self, length: int, calls: int) -> int:
+    def num_masks(self, gen_length: int, nfe: int) -> int:
         return 1
 
-    def draw(self, responses: Responses, updates: int, generator: torch.Generator) -> list[Views]:
-        """Everything hidden; only the prompt's masks differ between the updates."""
-        prompt = responses.prompt_mask.cpu()
-        hidden, weight = responses.free[None], responses.scored[None].float()
+    def sample_masks(self, rollouts: Rollouts, num_iterations: int, generator: torch.Generator) -> list[MaskSamples]:
+        """Everything masked. Only the masks of the prompt differ between the updates."""
+        prompt_mask = rollouts.prompt_mask.cpu()
+        masked, weights = rollouts.sampled_mask[None], rollouts.loss_mask[None].float()
         return [
-            views_of(
-                responses,
-                hidden,
-                weight,
-                ((torch.rand(prompt.shape, generator=generator) < self.prompt_mask) & prompt)[None],
+            make_mask_samples(
+                rollouts,
+                masked,
+                weights,
+                ((torch.rand(prompt_mask.shape, generator=generator) < self.p_mask_prompt) & prompt_mask)[None],
             )
-            for _ in range(updates)
+            for _ in range(num_iterations)
         ]
-
-    read = weighted_sum

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 WEIGHTS = "adapter_model.safetensors"
-RECORD = "stipule.json"  # beside an adapter: what it was trained on
+ADAPTER_INFO = "stipule.json"  # beside an adapter: what it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def adapter_config(family: Family, lora: LoRA, base: str) -> LoraConfig:
         lora_alpha=lora.alpha,
         target_modules=list(family.lora_targets[lora.targets]),
         target_parameters=list(family.lora_parameters) if lora.targets == "all" and family.lora_parameters else None,
-        exclude_modules=rf"({'|'.join(family.head_modules)})(\..*)?",
+        exclude_modules=rf"({'|'.join(family.lm_head_modules)})(\..*)?",
         lora_dropout=lora.dropout,
         base_model_name_or_path=base,
     )
@@ -117,15 +117,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     return adapted
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_adapter_info(folder: Path) -> dict[str, Any]:
     """What an adapter was trained on (base fingerprint, precision, `diffusion` section); empty where nobody said."""
-    place = folder / RECORD
+    place = folder / ADAPTER_INFO
     return json.loads(place.read_text()) if place.exists() else {}
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_adapter_info(folder: Path, record: dict[str, Any]) -> None:
     """Says beside an adapter what it was trained on."""
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / ADAPTER_INFO).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def check_base(record: dict[str, Any], fingerprint: str, precision: str, folder: Path, base: str) -> None:

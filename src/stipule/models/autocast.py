@@ -14,19 +14,19 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 
-IN_FLOAT32 = "sdpa_in_float32"
+SDPA_FLOAT32 = "sdpa_in_float32"
 
 
-def ease_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
+def prepare_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
     """Rounds the matrices that no update changes; on a CPU, also keeps fused attention in float32.
 
     Fused attention in bfloat16 takes a CPU as long forwards and up to six times as long backwards (docs/speed.md).
     `on_cpu` says where a policy without contents is meant to run; None: where it is.
     """
     on_cpu = policy.device.type == "cpu" if on_cpu is None else on_cpu
-    networks: list[Any] = [policy.core] + ([] if policy.frozen is None else [policy.frozen])
+    networks: list[Any] = [policy.unwrapped_model] + ([] if policy.ref_model is None else [policy.ref_model])
     for network in networks:
         for module in network.modules():
             if isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters(recurse=False)):
@@ -34,7 +34,7 @@ def ease_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
                     rounded = tensor.detach().to(torch.bfloat16)
                     module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
         if on_cpu and network.config._attn_implementation == "sdpa":
-            network.config._attn_implementation = IN_FLOAT32
+            network.config._attn_implementation = SDPA_FLOAT32
 
 
 def attention_in_float32(
@@ -45,5 +45,5 @@ def attention_in_float32(
         return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **named)
 
 
-AttentionInterface.register(IN_FLOAT32, attention_in_float32)
-AttentionMaskInterface.register(IN_FLOAT32, sdpa_mask)
+AttentionInterface.register(SDPA_FLOAT32, attention_in_float32)
+AttentionMaskInterface.register(SDPA_FLOAT32, sdpa_mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stipule.errors import CheckpointError
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
 
 
 def check_bidirectional(policy: MaskedPolicy) -> None:
@@ -18,7 +18,7 @@ def check_bidirectional(policy: MaskedPolicy) -> None:
     first = torch.zeros_like(tokens, dtype=torch.bool)
     first[:, 0] = True
     with torch.inference_mode():
-        one, other = policy.logits(tokens, None, first, count=2)
+        one, other = policy.logits(tokens, None, first, num_positions=2)
     if torch.equal(one, other):
         raise CheckpointError(
             "the model's attention is causal: changing the last token left the first position as it was; "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def only_at(places: Int[Tensor, " M"], layer: nn.Module, parts: Sequence[str]) -> Iterator[None]:
+def compute_only_at(places: Int[Tensor, " M"], layer: nn.Module, parts: Sequence[str]) -> Iterator[None]:
     """Within, these parts of a layer compute the given places of the flattened N x T, and hold 0 at all others.
 
     Each part must map N x T x D to N x T x E place by place. A place at or beyond N T is nowhere.
@@ -46,7 +46,7 @@ def only_at(places: Int[Tensor, " M"], layer: nn.Module, parts: Sequence[str]) -
             hook.remove()
 
 
-def distinct(places: Int[Tensor, " M"], total: int) -> Int[Tensor, " M"]:
+def unique_indices(places: Int[Tensor, " M"], total: int) -> Int[Tensor, " M"]:
     """The places without repetition, filled up with `total`; no device is waited for."""
     asked = torch.zeros(total, dtype=torch.bool, device=places.device)
     asked[places] = True

@@ -14,23 +14,23 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from stipule.errors import CheckpointError, RecipeError
-from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_record, write_record
-from stipule.models.autocast import ease_autocast
+from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_adapter_info, write_adapter_info
+from stipule.models.autocast import prepare_autocast
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.families import DIFFUSION, family_of
-from stipule.models.ids import check_ids
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.special_tokens import find_special_tokens
 from stipule.models.weights import first_line, load_network
 
 __all__ = ["LoRA", "ModelChoice", "best_device", "bundled", "load_policy", "locate", "read_published", "save_policy"]
 
-BUNDLED = Path(__file__).parent / "tiny"
+BUNDLED_FOLDER = Path(__file__).parent / "tiny"
 
 transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelChoice:
+class ModelConfig:
     """Which model a run starts from and how it is held."""
 
     path: str = "GSAI-ML/LLaDA-8B-Instruct"  # a folder, a run folder, a hub name, or a bundled `tiny/...`
@@ -40,12 +40,12 @@ class ModelChoice:
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     # What config.json leaves open. `family` is needed for causal checkpoints turned into diffusion models (a2d) alone.
     family: Literal["llada", "dream", "llada_moe", "a2d", "masked_lm"] | None = None
-    shift: bool | None = None  # a2d: whether position i-1 predicts token i, as before the turn
+    shift_logits: bool | None = None  # a2d: whether position i-1 predicts token i, as before the turn
     mask_id: int | None = None
     eos_id: int | None = None  # which token ends a response, where config.json and the tokenizer disagree
     # What makes a model fit.
     quantize: Literal["nf4"] | None = None  # the frozen base in 4 bits, under LoRA (bitsandbytes: stipule[quant])
-    checkpointing: bool = False  # activations are computed again in the backward pass instead of kept
+    gradient_checkpointing: bool = False  # activations are computed again in the backward pass instead of kept
     device_map: Literal["auto"] | None = None  # evaluation: layers spread over all devices
 
     def __post_init__(self) -> None:
@@ -57,17 +57,22 @@ class ModelChoice:
         """How the base's weights are held, in a word."""
         return f"{self.quantize}, computed in {self.dtype}" if self.quantize else self.dtype
 
-    def words(self) -> dict[str, Any]:
+    def diffusion_section(self) -> dict[str, Any]:
         """What the recipe says of the model's meaning, as a config.json's `diffusion` section has it."""
-        said = {"family": self.family, "shift": self.shift, "mask_token_id": self.mask_id, "eos_token_id": self.eos_id}
+        said = {
+            "family": self.family,
+            "shift": self.shift_logits,
+            "mask_token_id": self.mask_id,
+            "eos_token_id": self.eos_id,
+        }
         return {key: value for key, value in said.items() if value is not None}
 
 
-def locate(path: str) -> str:
+def resolve_model_path(path: str) -> str:
     """The model folder that a user's words mean: a bundled name, a run's newest checkpoint, a folder, or a hub name."""
     place = Path(path)
-    if not place.exists() and (BUNDLED / place.name).is_dir() and path.startswith("tiny/"):
-        return str(BUNDLED / place.name)
+    if not place.exists() and (BUNDLED_FOLDER / place.name).is_dir() and path.startswith("tiny/"):
+        return str(BUNDLED_FOLDER / place.name)
     if (place / "checkpoints").is_dir():
         kept = sorted(place.glob("checkpoints/step-*/model"))
         if not kept:
@@ -82,7 +87,7 @@ def best_device() -> str:
 
 
 def load_policy(
-    choice: ModelChoice, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
+    choice: ModelConfig, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
 ) -> MaskedPolicy:
     """A policy ready to sample, score and train.
 
@@ -90,16 +95,18 @@ def load_policy(
     weights. Raises CheckpointError, with the cause, on anything missing, truncated, of another family, causal, or with
     impossible token ids.
     """
-    place = locate(choice.path)
+    place = resolve_model_path(choice.path)
     adapter = Path(place) if (Path(place) / "adapter_config.json").exists() else None
-    record = read_record(adapter) if adapter else {}
+    record = read_adapter_info(adapter) if adapter else {}
     if adapter:
-        place = locate(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
-    published = with_words(read_published(place), {**record.get(DIFFUSION, {}), **choice.words()})
+        place = resolve_model_path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    published = with_diffusion_section(
+        read_published_config(place), {**record.get(DIFFUSION, {}), **choice.diffusion_section()}
+    )
     family = family_of(published)
     config = family.read_config(published)
     tokenizer = _load_tokenizer(place, config)
-    check_ids(published, tokenizer, family, config.vocab_size)  # before gigabytes are read
+    find_special_tokens(published, tokenizer, family, config.vocab_size)  # before gigabytes are read
     network = load_network(place, published, choice, device)
     policy = MaskedPolicy(network, tokenizer, published, choice.autocast)
     policy.precision = choice.precision
@@ -108,17 +115,17 @@ def load_policy(
         policy.base_fingerprint = policy.fingerprint()
     if adapter:
         check_base(record, policy.base_fingerprint, choice.precision, adapter, place)
-        policy.model = load_adapter(policy.core, adapter).eval()
+        policy.model = load_adapter(policy.unwrapped_model, adapter).eval()
     elif choice.lora:
-        policy.model = new_adapter(policy.core, family, choice.lora, place, seed).eval()
+        policy.model = new_adapter(policy.unwrapped_model, family, choice.lora, place, seed).eval()
     elif reference:
-        policy.frozen = load_network(place, published, choice, device).requires_grad_(False)
+        policy.ref_model = load_network(place, published, choice, device).requires_grad_(False)
     if choice.autocast:
-        ease_autocast(policy)
+        prepare_autocast(policy)
     return policy
 
 
-def read_published(place: str) -> dict[str, Any]:
+def read_published_config(place: str) -> dict[str, Any]:
     """`config.json` of a model, as published."""
     try:
         found = cached_file(place, "config.json")
@@ -126,18 +133,18 @@ def read_published(place: str) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as cause:
         raise CheckpointError(
             f"no readable model at {place!r}: {first_line(cause)}; give a folder with config.json, tokenizer and "
-            f"safetensors, a hub name, or one of {', '.join(bundled()) or 'the bundled models'}"
+            f"safetensors, a hub name, or one of {', '.join(bundled_models()) or 'the bundled models'}"
         ) from cause
 
 
-def with_words(published: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+def with_diffusion_section(published: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the recipe's words in its `diffusion` section, where they are saved with the model."""
     return {**published, DIFFUSION: {**published.get(DIFFUSION, {}), **words}} if words else published
 
 
-def bundled() -> list[str]:
+def bundled_models() -> list[str]:
     """Names of the models that ship with the package."""
-    return sorted(f"tiny/{p.parent.name}" for p in BUNDLED.glob("*/config.json"))
+    return sorted(f"tiny/{p.parent.name}" for p in BUNDLED_FOLDER.glob("*/config.json"))
 
 
 def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -152,7 +159,7 @@ def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, 
         # "auto" would read the base's config.json by its model_type, which may name another class than ours.
         policy.model.save_pretrained(str(folder), save_embedding_layers=False, **given)  # type: ignore[operator]
         record = {"base": base, "base_fingerprint": policy.base_fingerprint, "precision": policy.precision}
-        write_record(folder, {**record, DIFFUSION: policy.published.get(DIFFUSION, {})})
+        write_adapter_info(folder, {**record, DIFFUSION: policy.published_config.get(DIFFUSION, {})})
     else:
         save_network(policy, folder, given)
     policy.tokenizer.save_pretrained(folder)
@@ -160,8 +167,8 @@ def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, 
 
 def save_network(policy: MaskedPolicy, folder: Path, given: Mapping[str, Any] | None = None) -> None:
     """The network's weights, or those that are given, under their published names, and the published config.json."""
-    policy.core.save_pretrained(folder, **(given or {}))
-    (folder / "config.json").write_text(json.dumps(policy.published, indent=2) + "\n")
+    policy.unwrapped_model.save_pretrained(folder, **(given or {}))
+    (folder / "config.json").write_text(json.dumps(policy.published_config, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 

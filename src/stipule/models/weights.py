@@ -20,7 +20,7 @@ from stipule.models.versions import check_quantiser
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Holding(Protocol):
+class LoadOptions(Protocol):
     """How the weights are to be held: the fields of a recipe's `model` section that matter here."""
 
     @property
@@ -32,11 +32,11 @@ class Holding(Protocol):
     @property
     def device_map(self) -> str | None: ...
     @property
-    def checkpointing(self) -> bool: ...
+    def gradient_checkpointing(self) -> bool: ...
 
 
 def load_network(
-    place: str, published: Mapping[str, Any], choice: Holding, device: torch.device | str
+    place: str, published: Mapping[str, Any], choice: LoadOptions, device: torch.device | str
 ) -> PreTrainedModel:
     """The network alone, in evaluation mode. A pickle checkpoint can run code and is never opened."""
     family = family_of(published)
@@ -73,12 +73,12 @@ def load_network(
         ) from cause
     finally:
         transformers_logging.set_verbosity(loud)
-    strange = [key for key in report["unexpected_keys"] if not any(re.fullmatch(p, key) for p in family.unused)]
+    strange = [key for key in report["unexpected_keys"] if not any(re.fullmatch(p, key) for p in family.unused_tensors)]
     unfit = {"missing": sorted(report["missing_keys"]), "unexpected": sorted(strange)}
     lost = {name: keys[:3] for name, keys in unfit.items() if keys}
     if lost:
         raise CheckpointError(f"the weights at {place!r} do not fit config.json: {lost}; is the checkpoint complete?")
-    if choice.checkpointing:
+    if choice.gradient_checkpointing:
         _checkpoint_activations(model)
     return model if held else model.to(device)  # type: ignore[arg-type]
 
@@ -91,7 +91,9 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=plain)
     except ValueError as cause:
-        raise CheckpointError(f"model.checkpointing is true, but {first_line(cause)} set it to false") from cause
+        raise CheckpointError(
+            f"model.gradient_checkpointing is true, but {first_line(cause)} set it to false"
+        ) from cause
 
 
 def check_files(place: str) -> None:

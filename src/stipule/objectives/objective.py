@@ -1,34 +1,24 @@
-"""What an objective is: scores in, loss out; no masks, views, rewards or models."""
+"""The protocol of an objective: log-probabilities and advantages in, a loss out."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
-from torch import Tensor
-
-from stipule.types import Loss
+from stipule.types import Loss, LossInputs
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """Scores -> loss."""
+    """A loss. It sees no masks, rewards or models."""
 
     @property
-    def kl(self) -> float:
-        """The weight of the reference: at 0 none is needed, loaded or scored."""
+    def beta(self) -> float:
+        """The weight of the KL term. At 0 no reference policy is loaded or computed."""
         ...
 
     @property
-    def compares(self) -> bool:
-        """Whether `old` is read at all; if not, the old policy is never scored."""
+    def uses_old_policy(self) -> bool:
+        """Whether `old_logps` are read. If not, the old policy is not computed."""
         ...
 
-    def __call__(
-        self,
-        new: Float[Tensor, "B L"],
-        old: Float[Tensor, "B L"],
-        ref: Float[Tensor, "B L"] | None,
-        advantage: Float[Tensor, " B"],
-        counted: Bool[Tensor, "B L"],
-    ) -> Loss: ...
+    def __call__(self, inputs: LossInputs) -> Loss: ...

@@ -12,15 +12,15 @@ import torch
 
 from stipule.errors import RecipeError, StipuleError
 from stipule.models.families import family_of
-from stipule.models.loading import _load_tokenizer, locate
+from stipule.models.loading import _load_tokenizer, resolve_model_path
 from stipule.plan.devices import DEVICES, Device
-from stipule.plan.memory import Remedy, needed, remedy
-from stipule.plan.rehearsal import Peaks, rehearse
-from stipule.plan.scaling import ENGINES, Engine, Spread, check_division, curve, spread
+from stipule.plan.dummy_model import dummy_policy
+from stipule.plan.flops import StepFlops, count_flops
+from stipule.plan.memory_budget import Remedy, needed_memory, remedy
+from stipule.plan.memory_simulation import PeakMemory, simulate_memory
+from stipule.plan.scaling import ENGINES, Engine, ScalingForecast, check_division, forecast_scaling, scaling_curve
 from stipule.plan.shape import NetworkShape, published_config, shape_of
-from stipule.plan.speed import Seconds, from_data_sheet, matmul_rate, measured
-from stipule.plan.standin import stand_in
-from stipule.plan.work import Work, work_of
+from stipule.plan.speed import StepSeconds, from_data_sheet, matmul_rate, measure_seconds
 from stipule.tasks.problem import Problem
 from stipule.training.settings import Recipe
 
@@ -29,7 +29,7 @@ SAMPLE = 64  # prompts encoded to learn their length
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """What a user wants to know; the options of `stipule plan`."""
 
     gpus: int = 1
@@ -43,13 +43,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Prompting:
+class PromptShape:
     """The prompts of a step: their width in tokens, whether they differ, and how many problems a visit takes."""
 
     tokens: int
     padded: bool
     problems: int | None
-    how: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ class Forecast:
 
     source: str
     shape: NetworkShape
-    prompting: Prompting
-    work: Work
-    peaks: Peaks
-    needed: int
+    prompt_shape: PromptShape
+    flops: StepFlops
+    peaks: PeakMemory
+    needed_memory: int
     budget: int | None
     remedy: Remedy | None
-    seconds: Seconds | None
-    in_bfloat16: Seconds | None  # measured with model.autocast=true, where this device multiplies faster so
+    seconds: StepSeconds | None
+    in_bfloat16: StepSeconds | None  # measured with model.autocast=true, where this device multiplies faster so
     extra_calls: dict[str, int]  # rows x calls of a whole run besides its steps
-    spreads: list[Spread] = field(default_factory=list)
-    curve: list[Spread] = field(default_factory=list)
+    scaling: list[ScalingForecast] = field(default_factory=list)
+    scaling_curve: list[ScalingForecast] = field(default_factory=list)
 
     def run_seconds(self, steps: int) -> float:
         """Seconds of the whole run on one device."""
         assert self.seconds is not None
-        call = self.seconds.rollout / self.work.rollout.calls
+        call = self.seconds.rollout / self.flops.rollout.calls
         return steps * self.seconds.step + call * sum(self.extra_calls.values())
 
 
-def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda words: None) -> Forecast:
+def forecast(recipe: Recipe, asked: PlanOptions, say: Callable[[str], None] = lambda words: None) -> Forecast:
     """Counts, rehearses, measures and spreads a recipe; `say` is told what is being done.
 
     Raises RecipeError for options that do not fit together, CheckpointError if the model's sizes are not known.
@@ -91,13 +91,13 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
     prompting = prompts_of_task(recipe, published, asked.prompt)
     say("counting")
     accelerator = asked.device is not None or asked.memory is not None or torch.cuda.is_available()
-    work = work_of(recipe, shape, prompting.tokens)
+    work = count_flops(recipe, shape, prompting.tokens)
     say("rehearsing a step without contents")
     arguments = (recipe, published, prompting.tokens, prompting.padded, accelerator)
-    peaks = rehearse(*arguments)
+    peaks = simulate_memory(*arguments)
     budget = asked.memory or (asked.device.memory if asked.device else _device_memory())
     change = None
-    if budget is not None and needed(peaks, accelerator) > budget:
+    if budget is not None and needed_memory(peaks, accelerator) > budget:
         say("looking for settings that fit")
         change = remedy(*arguments, budget)
     seconds = _seconds(recipe, asked, published, work, shape, prompting, say)
@@ -105,8 +105,8 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
     if asked.measure and asked.device is None and may_autocast(recipe):
         lower = replace(recipe, model=replace(recipe.model, autocast=True))
         low = _seconds(lower, asked, published, work, shape, prompting, say)
-    spreads: list[Spread] = []
-    along: list[Spread] = []
+    spreads: list[ScalingForecast] = []
+    along: list[ScalingForecast] = []
     if devices > 1:
         sheet = asked.device or DEVICES["a100"]
         if seconds is None:
@@ -115,33 +115,33 @@ def forecast(recipe: Recipe, asked: Asked, say: Callable[[str], None] = lambda w
             "work": work, "shape": shape, "peaks": peaks, "whole": seconds, "device": sheet
         }  # fmt: skip
         engines = [asked.engine] if asked.engine else list(ENGINES)
-        spreads = [spread(e, recipe, gpus=asked.gpus, nodes=asked.nodes, **parts) for e in engines]
-        along = curve(recipe, asked.gpus, engine=engines[0], **parts)
+        spreads = [forecast_scaling(e, recipe, gpus=asked.gpus, nodes=asked.nodes, **parts) for e in engines]
+        along = scaling_curve(recipe, asked.gpus, engine=engines[0], **parts)
     return Forecast(
-        source, shape, prompting, work, peaks, needed(peaks, accelerator), budget, change, seconds,
+        source, shape, prompting, work, peaks, needed_memory(peaks, accelerator), budget, change, seconds,
         low, extra_calls(recipe, prompting.problems), spreads, along,
     )  # fmt: skip
 
 
-def prompts_of_task(recipe: Recipe, published: Mapping[str, Any], given: int | None) -> Prompting:
+def prompts_of_task(recipe: Recipe, published: Mapping[str, Any], given: int | None) -> PromptShape:
     """Encodes a sample of the training prompts where model folder and problems are on this machine."""
     count = getattr(recipe.task, "train_problems", None)
-    several = recipe.training.problems > 1
+    several = recipe.training.prompts_per_step > 1
     if given is not None:
         if given < 1:
             raise RecipeError(f"--prompt is {given}; it is the prompts' width in tokens; try {PROMPT}")
-        return Prompting(given, several, count, "as given")
-    place = locate(recipe.model.path)
+        return PromptShape(given, several, count, "as given")
+    place = resolve_model_path(recipe.model.path)
     problems = _problems(recipe) if Path(place).is_dir() else None  # neither weights nor data are downloaded to plan
     if problems is None:
-        return Prompting(PROMPT, several, count, "assumed; give --prompt if yours are longer")
-    policy = stand_in(published, recipe.model, "meta", layers=1)
+        return PromptShape(PROMPT, several, count, "assumed; give --prompt if yours are longer")
+    policy = dummy_policy(published, recipe.model, "meta", layers=1)
     policy.tokenizer = _load_tokenizer(place, family_of(published).read_config(published))
-    at_once, count = recipe.training.problems, len(problems)
+    at_once, count = recipe.training.prompts_per_step, len(problems)
     sample = problems[: max(1, SAMPLE // at_once) * at_once]
-    lengths = [policy.encode([problem.turns]).tokens.shape[1] for problem in sample]
+    lengths = [policy.encode([problem.messages]).prompt_ids.shape[1] for problem in sample]
     batches = [lengths[i : i + at_once] for i in range(0, len(lengths), at_once)]
-    return Prompting(
+    return PromptShape(
         round(mean(map(max, batches))),
         any(min(batch) < max(batch) for batch in batches),
         count,
@@ -165,8 +165,10 @@ def extra_calls(recipe: Recipe, problems: int | None) -> dict[str, int]:
         found["anchors"] = problems * calls
     if settings.evaluate_every:
         found["evaluations"] = settings.steps // settings.evaluate_every * settings.evaluate_problems * calls
-    if settings.audit_every:
-        found["audits"] = settings.steps // settings.audit_every * settings.problems * settings.group * calls
+    if settings.unpruned_every:
+        found["audits"] = (
+            settings.steps // settings.unpruned_every * settings.prompts_per_step * settings.num_generations * calls
+        )
     return found
 
 
@@ -180,19 +182,19 @@ def _problems(recipe: Recipe) -> Sequence[Problem] | None:
 
 def _seconds(
     recipe: Recipe,
-    asked: Asked,
+    asked: PlanOptions,
     published: Mapping[str, Any],
-    work: Work,
+    work: StepFlops,
     shape: NetworkShape,
-    prompting: Prompting,
+    prompting: PromptShape,
     say: Callable[[str], None],
-) -> Seconds | None:
+) -> StepSeconds | None:
     if asked.device is not None:
         return from_data_sheet(recipe, work, shape, asked.device)
     if not asked.measure:
         return None
     say("measuring this device")
-    return measured(recipe, published, work, shape, prompting.tokens, prompting.padded, _here())
+    return measure_seconds(recipe, published, work, shape, prompting.tokens, prompting.padded, _here())
 
 
 def _here() -> torch.device:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from stipule.errors import RecipeError
 from stipule.plan.devices import FRAGMENTATION, LINK_EFFICIENCY, OVERHEAD, Device
-from stipule.plan.rehearsal import Peaks
+from stipule.plan.flops import StepFlops
+from stipule.plan.memory_simulation import PeakMemory
 from stipule.plan.shape import NetworkShape
-from stipule.plan.speed import Seconds
-from stipule.plan.work import Work
-from stipule.training.cost import plan_of
+from stipule.plan.speed import StepSeconds
+from stipule.training.cost import schedule_of
+from stipule.training.micro_batches import micro_batches
 from stipule.training.settings import Recipe
-from stipule.training.update import portions
 
 Engine = Literal["ddp", "fsdp2", "fsdp2_node", "zero3"]
 ENGINES: Mapping[Engine, str] = {
@@ -28,7 +28,7 @@ ZERO3_ALIVE, ZERO3_REDUCE, ZERO3_PREFETCH = 10**9, 5 * 10**8, 5 * 10**7
 
 
 @dataclass(frozen=True)
-class Spread:
+class ScalingForecast:
     """One engine on gpus x nodes devices. Seconds are of an RL step, bytes on each device."""
 
     engine: Engine
@@ -43,26 +43,26 @@ class Spread:
 
 def check_division(recipe: Recipe, devices: int) -> None:
     """Raises RecipeError unless the groups of a step can be dealt out evenly: a group never crosses ranks."""
-    problems = recipe.training.problems
+    problems = recipe.training.prompts_per_step
     if problems % devices:
         fitting = max(d for d in range(1, devices + 1) if problems % d == 0)
         raise RecipeError(
-            f"{devices} devices cannot share training.problems = {problems}: every device gets the same number of "
-            f"whole groups; use {fitting} devices, or training.problems={-(-problems // devices) * devices}"
+            f"{devices} devices cannot share training.prompts_per_step = {problems}: every device gets the same number of "
+            f"whole groups; use {fitting} devices, or training.prompts_per_step={-(-problems // devices) * devices}"
         )
 
 
-def spread(
+def forecast_scaling(
     engine: Engine,
     recipe: Recipe,
-    work: Work,
+    work: StepFlops,
     shape: NetworkShape,
-    peaks: Peaks,
-    whole: Seconds,
+    peaks: PeakMemory,
+    whole: StepSeconds,
     device: Device,
     gpus: int,
     nodes: int,
-) -> Spread:
+) -> ScalingForecast:
     """Seconds and memory with the step's groups dealt out over `gpus` devices on each of `nodes` nodes.
 
     `whole` and `work` are of one device doing the whole step; `peaks` of a device's portion, which is the same.
@@ -82,10 +82,10 @@ def spread(
         computing, sending = getattr(whole, name) / devices, count * per_gather
         seconds += max(computing, sending)
         communication += sending
-    reducing = recipe.training.updates * _reduce(peaks.gradients, sharded, devices, gathering, across)
+    reducing = recipe.training.num_iterations * _reduce(peaks.gradients, sharded, devices, gathering, across)
     seconds, communication = seconds + reducing, communication + reducing
     compute = whole.step / devices
-    return Spread(
+    return ScalingForecast(
         engine,
         devices,
         compute,
@@ -100,14 +100,14 @@ def spread(
 def _gathers(recipe: Recipe, devices: int) -> dict[str, int]:
     """How often a device sees all the weights in each part of a step: batched calls, not rows."""
     settings = recipe.training
-    rows = settings.problems * settings.group // devices
-    scoring = len(portions(slice(0, rows), settings.score_rows))
-    old = settings.updates - 1 if recipe.objective.compares else 0
+    rows = settings.prompts_per_step * settings.num_generations // devices
+    scoring = len(micro_batches(slice(0, rows), settings.micro_batch_size))
+    old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
     return {
-        "rollout": plan_of(recipe).forwards * len(portions(slice(0, rows), settings.rollout_rows)),
-        "old": old * scoring,
-        "reference": settings.updates * scoring if recipe.objective.kl > 0 else 0,
-        "update": 2 * settings.updates * scoring,  # forward, and again for the backward pass
+        "rollout": schedule_of(recipe).nfe * len(micro_batches(slice(0, rows), settings.rollout_batch_size)),
+        "old_logps": old * scoring,
+        "ref_logps": settings.num_iterations * scoring if recipe.objective.beta > 0 else 0,
+        "update": 2 * settings.num_iterations * scoring,  # forward, and again for the backward pass
     }
 
 
@@ -118,27 +118,27 @@ def _reduce(gradients: int, sharded: int, devices: int, inside: float, across: f
     return scattering + 2 * (gradients / sharded) * (copies - 1) / copies / across
 
 
-def _memory(engine: Engine, sharded: int, peaks: Peaks, shape: NetworkShape) -> int:
+def _memory(engine: Engine, sharded: int, peaks: PeakMemory, shape: NetworkShape) -> int:
     """Bytes on a device: its share of what is held, what is gathered at once, and a portion's activations."""
-    moving = peaks.peak - peaks.held
+    moving = peaks.peak - peaks.static
     if sharded == 1:
         return int(peaks.peak * FRAGMENTATION + OVERHEAD)
     size = peaks.weights / shape.parameters
-    block, ends = size * shape.body / shape.layers, size * (shape.parameters - shape.body)
+    block, ends = size * shape.backbone / shape.layers, size * (shape.parameters - shape.backbone)
     gathered = 2 * block + ends  # the block at work and the next; embedding and head stay gathered
     if engine == "zero3":
         alive = min(shape.parameters, ZERO3_ALIVE) * size
         gathered = alive + size * (min(shape.trained, ZERO3_REDUCE) + ZERO3_PREFETCH)
-    return int((peaks.held / sharded + gathered + moving) * FRAGMENTATION + OVERHEAD)
+    return int((peaks.static / sharded + gathered + moving) * FRAGMENTATION + OVERHEAD)
 
 
-def curve(recipe: Recipe, gpus: int, **parts: Any) -> list[Spread]:
+def scaling_curve(recipe: Recipe, gpus: int, **parts: Any) -> list[ScalingForecast]:
     """One engine on 1, 2, 4, ... devices, as far as the groups of a step go round."""
-    found: list[Spread] = []
+    found: list[ScalingForecast] = []
     devices = 1
-    while recipe.training.problems % devices == 0:
+    while recipe.training.prompts_per_step % devices == 0:
         nodes = -(-devices // gpus)
         if devices == nodes * min(devices, gpus):
-            found.append(spread(recipe=recipe, gpus=min(devices, gpus), nodes=nodes, **parts))
+            found.append(forecast_scaling(recipe=recipe, gpus=min(devices, gpus), nodes=nodes, **parts))
         devices *= 2
     return found

@@ -12,7 +12,7 @@ import torch
 
 from stipule.errors import CheckpointError, StipuleError
 from stipule.models.families import family_of, write_llada_config
-from stipule.models.loading import LoRA, locate, read_published
+from stipule.models.loading import LoRA, read_published_config, resolve_model_path
 
 _LLADA_8B = write_llada_config(
     width=4096, layers=32, heads=32, mlp=12288, vocabulary=126464, longest=4096, mask=126336, eos=126081, pad=126081
@@ -58,7 +58,7 @@ def published_config(path: str, file: Path | None = None) -> tuple[dict[str, Any
     if path in PUBLISHED and not Path(path).exists():
         return dict(PUBLISHED[path]), "published sizes that come with stipule (nothing was downloaded)"
     try:
-        return read_published(locate(path)), "config.json"
+        return read_published_config(resolve_model_path(path)), "config.json"
     except CheckpointError as cause:
         raise CheckpointError(
             f"the sizes of {path!r} are not to be had here ({cause}); give --config FILE, or one of "
@@ -71,15 +71,15 @@ class NetworkShape:
     """What decides the work of a network. All are counts of numbers, not bytes."""
 
     parameters: int
-    body: int  # in the matrices of the blocks: every token is multiplied with all of them
+    backbone: int  # in the matrices of the blocks: every token is multiplied with all of them
     head: int  # D x V
     layers: int
     width: int  # D
     attention: int  # heads x head dimension
     vocabulary: int  # V
     adapters: int  # in LoRA's matrices; 0 for full fine-tuning
-    by_place: int  # of the body, in what the last layer computes only for tokens that meet the head
-    adapters_by_place: int  # of the adapters
+    position_wise: int  # of the body, in what the last layer computes only for tokens that meet the head
+    adapters_position_wise: int  # of the adapters
 
     @property
     def trained(self) -> int:
@@ -104,18 +104,18 @@ def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkS
     linear = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and m.weight is not head}
     targets = family.lora_targets[lora.targets] if lora else ()
     adapted = {n: sum(m.weight.shape) for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets}
-    last = tuple(f"layers.{config.num_hidden_layers - 1}.{part}" for part in family.by_place)
+    last = tuple(f"layers.{config.num_hidden_layers - 1}.{part}" for part in family.position_wise)
     spared = {n for n in linear if any(f".{part}." in f".{n}." for part in last)}
     heads = config.num_attention_heads
     return NetworkShape(
         parameters=sum(p.numel() for p in network.parameters()),
-        body=sum(m.weight.numel() for m in linear.values()),
+        backbone=sum(m.weight.numel() for m in linear.values()),
         head=head.numel(),
         layers=config.num_hidden_layers,
         width=head.shape[1],
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocabulary=head.shape[0],
         adapters=lora.rank * sum(adapted.values()) if lora else 0,
-        by_place=sum(linear[n].weight.numel() for n in spared),
-        adapters_by_place=lora.rank * sum(adapted[n] for n in spared & set(adapted)) if lora else 0,
+        position_wise=sum(linear[n].weight.numel() for n in spared),
+        adapters_position_wise=lora.rank * sum(adapted[n] for n in spared & set(adapted)) if lora else 0,
     )

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from stipule.errors import CheckpointError
 from stipule.models.families import family_of
-from stipule.models.memory import check_remembers
+from stipule.models.kv_cache import check_supports_kv_cache
 from stipule.plan.shape import published_config
-from stipule.training.cost import may_take_fewer, memory_held, step_cost
+from stipule.training.cost import is_upper_bound, static_memory, step_cost
 from stipule.training.settings import Recipe
 
 
@@ -18,16 +18,16 @@ def cost_table(recipe: Recipe) -> Table:
     table = Table(title="One RL step (rows x model calls; less where rows end early)", title_justify="left")
     table.add_column("part")
     table.add_column("amount", justify="right")
-    pruned = cost.per_response / cost.unpruned
-    most = "at most " if may_take_fewer(recipe) else ""
-    table.add_row("calls per response", f"{most}{cost.per_response} of {cost.unpruned} unpruned ({pruned:.0%})")
-    for name in ("rollout", "score", "update", "total"):
+    pruned = cost.nfe_per_rollout / cost.unpruned
+    most = "at most " if is_upper_bound(recipe) else ""
+    table.add_row("calls per response", f"{most}{cost.nfe_per_rollout} of {cost.unpruned} unpruned ({pruned:.0%})")
+    for name in ("rollout", "logps", "update", "total"):
         table.add_row(name, f"{getattr(cost, name):,}")
     try:
         published = published_config(recipe.model.path)[0]
         if recipe.sampler.cache is not None:
-            check_remembers(family_of(published))
-        held = memory_held(recipe, published)
+            check_supports_kv_cache(family_of(published))
+        held = static_memory(recipe, published)
     except CheckpointError:
         table.add_row("memory", f"not known: {recipe.model.path} is not on this machine")
         return table

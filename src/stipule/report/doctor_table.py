@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from stipule.models.conformance import Check
+from stipule.models.checks import Check
 
 WORDS = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[dim]-[/]"}
 

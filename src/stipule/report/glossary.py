@@ -22,12 +22,12 @@ class Entry:
 GLOSSARY = (
     Entry("step", "RL steps finished"),
     Entry("reward/mean", "mean reward of the step's rollouts (sampled, pruned)", "it falls: alarm `collapse`"),
-    Entry("reward/solved", "share of right responses among them"),
+    Entry("reward/accuracy", "share of right responses among them"),
     Entry(
-        "reward/spread",
+        "reward/frac_nonzero_std",
         "share of groups whose rewards differ: only they teach",
         "it stays near 0 before the task is solved: alarm `spread`; raise `sampler.temperature` or set "
-        "`sampler.order=random`",
+        "`sampler.remasking=random`",
     ),
     Entry("reward/<part>", "mean of each named part of the grade", "`reward/format` falls"),
     Entry("response/length", "live tokens, up to and including the first end-of-text", "it collapses"),
@@ -56,60 +56,60 @@ GLOSSARY = (
     Entry("policy/ratio", "mean of rho of eq. 4; 1 in the first inner update", "it leaves 1 by more than the clip"),
     Entry("policy/ratio_max", "largest rho of the step", "above 30: alarm `ratio`"),
     Entry(
-        "policy/clipped",
+        "policy/clip_ratio",
         "share of scored tokens whose gradient the clip has stopped",
         "above 0.5: alarm `clipped`",
     ),
     Entry(
         "policy/kl",
-        "distance to the reference in nats per token (only where `objective.kl` > 0)",
+        "distance to the reference in nats per token (only where `objective.beta` > 0)",
         "above 1: alarm `kl`",
     ),
     Entry(
         "variance/estimate",
         "variance of a response's estimate per counted token, over the independent views of the mu updates under one "
-        "policy; needs `training.updates` >= 2, an objective with a ratio and an estimator with noise",
+        "policy; needs `training.num_iterations` >= 2, an objective with a ratio and an estimator with noise",
         "it grows thirtyfold while less than 0.9 is solved: alarm `variance`",
     ),
     Entry(
-        "variance/draw",
+        "variance/per_sample",
         "the same of a single view, over the K views of the first update (only where they are independent draws)",
         "it grows thirtyfold while less than 0.9 is solved: alarm `variance`, where there is no variance/estimate",
     ),
     Entry(
-        "policy/gradient_norm",
+        "policy/grad_norm",
         "before clipping, mean over inner updates",
         "it grows fiftyfold: alarm `gradient`",
     ),
     Entry(
-        "policy/skipped",
+        "policy/frac_zero_advantage",
         "share of rows without advantage, neither scored nor updated (kl = 0)",
         "1.0 for many steps: nothing is learned",
     ),
-    Entry("seconds/{rollout,score,update,reward}", "wall seconds of the step (of many processes, the first one's)"),
-    Entry("calls/{rollout,score,update}", "rows x model calls of the step, of all processes together"),
-    Entry("{calls,seconds}/total", "since the start of the run"),
+    Entry("time/{rollout,logps,update,reward}", "wall seconds of the step (of many processes, the first one's)"),
+    Entry("nfe/{rollout,logps,update}", "rows x model calls of the step, of all processes together"),
+    Entry("{nfe,time}/total", "since the start of the run"),
     Entry("learning_rate", "of the step"),
     Entry("memory/peak", "GiB: the most that the GPU has held since the start, or the process on a CPU", "it grows"),
     Entry(
-        "audit/{reward,solved}",
-        "the step's problems rolled out once more without pruning (`training.audit_every`)",
-        "far below `reward/mean`, `reward/solved`: the anchors do the work",
+        "unpruned/{reward,accuracy}",
+        "the step's problems rolled out once more without pruning (`training.unpruned_every`)",
+        "far below `reward/mean`, `reward/accuracy`: the anchors do the work",
     ),
-    Entry("audit/calls", "rows x model calls that the audit took; in no other total"),
+    Entry("unpruned/nfe", "rows x model calls that the audit took; in no other total"),
     Entry(
         "approximate/tokens",
-        "with `sampler.parallel` or `sampler.cache`, every `training.agreement_every` steps: share of live tokens that "
+        "with `sampler.confidence_threshold` or `sampler.cache`, every `training.agreement_every` steps: share of live tokens that "
         "exact rollouts from the same noise have too",
         "it falls: the model has moved to where the approximation is poor",
     ),
     Entry(
-        "approximate/{solved,distinct}",
+        "approximate/{accuracy,distinct}",
         "share solved, and share of a group's texts that are distinct, minus those of the exact rollouts",
         "`distinct` is far below 0: groups lose what advantages are made of",
     ),
-    Entry("approximate/calls", "rows x model calls of those exact rollouts; in no other total"),
-    Entry("held_out/{solved,total}", "greedy, unpruned, on held-out problems (`training.evaluate_every`)"),
+    Entry("approximate/nfe", "rows x model calls of those exact rollouts; in no other total"),
+    Entry("eval/{solved,total}", "greedy, unpruned, on held-out problems (`training.evaluate_every`)"),
     Entry("alarms", "alarms that ring at this step: name, key, value, limit, and a sentence with a remedy"),
 )
 

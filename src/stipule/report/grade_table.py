@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
-from stipule.evidence.differences import Difference
-from stipule.evidence.saved import Tally
+from stipule.evaluation.grader_disagreements import Disagreement
+from stipule.evaluation.regrade import Tally
 
 
 def grade_table(tallies: Mapping[str, Tally], protocol: str) -> Table:
@@ -33,17 +33,17 @@ def grade_table(tallies: Mapping[str, Tally], protocol: str) -> Table:
     return table
 
 
-def difference_table(differences: Sequence[Difference], counts: Mapping[str, int]) -> Table:
+def disagreement_table(differences: Sequence[Disagreement], counts: Mapping[str, int]) -> Table:
     """Differences by task and kind; for Sudoku with the blank cells that are counted differently."""
     table = Table(title="Where d1 and strict differ", title_justify="left")
     for column in ("task", "valued higher by", "kind"):
         table.add_column(column)
     for column in ("responses", "of"):
         table.add_column(column, justify="right")
-    grouped = Counter((d.saved.task, d.above, d.kind) for d in differences)
+    grouped = Counter((d.response.task, d.higher_protocol, d.kind) for d in differences)
     cells: Counter[tuple[str, str, str]] = Counter()
     for d in differences:
-        cells[d.saved.task, d.above, d.kind] += abs(d.d1 - d.strict)
+        cells[d.response.task, d.higher_protocol, d.kind] += abs(d.d1 - d.strict)
     for key, number in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][1], -item[1])):
         task, above, kind = key
         extra = f" ({cells[key]} cells)" if task == "sudoku" else ""
@@ -51,11 +51,11 @@ def difference_table(differences: Sequence[Difference], counts: Mapping[str, int
     return table
 
 
-def difference_lines(differences: Sequence[Difference], shown: int = 160) -> Iterator[str]:
+def disagreement_lines(differences: Sequence[Disagreement], shown: int = 160) -> Iterator[str]:
     """One line for each difference: where, the gold answer, the end of the response, and the kind."""
     for d in differences:
-        end = repr(d.saved.response.replace("<|endoftext|>", "")[-shown:].encode("utf-8", "replace").decode())
-        gold = d.saved.problem.data.get(
-            "gold", d.saved.problem.data.get("solution", d.saved.problem.data.get("target"))
+        end = repr(d.response.response.replace("<|endoftext|>", "")[-shown:].encode("utf-8", "replace").decode())
+        gold = d.response.problem.data.get(
+            "gold", d.response.problem.data.get("solution", d.response.problem.data.get("target"))
         )
-        yield f"{d.saved.where}: {d.saved.task}, {d.above} values it higher; {d.kind}\n  gold {gold!r}; ends in {end}"
+        yield f"{d.response.location}: {d.response.task}, {d.higher_protocol} values it higher; {d.kind}\n  gold {gold!r}; ends in {end}"

@@ -78,7 +78,7 @@ class LiveRun:
         elif event == "saved":
             self.note = f"saved step {data['step']}"
         elif event == "alarm":
-            self.alarms[data["name"]] = f"alarm at step {data['step']}: {data['words']}"
+            self.alarms[data["name"]] = f"alarm at step {data['step']}: {data['message']}"
             if not self.console.is_terminal:
                 self.console.print(self.alarms[data["name"]], markup=False, highlight=False, soft_wrap=True)
         elif event == "step":
@@ -90,7 +90,7 @@ class LiveRun:
     def _line(self, data: Mapping[str, Any]) -> str:
         return (
             f"step {data['step']:>5}/{self.steps}  reward {data['reward/mean']:.3f}  "
-            f"solved {data['reward/solved']:.0%}  {data['seconds/total']:.0f} s  {data['calls/total']:,} model calls"
+            f"solved {data['reward/accuracy']:.0%}  {data['time/total']:.0f} s  {data['nfe/total']:,} model calls"
         )
 
     def _draw(self) -> Group:
@@ -109,17 +109,21 @@ class LiveRun:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("reward", f"{last['reward/mean']:.3f}", Text(sparkline(history("reward/mean")), style="cyan"))
         grid.add_row(
-            "solved", f"{last['reward/solved']:.0%}", Text(sparkline(history("reward/solved"), top=1.0), style="green")
+            "solved",
+            f"{last['reward/accuracy']:.0%}",
+            Text(sparkline(history("reward/accuracy"), top=1.0), style="green"),
         )
-        if found := [line for line in self.lines if "held_out/solved" in line]:
-            share = found[-1]["held_out/solved"] / found[-1]["held_out/total"]
+        if found := [line for line in self.lines if "eval/solved" in line]:
+            share = found[-1]["eval/solved"] / found[-1]["eval/total"]
             grid.add_row("held out", f"{share:.0%}", Text(f"greedy, at step {found[-1]['step']}", style="dim"))
         grid.add_row(
-            "learning from", f"{last['reward/spread']:.0%}", Text("of the groups: their rewards differ", style="dim")
+            "learning from",
+            f"{last['reward/frac_nonzero_std']:.0%}",
+            Text("of the groups: their rewards differ", style="dim"),
         )
-        seconds = {k.split("/")[1]: v for k, v in last.items() if k.startswith("seconds/") and k != "seconds/total"}
+        seconds = {k.split("/")[1]: v for k, v in last.items() if k.startswith("time/") and k != "time/total"}
         grid.add_row("seconds a step", f"{sum(seconds.values()):.2f}", _split(seconds, "{:.2f}"))
-        calls = {k.split("/")[1]: v for k, v in last.items() if k.startswith("calls/") and k != "calls/total"}
+        calls = {k.split("/")[1]: v for k, v in last.items() if k.startswith("nfe/") and k != "nfe/total"}
         grid.add_row("model calls", f"{sum(calls.values()):,.0f}", _split(calls, "{:,.0f}"))
         return grid
 

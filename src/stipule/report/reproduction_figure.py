@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stipule.files import replace_file
+from stipule.atomic_io import replace_file
 from stipule.report.variance_figure import BLUE, GREEN, GREY, ORANGE
 
 COLOURS = (BLUE, ORANGE, GREEN, GREY)

@@ -73,7 +73,9 @@ def _differences(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         table.add_row(row["rollouts"], str(row["updates"]), _mean(row["shared"]), _mean(row["own"]))
     if not rows:
-        table.caption = "no group's rewards differ in the steps tried: nothing to learn from; raise training.problems"
+        table.caption = (
+            "no group's rewards differ in the steps tried: nothing to learn from; raise training.prompts_per_step"
+        )
     return table
 
 

@@ -29,8 +29,8 @@ class Row:
 # cut-off of one token saves no call ((1 - 1/16) 16 + 1 = 16, eq. 10) and moves no response.
 LIGHT, HEAVY = 2 / 16, 4 / 16
 
-ONE_STEP = ("estimator.kind=one_step", "credit.scale=false", "objective.average=token")
-SPG = ("estimator.kind=spg", "estimator.block=8", "credit.scale=false", "objective.kind=policy_gradient")
+ONE_STEP = ("estimator.kind=one_step", "advantage.scale_rewards=false", "objective.loss_aggregation=token")
+SPG = ("estimator.kind=spg", "estimator.block_length=8", "advantage.scale_rewards=false", "objective.kind=reinforce")
 
 
 def spatial(ratio: float, *more: str) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
-from stipule.recipe import load_recipe
 from stipule.reproduce.paper import ROWS
-from stipule.training.checkpoint import newest_checkpoint, read_progress
+from stipule.training.checkpoint import newest_checkpoint, read_train_state
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _check(place: Path, world: str, row: str, seed: int) -> None:
 
 def _trained(place: Path) -> bool:
     newest = newest_checkpoint(place / "checkpoints")
-    return newest is not None and read_progress(newest).step == load_recipe(str(place / "recipe.yaml")).training.steps
+    return (
+        newest is not None and read_train_state(newest).step == load_recipe(str(place / "recipe.yaml")).training.steps
+    )
 
 
 def outcome(out: Path, world: str, row: str, seed: int) -> Outcome:
@@ -123,7 +125,7 @@ def outcome(out: Path, world: str, row: str, seed: int) -> Outcome:
         return Outcome(_correct(place), 0, 0, 0.0, {}, {}, result["environment"], result["seconds"])
     newest = newest_checkpoint(place / "checkpoints")
     assert newest is not None
-    progress, key = read_progress(newest), "variance/estimate"
+    progress, key = read_train_state(newest), "variance/estimate"
     logged = [line for line in _lines(place / "metrics.jsonl") if key in line]
     return Outcome(
         correct=_correct(place / "evaluation"),

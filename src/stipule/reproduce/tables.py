@@ -10,12 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stipule.evidence.compare import mean_interval
-from stipule.evidence.intervals import wilson
-from stipule.recipe import dump_recipe, load_recipe
+from stipule.config.recipe import dump_recipe, load_recipe
+from stipule.evaluation.statistics import mean_interval, wilson
+from stipule.reproduce.claim_check import judge_all
 from stipule.reproduce.paper import ROWS, table_of
 from stipule.reproduce.runs import Outcome, outcome, recipe_of
-from stipule.reproduce.verdict import judge_all
 
 MADE = ("processor", "cores", "torch", "stipule", "commit")  # of a run's environment, what goes beside a table
 

@@ -1,4 +1,4 @@
-"""The static dataset of spatial pruning: one earlier response per problem, with what of it may be fixed."""
+"""The anchor store, the static dataset of spatial pruning: one earlier response per problem."""
 
 from __future__ import annotations
 
@@ -14,157 +14,171 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stipule.atomic_io import replace_file
 from stipule.errors import CheckpointError
-from stipule.files import replace_file
-from stipule.models.policy import MaskedPolicy
-from stipule.rollouts.pruning import Anchors, Spatial, choose_fixed
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.rollouts.pruning import Anchors, SpatialPruning, select_anchors
 from stipule.tasks.problem import Problem, Task
-from stipule.types import Responses
+from stipule.types import Rollouts
+
+FORMAT = 2  # of the file; 1 had other names
+COLUMNS = ("token_ids", "confidence", "eligible", "correct")
 
 
 class AnchorStore:
-    """Responses by problem key: token ids, commit-time confidence, what is eligible as an anchor, what was right.
+    """Responses by problem key: token ids, confidence when unmasked, which tokens are eligible, whether it is correct.
 
-    A store belongs to one tokenizer and one response length. It is a compact table, saved as one safetensors file
-    with fingerprints of the model and the tokenizer that it was made with.
+    A store belongs to one tokenizer and one response length. It is a table, saved as one safetensors file with
+    fingerprints of the model and the tokenizer that it was made with.
     """
 
-    def __init__(self, length: int, vocabulary: int, keys: Sequence[str] = (), table: dict[str, Tensor] | None = None):
-        self.length, self.vocabulary = length, vocabulary
-        self.model_calls = 0  # rows x calls that making it has cost
-        self.made_by: dict[str, Any] = {}  # settings that decided what is in it
-        self.rows = {key: row for row, key in enumerate(keys)}
+    def __init__(
+        self, gen_length: int, vocab_size: int, keys: Sequence[str] = (), table: dict[str, Tensor] | None = None
+    ):
+        self.gen_length, self.vocab_size = gen_length, vocab_size
+        self.model_calls = 0  # rows x forward passes spent on making it
+        self.settings: dict[str, Any] = {}  # that decided what is in it
+        self.row_of_key = {key: row for row, key in enumerate(keys)}
         self.table = table or {
-            "tokens": torch.zeros(0, length, dtype=torch.int32),
-            "confidence": torch.zeros(0, length),
-            "eligible": torch.zeros(0, length, dtype=torch.bool),
+            "token_ids": torch.zeros(0, gen_length, dtype=torch.int32),
+            "confidence": torch.zeros(0, gen_length),
+            "eligible": torch.zeros(0, gen_length, dtype=torch.bool),
             "correct": torch.zeros(0, dtype=torch.bool),
         }
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.row_of_key)
 
     def put(
-        self, keys: Sequence[str], responses: Responses, eligible: Bool[Tensor, "B L"], correct: Bool[Tensor, " B"]
+        self, keys: Sequence[str], rollouts: Rollouts, eligible: Bool[Tensor, "B L"], correct: Bool[Tensor, " B"]
     ) -> None:
-        """Remembers one response per key, in place of what was there."""
-        fresh = {
-            "tokens": responses.tokens.cpu().int(),
-            "confidence": responses.confidence.cpu().float(),
+        """Stores one response per key, in place of an earlier one."""
+        new_values = {
+            "token_ids": rollouts.completion_ids.cpu().int(),
+            "confidence": rollouts.confidence.cpu().float(),
             "eligible": eligible.cpu(),
             "correct": correct.cpu(),
         }
-        new = [key for key in dict.fromkeys(keys) if key not in self.rows]
-        self.rows.update({key: len(self.rows) + i for i, key in enumerate(new)})
-        where = torch.tensor([self.rows[key] for key in keys], dtype=torch.long)
-        for name, values in fresh.items():
-            grown = torch.cat([self.table[name], values.new_zeros(len(new), *values.shape[1:])])
-            grown[where] = values
-            self.table[name] = grown
+        new_keys = [key for key in dict.fromkeys(keys) if key not in self.row_of_key]
+        self.row_of_key.update({key: len(self.row_of_key) + i for i, key in enumerate(new_keys)})
+        rows = torch.tensor([self.row_of_key[key] for key in keys], dtype=torch.long)
+        for name, values in new_values.items():
+            column = torch.cat([self.table[name], values.new_zeros(len(new_keys), *values.shape[1:])])
+            column[rows] = values
+            self.table[name] = column
 
-    def anchors(
+    def select(
         self,
         keys: Sequence[str],
-        group: int,
-        spatial: Spatial,
+        num_generations: int,
+        spatial: SpatialPruning,
         noise: Float[Tensor, "Q L"],
         ratios: Sequence[float] | None = None,
     ) -> Anchors:
-        """Stage 1 for these problems, `group` equal rows each; a problem that is not in the store gets no anchors.
+        """Stage 1 for these problems, `num_generations` equal rows each. A problem without a response has no anchors.
 
-        `ratios` are the problems' own gammas, where they vary; else it is the setting's.
-
-        All rows of a group share S_fixed: they come from one conditional distribution, so the group mean is a valid
-        baseline, and they need the same number of model calls (docs/decisions.md, row 11).
+        `ratios` are the problems' own gammas; None: the setting's. All rows of a group share S_fixed: they are samples
+        of one conditional distribution, so the group mean is a valid baseline, and they need the same number of forward
+        passes (docs/decisions.md, row 11).
         """
-        known = torch.tensor([key in self.rows for key in keys])
-        row = torch.tensor([self.rows.get(key, 0) for key in keys])
         if not len(self):
-            nothing = torch.zeros(len(keys) * group, self.length, dtype=torch.long)
+            nothing = torch.zeros(len(keys) * num_generations, self.gen_length, dtype=torch.long)
             return Anchors(nothing, nothing.bool())
-        eligible = self.table["eligible"][row] & known[:, None]
-        if spatial.only == "rewarded":  # else a base's bad habit travels with its anchors
-            eligible &= self.table["correct"][row][:, None]
-        fixed = choose_fixed(eligible, self.table["confidence"][row], ratios or spatial.ratio, spatial.keep, noise)
-        tokens = self.table["tokens"][row].long()
-        return Anchors(tokens.repeat_interleave(group, 0), fixed.repeat_interleave(group, 0))
+        is_known = torch.tensor([key in self.row_of_key for key in keys])
+        rows = torch.tensor([self.row_of_key.get(key, 0) for key in keys])
+        eligible = self.table["eligible"][rows] & is_known[:, None]
+        if spatial.only_correct:  # otherwise the errors of the base model travel with its anchors
+            eligible &= self.table["correct"][rows][:, None]
+        confidence = self.table["confidence"][rows]
+        fixed_mask = select_anchors(eligible, confidence, ratios or spatial.ratio, spatial.keep, noise)
+        return Anchors(self.table["token_ids"][rows].long(), fixed_mask).repeat(num_generations)
 
     def save(self, path: Path, policy: MaskedPolicy, finished: bool = True) -> None:
         """Writes the store to one file, whole or not at all."""
-        about = {"length": self.length, "vocabulary": self.vocabulary, "model_calls": self.model_calls}
-        marks = {
+        metadata = {
+            "format": FORMAT,
+            "gen_length": self.gen_length,
+            "vocab_size": self.vocab_size,
+            "model_calls": self.model_calls,
             "model": policy.fingerprint(),
             "tokenizer": policy.tokenizer_fingerprint(),
             "finished": finished,
-            "made_by": self.made_by,
+            "settings": self.settings,
+            "keys": list(self.row_of_key),
         }
-        notes = {**about, **marks, "keys": list(self.rows)}
-        packed = {name: tensor.contiguous() for name, tensor in self.table.items()}
-        replace_file(path, lambda temporary: save_file(packed, temporary, {"stipule": json.dumps(notes)}))
+        table = {name: column.contiguous() for name, column in self.table.items()}
+        replace_file(path, lambda temporary: save_file(table, temporary, {"stipule": json.dumps(metadata)}))
 
     @classmethod
     def load(
-        cls, path: Path, policy: MaskedPolicy, length: int, same_model: bool = True, unfinished: bool = False
+        cls, path: Path, policy: MaskedPolicy, gen_length: int, same_model: bool = True, unfinished: bool = False
     ) -> AnchorStore:
         """Reads a store.
 
-        Raises CheckpointError if it is damaged, was made for another length, tokenizer or (`same_model`) with other
-        weights, or if making it was cut off, unless that is what is asked for.
+        Raises CheckpointError if it is damaged, was made by an earlier version, for another length or tokenizer, or
+        with other weights (`same_model`), or if making it was interrupted (unless `unfinished`).
         """
-        again = f"build it with: stipule anchors build RECIPE --out {path}"
-        try:
-            with safe_open(path, "pt") as file:
-                notes = json.loads((file.metadata() or {})["stipule"])
-                table = {name: file.get_tensor(name) for name in ("tokens", "confidence", "eligible", "correct")}
-                marks = notes["model"], notes["tokenizer"], notes["finished"], notes["made_by"]
-        except (OSError, SafetensorError, KeyError, ValueError) as cause:
-            raise CheckpointError(f"no readable anchor store at {path}: {cause}; {again}") from cause
-        model, tokenizer, finished, _ = marks
-        if (notes["length"], notes["vocabulary"]) != (length, policy.vocabulary):
+        rebuild = f"build it with: stipule anchors build RECIPE --out {path}"
+        metadata, table = _read(path, rebuild)
+        if (metadata["gen_length"], metadata["vocab_size"]) != (gen_length, policy.vocab_size):
             raise CheckpointError(
-                f"the anchors at {path} have length {notes['length']} and a vocabulary of {notes['vocabulary']}; "
-                f"this run has length {length} and {policy.vocabulary}; {again}"
+                f"the anchors at {path} have length {metadata['gen_length']} and a vocabulary of "
+                f"{metadata['vocab_size']}; this run has length {gen_length} and {policy.vocab_size}; {rebuild}"
             )
-        if tokenizer != policy.tokenizer_fingerprint():
-            raise CheckpointError(f"the anchors at {path} were made with another tokenizer; {again}")
-        if same_model and model != policy.fingerprint():
+        if metadata["tokenizer"] != policy.tokenizer_fingerprint():
+            raise CheckpointError(f"the anchors at {path} were made with another tokenizer; {rebuild}")
+        if same_model and metadata["model"] != policy.fingerprint():
             raise CheckpointError(
                 f"the anchors at {path} were made with other weights than this run starts from, so they are not its "
-                f"own; {again}"
+                f"own; {rebuild}"
             )
-        if not (finished or unfinished):
+        if not (metadata["finished"] or unfinished):
             raise CheckpointError(
-                f"the store at {path} was cut off while it was being made; run the same stipule anchors build again: "
-                "it goes on from there"
+                f"making the store at {path} was interrupted; run the same stipule anchors build again: it continues "
+                "from there"
             )
-        store = cls(length, policy.vocabulary, notes["keys"], table)
-        store.model_calls, store.made_by = notes["model_calls"], notes["made_by"]
+        store = cls(gen_length, policy.vocab_size, metadata["keys"], table)
+        store.model_calls, store.settings = metadata["model_calls"], metadata["settings"]
         return store
 
 
+def _read(path: Path, rebuild: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and table of a store's file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["stipule"])
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"the anchors at {path} were made by an earlier version of stipule, which used other names; {rebuild}"
+                )
+            return metadata, {name: file.get_tensor(name) for name in COLUMNS}
+    except (OSError, SafetensorError, KeyError, ValueError) as cause:
+        raise CheckpointError(f"no readable anchor store at {path}: {cause}; {rebuild}") from cause
+
+
 def eligible_tokens(
-    policy: MaskedPolicy, task: Task, problems: Sequence[Problem], responses: Responses
+    policy: MaskedPolicy, task: Task, problems: Sequence[Problem], rollouts: Rollouts
 ) -> Bool[Tensor, "B L"]:
     """Which tokens of a response may become anchors of its problem.
 
-    Never: end-of-text, padding, masks and other special tokens (the most confident anchors otherwise are all
+    Never eligible: end-of-text, padding, masks and other special tokens (otherwise the most confident anchors are all
     end-of-text and prune nothing); anything after the end; the answer and its tags (section 5.2: no reward hacking).
     """
-    allowed = [
-        _allowed(policy, task, problem, row, live)
-        for problem, row, live in zip(problems, responses.tokens.tolist(), responses.live.tolist(), strict=True)
-    ]
-    return torch.tensor(allowed, dtype=torch.bool)
+    rows = zip(problems, rollouts.completion_ids.tolist(), rollouts.completion_mask.tolist(), strict=True)
+    eligible = [_eligible(policy, task, problem, token_ids, inside) for problem, token_ids, inside in rows]
+    return torch.tensor(eligible, dtype=torch.bool)
 
 
-def _allowed(policy: MaskedPolicy, task: Task, problem: Problem, tokens: list[int], live: list[bool]) -> list[bool]:
-    # Spans are found in the text that the pieces make, so every character belongs to exactly one token.
-    pieces = [policy.piece(token) if alive else "" for token, alive in zip(tokens, live, strict=True)]
-    ends = list(accumulate(map(len, pieces)))
-    spans = task.protected(problem, "".join(pieces))
-    return [_free_of(spans, end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+def _eligible(
+    policy: MaskedPolicy, task: Task, problem: Problem, token_ids: list[int], inside: list[bool]
+) -> list[bool]:
+    # Spans refer to the concatenated token texts, so every character belongs to exactly one token.
+    texts = [policy.token_text(token) if is_inside else "" for token, is_inside in zip(token_ids, inside, strict=True)]
+    ends = list(accumulate(map(len, texts)))
+    spans = task.protected_spans(problem, "".join(texts))
+    return [_is_outside(spans, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
 
 
-def _free_of(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    """Whether a token that covers characters [start, end) has text and touches no protected span."""
-    return end > start and not any(begin < end and start < stop for begin, stop in spans)
+def _is_outside(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Whether a token that covers characters [start, end) has text and overlaps no protected span."""
+    return end > start and not any(first < end and start < last for first, last in spans)

@@ -1,4 +1,4 @@
-"""Building the static dataset: from the model's own responses (section 5.2) or from texts (table 4)."""
+"""Builds the anchor store: from the model's own responses (section 5.2) or from texts (table 4)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RecipeError
-from stipule.models.policy import MaskedPolicy
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.denoise import BlockDenoiser
-from stipule.rollouts.grading import grade
-from stipule.streams import stream
+from stipule.rollouts.reward_batch import compute_rewards
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
-from stipule.types import Responses
+from stipule.types import Rollouts
 
-# Seconds between two writes of a store that is being built: what an interruption may cost.
+# Seconds between two writes of a store that is being built. An interruption costs at most this.
 SAVE_SECONDS = 30.0
 
 
@@ -29,115 +29,125 @@ def pregenerate(
     policy: MaskedPolicy,
     task: Task,
     problems: Sequence[Problem],
-    sampler: BlockDenoiser,
+    sampler: SemiAutoregressiveSampler,
     seed: int,
-    rows: int,
+    batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    place: Path | None = None,
-    begun: AnchorStore | None = None,
+    path: Path | None = None,
+    unfinished_store: AnchorStore | None = None,
 ) -> AnchorStore:
-    """One unpruned response per problem, `rows` at once; with the model calls it cost.
+    """Samples one unpruned response per problem, and counts the forward passes.
 
-    The cost is that of 1/G of an epoch of rollouts: it pays only because the store is used again in every visit.
-    With `place` the store is written there, now and then and at the end; `begun` is what an earlier attempt had.
+    That costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
+    written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left.
     """
-    store = begun or AnchorStore(sampler.length, policy.vocabulary)
-    settings = {**asdict(sampler), "task": task.name, "seed": seed, "rows": rows}
-    if begun is not None and begun.made_by != settings:
-        changed = [k for k in settings if begun.made_by.get(k) != settings[k]]
+    store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
+    settings = {**asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size}
+    if unfinished_store is not None and unfinished_store.settings != settings:
+        changed = [k for k in settings if unfinished_store.settings.get(k) != settings[k]]
         raise RecipeError(
-            f"the store at {place} was made with other settings ({', '.join(changed)}) and was left as it is; "
-            "give another place with --out, or the same settings"
+            f"the store at {path} was made with other settings ({', '.join(changed)}) and was left as it is; "
+            "give another path with --out, or the same settings"
         )
-    store.made_by = settings
-    saved = time.monotonic()
-    for start in range(0, len(problems), rows):
-        part = problems[start : start + rows]
-        if not all(p.key in store.rows for p in part):
-            noise = sampler.draw(len(part), stream(seed, start, "pregenerate"))
-            responses = sampler(policy, policy.encode([p.turns for p in part]), noise)
-            graded = grade(task, part, policy.decode(responses.tokens))
-            store.put([p.key for p in part], responses, eligible_tokens(policy, task, part, responses), graded.correct)
-            store.model_calls += int(responses.forwards.sum())
-            if place and time.monotonic() - saved > SAVE_SECONDS:
-                store.save(place, policy, finished=False)
-                saved = time.monotonic()
-        progress(start + len(part), len(problems))
-    if place:
-        store.save(place, policy)
+    store.settings = settings
+    saved_at = time.monotonic()
+    for start in range(0, len(problems), batch_size):
+        batch = problems[start : start + batch_size]
+        if not all(p.key in store.row_of_key for p in batch):
+            noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
+            rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
+            rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids))
+            eligible = eligible_tokens(policy, task, batch, rollouts)
+            store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
+            store.model_calls += int(rollouts.nfe.sum())
+            if path and time.monotonic() - saved_at > SAVE_SECONDS:
+                store.save(path, policy, finished=False)
+                saved_at = time.monotonic()
+        progress(start + len(batch), len(problems))
+    if path:
+        store.save(path, policy)
     return store
 
 
-def from_texts(
+def store_from_texts(
     policy: MaskedPolicy,
     task: Task,
     problems: Sequence[Problem],
     texts: Mapping[str, str],
-    length: int,
-    rows: int,
-    place: Path | None = None,
+    gen_length: int,
+    batch_size: int,
+    path: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AnchorStore:
-    """The static dataset of given texts by problem key, aligned from the response's first position (table 4).
+    """The anchor store of given texts by problem key, aligned at the response's first position (table 4).
 
-    A text that is longer than the response is cut; what a shorter one leaves stays masked. Confidence is what the
-    model gives each eligible token with all eligible ones hidden: one model call a problem.
+    A text that is longer than the response is cut; positions after a shorter text stay masked. The confidence of each
+    eligible token is its probability with all eligible tokens masked: one forward pass per problem.
     """
-    store = AnchorStore(length, policy.vocabulary)
-    store.made_by = {"task": task.name, "texts": len(texts)}
+    store = AnchorStore(gen_length, policy.vocab_size)
+    store.settings = {"task": task.name, "texts": len(texts)}
     known = [p for p in problems if p.key in texts]
-    for start in range(0, len(known), rows):
-        part = known[start : start + rows]
-        encoded = [policy.tokenizer(texts[p.key], add_special_tokens=False)["input_ids"][:length] for p in part]
-        tokens = torch.tensor([ids + [policy.eos_id] * (length - len(ids)) for ids in encoded], device=policy.device)
-        reach = torch.tensor([[i < len(ids) for i in range(length)] for ids in encoded], device=policy.device)
-        prompts = policy.encode([p.turns for p in part])
-        responses = Responses(
-            prompt=prompts.tokens,
-            prompt_mask=prompts.mask,
-            tokens=tokens,
-            free=torch.ones_like(reach),
-            live=reach,
-            revealed=torch.zeros_like(tokens),
-            confidence=torch.zeros_like(tokens, dtype=torch.float32),
-            forwards=torch.ones(len(part), dtype=torch.long, device=policy.device),
-        )
-        eligible = eligible_tokens(policy, task, part, responses)
-        responses.confidence.copy_(confidence_of(policy, responses, eligible.to(policy.device)))
-        graded = grade(task, part, [texts[p.key] for p in part])
-        store.put([p.key for p in part], responses, eligible, graded.correct)
-        store.model_calls += len(part)
-        progress(start + len(part), len(known))
-    if place:
-        store.save(place, policy)
+    for start in range(0, len(known), batch_size):
+        batch = known[start : start + batch_size]
+        rollouts = _rollouts_of_texts(policy, batch, texts, gen_length)
+        eligible = eligible_tokens(policy, task, batch, rollouts)
+        rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
+        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch])
+        store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
+        store.model_calls += len(batch)
+        progress(start + len(batch), len(known))
+    if path:
+        store.save(path, policy)
     return store
 
 
-def confidence_of(policy: MaskedPolicy, responses: Responses, eligible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Probability of each eligible token with all eligible ones hidden; 0 elsewhere."""
-    hidden: Int[Tensor, "B L"] = responses.tokens.masked_fill(eligible, policy.mask_id)
-    at = torch.cat([torch.zeros_like(responses.prompt_mask), eligible], 1)
-    attend = torch.cat([responses.prompt_mask, torch.ones_like(eligible)], 1)
+def _rollouts_of_texts(
+    policy: MaskedPolicy, problems: Sequence[Problem], texts: Mapping[str, str], gen_length: int
+) -> Rollouts:
+    """The texts as if the policy had sampled them."""
+    tokenizer, device = policy.tokenizer, policy.device
+    encoded = [tokenizer(texts[p.key], add_special_tokens=False)["input_ids"][:gen_length] for p in problems]
+    padded = [token_ids + [policy.eos_id] * (gen_length - len(token_ids)) for token_ids in encoded]
+    completion_ids = torch.tensor(padded, device=device)
+    completion_mask = torch.tensor([[i < len(ids) for i in range(gen_length)] for ids in encoded], device=device)
+    prompts = policy.encode([p.messages for p in problems])
+    return Rollouts(
+        prompt_ids=prompts.prompt_ids,
+        prompt_mask=prompts.prompt_mask,
+        completion_ids=completion_ids,
+        sampled_mask=torch.ones_like(completion_mask),
+        completion_mask=completion_mask,
+        unmask_step=torch.zeros_like(completion_ids),
+        confidence=torch.zeros_like(completion_ids, dtype=torch.float32),
+        nfe=torch.ones(len(problems), dtype=torch.long, device=device),
+    )
+
+
+def token_confidence(policy: MaskedPolicy, rollouts: Rollouts, eligible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Probability of each eligible token with all eligible tokens masked; 0 elsewhere."""
+    masked_ids = rollouts.completion_ids.masked_fill(eligible, policy.mask_id)
+    position_mask = torch.cat([torch.zeros_like(rollouts.prompt_mask), eligible], 1)
+    attention_mask = torch.cat([rollouts.prompt_mask, torch.ones_like(eligible)], 1)
     with torch.inference_mode():
-        logits = policy.logits(torch.cat([responses.prompt, hidden], 1), attend, at)
-        found = logits.softmax(1).gather(1, responses.tokens[eligible][:, None])[:, 0]
-    return torch.zeros(eligible.shape, device=eligible.device).masked_scatter(eligible, found.clone())
+        logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
+        probability = logits.softmax(1).gather(1, rollouts.completion_ids[eligible][:, None])[:, 0]
+    return torch.zeros(eligible.shape, device=eligible.device).masked_scatter(eligible, probability.clone())
 
 
 def read_texts(path: Path, problems: Sequence[Problem]) -> dict[str, str]:
     """Responses by problem key from JSON lines with `response` and `key` or `prompt`.
 
-    Raises RecipeError, naming file and line, on a line that is malformed, says nothing of a known problem twice, or
-    if no line is about any of the problems.
+    Raises RecipeError, naming file and line, for a line that is malformed or a second response to a problem, or if no
+    line belongs to any of the problems.
     """
-    by_prompt = {p.prompt: p.key for p in problems}
-    keys = set(by_prompt.values())
+    key_of_prompt = {p.prompt: p.key for p in problems}
+    keys = set(key_of_prompt.values())
     texts: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             response = row["response"]
-            key = row["key"] if "key" in row else by_prompt.get(row["prompt"])
+            key = row["key"] if "key" in row else key_of_prompt.get(row["prompt"])
         except (ValueError, KeyError, TypeError) as cause:
             raise RecipeError(
                 f"{path}, line {number} is not a JSON object with response and key or prompt: {cause!r}"

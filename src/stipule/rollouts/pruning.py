@@ -1,46 +1,48 @@
-"""Spatio-temporal pruning, as settings and as one boolean tensor (section 3 of the paper)."""
+"""Spatio-Temporal Pruning as settings, and the choice of anchors (section 3 of the paper)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stipule.errors import RecipeError
-from stipule.rollouts.gamma import Annealed, ByDifficulty
-from stipule.rollouts.schedule import Scope, anchors_for
+from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
+from stipule.rollouts.schedule import Scope, floor_fraction, num_anchors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spatial:
-    """Spatial pruning (section 3.1): a share of the response is fixed to tokens of a static response."""
+class SpatialPruning:
+    """Spatial pruning (section 3.1): a fraction of the response is fixed to tokens of an earlier response."""
 
-    ratio: float = 0.0  # gamma: share of fixed tokens (table 8: 0.05); the most of it where it varies
-    vary: Annealed | ByDifficulty | None = None  # none: the paper's constant
-    keep: Literal["confident", "random"] = "confident"  # table 7
-    # pregenerated: the model's own responses, made once before training (section 5.2)
+    ratio: float = 0.0  # gamma: fraction of fixed tokens (table 8: 0.05); the largest one if a schedule is set
+    schedule: Annealed | ByDifficulty | None = None  # null: constant, as in the paper
+    keep: Literal["confident", "random"] = "confident"  # which tokens are fixed (table 7)
+    # pregenerated: the model's own responses, generated once before training (section 5.2)
     # ground_truth: reference solutions of the task (table 4)
-    # last_visit: the best-rewarded response of the problem's last visit, at no extra model call
-    # file: responses of yours, JSON lines with `response` and `key` or `prompt`
-    source: Literal["none", "pregenerated", "ground_truth", "last_visit", "file"] = "pregenerated"
-    path: str | None = None  # source file: the responses; pregenerated: a store of `stipule anchors build`, or none
-    when: Literal["always", "all_wrong"] = "always"  # all_wrong: hints, only for groups that fail without (IGPO)
-    only: Literal["any", "rewarded"] = "any"  # rewarded: only responses that were right
+    # previous_epoch: the response with the highest reward when the problem was last sampled; no extra forward pass
+    # file: your own responses, JSON lines with `response` and `key` or `prompt`
+    source: Literal["none", "pregenerated", "ground_truth", "previous_epoch", "file"] = "pregenerated"
+    path: str | None = None  # source file: the responses; pregenerated: a store of `stipule anchors build`, or null
+    when: Literal["always", "group_failed"] = (
+        "always"  # group_failed: only for groups without a correct response (IGPO)
+    )
+    only_correct: bool = False  # take anchors from correct responses only
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise RecipeError(
-                f"pruning.spatial.ratio is {self.ratio}; it is the share of fixed tokens and must lie in "
+                f"pruning.spatial.ratio is {self.ratio}; it is the fraction of fixed tokens and must lie in "
                 "[0, 1); try 0.05"
             )
         if self.ratio > 0 and self.source == "none":
             raise RecipeError(
                 f"pruning.spatial.ratio is {self.ratio} but there is no source of anchors; "
-                "set pruning.spatial.source to pregenerated or last_visit, or the ratio to 0"
+                "set pruning.spatial.source to pregenerated or previous_epoch, or the ratio to 0"
             )
         if self.path and self.source not in ("pregenerated", "file"):
             raise RecipeError(
@@ -52,94 +54,117 @@ class Spatial:
                 "pruning.spatial.source is file but there is no path; set pruning.spatial.path to JSON lines with "
                 "response and key or prompt"
             )
-        if self.vary is not None and self.vary.least(self.ratio) >= self.ratio:
+        if self.schedule is not None and self.schedule.min_ratio(self.ratio) >= self.ratio:
             raise RecipeError(
-                f"pruning.spatial.vary is {self.vary.kind}, but with ratio {self.ratio} there is nothing below it to "
-                "vary to; the ratio is the most that is fixed; raise pruning.spatial.ratio, or remove vary"
+                f"pruning.spatial.schedule is {self.schedule.kind}, but with ratio {self.ratio} it has no smaller value "
+                "to go to; the ratio is the largest fraction that is fixed; raise pruning.spatial.ratio, or remove the "
+                "schedule"
             )
 
-    def ratio_at(self, step: int, solved: float | None = None) -> float:
-        """gamma for a problem at an RL step (from 0); `solved` is the share of its group right at its last visit."""
-        return self.ratio if self.vary is None else self.vary.at(self.ratio, step, solved)
+    def ratio_at(self, step: int, accuracy: float | None = None) -> float:
+        """gamma for a problem at an RL step (from 0), given the accuracy of its group when it was last sampled."""
+        return self.ratio if self.schedule is None else self.schedule.ratio_at(self.ratio, step, accuracy)
 
     @property
-    def least(self) -> float:
-        """The smallest gamma that a problem may get: what the bounds on calls are counted with."""
-        return self.ratio if self.vary is None else self.vary.least(self.ratio)
+    def min_ratio(self) -> float:
+        """The smallest gamma that a problem may get. Upper bounds on forward passes are computed with it."""
+        return self.ratio if self.schedule is None else self.schedule.min_ratio(self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Temporal:
-    """Temporal pruning (section 3.2): the last share of the masks is filled in one argmax call."""
+class FixedCutoff:
+    """Temporal pruning (section 3.2): the last fraction of the masks is filled in one argmax forward pass."""
 
     kind: Literal["constant"] = "constant"
-    cutoff: float = 0.0  # t_cutoff: share of masks at which denoising jumps to the end (table 8: 0.05)
-    scope: Scope = "global"  # t counted over the response (the theorem's reading) or over each block
+    cutoff: float = 0.0  # t_cutoff: fraction of masks at which denoising jumps to the end (table 8: 0.05)
+    scope: Scope = "global"  # t counted over the response (as in the theorem) or over each block
+
+    threshold: ClassVar[None] = None  # confidence plays no part
+    is_upper_bound: ClassVar[bool] = False  # the scheduled forward passes are exact
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
             raise RecipeError(
-                f"pruning.temporal.cutoff is {self.cutoff}; it is the share of masks left at which one call finishes "
-                "and must lie in [0, 1); try 0.05"
+                f"pruning.temporal.cutoff is {self.cutoff}; it is the fraction of masks left at which one forward pass "
+                "finishes and must lie in [0, 1); try 0.05"
             )
 
     @property
-    def planned(self) -> tuple[float, Scope]:
-        """The cut-off that is known before the first call, and what it is a share of."""
+    def planned_cutoff(self) -> tuple[float, Scope]:
+        """The cutoff that is known before the first forward pass, and what it is a fraction of."""
         return self.cutoff, self.scope
+
+    def finish_window(self, gen_length: int) -> int:
+        """The number of masks at which confidence may finish a row: none."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confident:
-    """Temporal pruning where the model is sure: a row ends once it is confident of every mask that is left.
+class ConfidenceCutoff:
+    """Temporal pruning by confidence: a row ends once the model is confident of all of its remaining masks.
 
-    As soon as at most `cutoff` of the response is masked, each call looks at all that is left of a row. If the most
-    probable token of every mask has at least this probability, these tokens end the row in that call; otherwise the
-    call commits what it would without pruning. So a row never takes more calls than unpruned, and never fills more
-    than the share `cutoff` at once. Not in the paper, whose cut-off is the same for all rows.
+    As soon as at most the fraction `cutoff` of the response is masked, each forward pass reads all remaining masks of a
+    row. If the most probable token of every mask reaches `threshold`, these tokens finish the row in that forward pass.
+    Otherwise it unmasks what it would without pruning. So a row never needs more forward passes than without pruning,
+    and never fills more than the fraction `cutoff` at once. Not in the paper, whose cutoff is the same for all rows.
     """
 
     kind: Literal["confident"] = "confident"
-    cutoff: float = 0.05  # the largest share of masks that one call may finish (table 8: 0.05)
-    at_least: float = 0.9  # probability that the least certain of them must have; 0: any, 1: certainty
+    cutoff: float = 0.05  # the largest fraction of masks that one forward pass may finish (table 8: 0.05)
+    threshold: float = 0.9  # smallest probability that each of these tokens must have; 0: any, 1: certainty
+
+    is_upper_bound: ClassVar[bool] = True  # rows may need fewer forward passes than scheduled
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
             raise RecipeError(
-                f"pruning.temporal.cutoff is {self.cutoff}; it is the largest share of masks that one call may finish "
-                "and must lie in [0, 1); try 0.05"
+                f"pruning.temporal.cutoff is {self.cutoff}; it is the largest fraction of masks that one forward pass "
+                "may finish and must lie in [0, 1); try 0.05"
             )
-        if not 0 <= self.at_least <= 1:
+        if not 0 <= self.threshold <= 1:
             raise RecipeError(
-                f"pruning.temporal.at_least is {self.at_least}; it is a probability and must lie in [0, 1]; try 0.9"
+                f"pruning.temporal.threshold is {self.threshold}; it is a probability and must lie in [0, 1]; try 0.9"
             )
 
     @property
-    def planned(self) -> tuple[float, Scope]:
-        """Nothing is cut for certain: the plan is the unpruned one, a bound."""
+    def planned_cutoff(self) -> tuple[float, Scope]:
+        """No cutoff is certain: the schedule is the unpruned one, an upper bound."""
         return 0.0, "global"
 
+    def finish_window(self, gen_length: int) -> int:
+        """The number of masks at which confidence may finish a row."""
+        return floor_fraction(self.cutoff, gen_length)
 
-AnyTemporal = Temporal | Confident
+
+TemporalPruning = FixedCutoff | ConfidenceCutoff
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Both prunings; with both shares at 0 the sampler is LLaDA's."""
+    """Both kinds of pruning. With both fractions at 0 the sampler is LLaDA's."""
 
-    spatial: Spatial = field(default_factory=Spatial)
-    temporal: AnyTemporal = field(default_factory=Temporal)
+    spatial: SpatialPruning = field(default_factory=SpatialPruning)
+    temporal: TemporalPruning = field(default_factory=FixedCutoff)
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Stage 1 (eq. 5): where a batch of responses is fixed, and to what. Rows of a group are equal."""
+    """Stage 1 (eq. 5): which tokens of a batch of responses are fixed, and to what. Rows of a group are equal."""
 
-    tokens: Int[Tensor, "B L"]
-    fixed: Bool[Tensor, "B L"]
+    token_ids: Int[Tensor, "B L"]
+    fixed_mask: Bool[Tensor, "B L"]
+
+    def __getitem__(self, rows: slice) -> Anchors:
+        return Anchors(self.token_ids[rows], self.fixed_mask[rows])
+
+    def repeat(self, num_generations: int) -> Anchors:
+        """Each row `num_generations` times, copies adjacent."""
+        return Anchors(
+            self.token_ids.repeat_interleave(num_generations, 0), self.fixed_mask.repeat_interleave(num_generations, 0)
+        )
 
 
-def choose_fixed(
+def select_anchors(
     eligible: Bool[Tensor, "B L"],
     confidence: Float[Tensor, "B L"],
     ratio: float | Sequence[float],
@@ -148,21 +173,20 @@ def choose_fixed(
 ) -> Bool[Tensor, "B L"]:
     """S_fixed of eq. 7: exactly m = round(gamma L) positions of every row, fewer where fewer are eligible.
 
-    `ratio` is gamma, of all rows or of each.
-
-    `confident` fixes the most confident tokens and leaves the uncertain ones to exploration (table 7); equal
-    confidences, which float precision makes common at 1.0, are split by `noise`. The paper writes a Bernoulli e_i; an
-    exact count is what its low-confidence rule and its cost formula need (docs/decisions.md, row 3).
+    `ratio` is gamma, one for all rows or one for each. `confident` fixes the most confident tokens and leaves the
+    uncertain ones to exploration (table 7); `noise` decides between equal confidences, which float precision makes
+    common at 1.0. The paper writes a Bernoulli e_i; an exact count is what its low-confidence rule and its cost formula
+    need (docs/decisions.md, row 3).
     """
-    rows, length = eligible.shape
+    rows, gen_length = eligible.shape
     ratios = [ratio] * rows if isinstance(ratio, int | float) else ratio
-    count = torch.tensor([anchors_for(gamma, length) for gamma in ratios])
+    count = torch.tensor([num_anchors(gamma, gen_length) for gamma in ratios])
     order = noise.argsort(dim=1, descending=True)
     if keep == "confident":
         by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, by_confidence)
-    # Stable: among the eligible, the order from above stays.
+    # Stable: the eligible positions keep their order.
     eligible_first = eligible.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, eligible_first)
-    chosen = torch.zeros_like(eligible).scatter(1, order, torch.arange(length) < count[:, None])
-    return chosen & eligible
+    selected = torch.zeros_like(eligible).scatter(1, order, torch.arange(gen_length) < count[:, None])
+    return selected & eligible

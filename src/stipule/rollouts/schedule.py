@@ -1,4 +1,4 @@
-"""How many tokens each model call commits: LLaDA's block schedule with the two prunings laid over it."""
+"""How many tokens each forward pass unmasks: LLaDA's block schedule with both kinds of pruning."""
 
 from __future__ import annotations
 
@@ -12,109 +12,112 @@ from stipule.errors import RecipeError
 Scope = Literal["global", "block"]
 
 
-def share_of(ratio: float, length: int) -> int:
-    """floor(ratio * length), the way people mean it: 0.29 of 100 is 29, though 0.29 * 100 is 28.99... in floats."""
-    return int(ratio * length + 1e-9)
+def floor_fraction(fraction: float, length: int) -> int:
+    """floor(fraction * length), as people mean it: 0.29 of 100 is 29, although 0.29 * 100 is 28.99... in floats."""
+    return int(fraction * length + 1e-9)
 
 
-def anchors_for(ratio: float, length: int) -> int:
-    """m = round(gamma L), halves upwards: how many tokens spatial pruning fixes (#S_fixed of section 3.1)."""
-    return share_of(ratio * length + 0.5, 1)
+def num_anchors(ratio: float, gen_length: int) -> int:
+    """m = round(gamma L), halves upwards: the number of tokens that spatial pruning fixes (#S_fixed of section 3.1)."""
+    return floor_fraction(ratio * gen_length + 0.5, 1)
 
 
-def even_masks(length: int, block: int, fixed: int) -> tuple[int, ...]:
-    """Masks at the start of each block if this many anchors are spread evenly over them."""
-    blocks = length // block
-    return tuple(block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
+def masks_per_block(gen_length: int, block_length: int, anchors: int) -> tuple[int, ...]:
+    """Masks at the start of each block if this many anchors are spread evenly over the blocks."""
+    blocks = gen_length // block_length
+    return tuple(block_length - (anchors * (b + 1) // blocks - anchors * b // blocks) for b in range(blocks))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What each model call of one response commits, known before the first call.
+class UnmaskSchedule:
+    """What each forward pass of one response unmasks, known before the first one. One entry per forward pass."""
 
-    Attributes have one entry a call. `widths` is how many hidden positions the call must look at: its whole current
-    block, and the next one where the quota reaches into it.
-    """
-
-    quotas: tuple[int, ...]
-    argmax: tuple[bool, ...]  # True: stage 2b (eq. 9), all that is left in one call, without noise
-    widths: tuple[int, ...]
+    num_transfer_tokens: tuple[int, ...]  # tokens to unmask
+    argmax: tuple[bool, ...]  # True: stage 2b (eq. 9), all remaining tokens in one forward pass, without noise
+    num_candidates: tuple[int, ...]  # masked positions to read: the whole block, and the next one if it is reached
 
     @property
-    def forwards(self) -> int:
-        return len(self.quotas)
+    def nfe(self) -> int:
+        """Number of forward passes."""
+        return len(self.num_transfer_tokens)
 
 
-def check_schedule(length: int, steps: int, block: int) -> None:
+def check_sizes(gen_length: int, steps: int, block_length: int) -> None:
     """Raises RecipeError unless L, N and the block length fit together as LLaDA's decoder needs."""
-    if length < 1 or steps < 1 or block < 1:
-        raise RecipeError(f"sampler has length {length}, steps {steps}, block {block}; all must be 1 or more")
-    if length % block:
+    if gen_length < 1 or steps < 1 or block_length < 1:
         raise RecipeError(
-            f"sampler.block is {block}; it must divide sampler.length, which is {length}; "
-            f"try {next(b for b in range(min(block, length), 0, -1) if length % b == 0)}"
+            f"sampler has gen_length {gen_length}, steps {steps}, block_length {block_length}; all must be 1 or more"
         )
-    blocks = length // block
-    if steps > length or steps % blocks:
-        nearest = max(blocks, min(length, steps) // blocks * blocks)
+    if gen_length % block_length:
+        divisor = next(b for b in range(min(block_length, gen_length), 0, -1) if gen_length % b == 0)
+        raise RecipeError(
+            f"sampler.block_length is {block_length}; it must divide sampler.gen_length, which is {gen_length}; "
+            f"try {divisor}"
+        )
+    blocks = gen_length // block_length
+    if steps > gen_length or steps % blocks:
+        nearest = max(blocks, min(gen_length, steps) // blocks * blocks)
         raise RecipeError(
             f"sampler.steps is {steps}; with {blocks} blocks it must be a multiple of {blocks} and at most "
-            f"sampler.length = {length}; try {nearest}"
+            f"sampler.gen_length = {gen_length}; try {nearest}"
         )
 
 
-def published_quotas(length: int, steps: int, block: int) -> list[int]:
-    """Tokens per call in LLaDA's published decoder: per block, base quota plus one in the first calls."""
-    calls = steps * block // length
-    base, extra = divmod(block, calls)
-    return [base + (call < extra) for call in range(calls)] * (length // block)
+def llada_transfer_schedule(gen_length: int, steps: int, block_length: int) -> list[int]:
+    """Tokens per forward pass in LLaDA's published decoder: in each block a base number, plus one in the first ones."""
+    steps_per_block = steps * block_length // gen_length
+    base, extra = divmod(block_length, steps_per_block)
+    return [base + (step < extra) for step in range(steps_per_block)] * (gen_length // block_length)
 
 
-def spread(tokens: int, length: int, steps: int, block: int) -> list[int]:
-    """Quotas that commit `tokens` at the constant rate L/N: ceil(tokens / (L/N)) calls.
+def transfer_schedule(tokens: int, gen_length: int, steps: int, block_length: int) -> list[int]:
+    """Tokens per forward pass that unmask `tokens` at the constant rate L/N: ceil(tokens / (L/N)) forward passes.
 
-    They are the published quotas from the first on, held back just enough that no planned call is left empty; so with
-    nothing pruned they are exactly the published ones.
+    These are the published numbers, lowered just enough that no forward pass is left without a token. So with nothing
+    pruned they are exactly the published ones.
     """
-    calls = -(-tokens * steps // length)
-    target = list(accumulate(published_quotas(length, steps, block), initial=0))
-    done = [min(target[call], tokens - (calls - call)) for call in range(calls + 1)]
-    return [after - before for before, after in pairwise(done)] if tokens else []
+    nfe = -(-tokens * steps // gen_length)
+    published = list(accumulate(llada_transfer_schedule(gen_length, steps, block_length), initial=0))
+    unmasked_after = [min(published[step], tokens - (nfe - step)) for step in range(nfe + 1)]
+    return [after - before for before, after in pairwise(unmasked_after)] if tokens else []
 
 
 @lru_cache(maxsize=65536)
-def plan(masks: tuple[int, ...], length: int, steps: int, block: int, cutoff: float, scope: Scope) -> Plan:
-    """The calls of a response whose blocks start with these numbers of masks.
+def unmask_schedule(
+    masks: tuple[int, ...], gen_length: int, steps: int, block_length: int, cutoff: float, scope: Scope
+) -> UnmaskSchedule:
+    """The forward passes of a response whose blocks start with these numbers of masks.
 
-    Stage 2a commits L/N tokens a call, block after block; what a finished block leaves of a call's quota goes to the
-    next block in the same call. Stage 2b finishes with one argmax call as soon as at most `cutoff` of the masks are
-    left: of the whole response (`global`), or of each block (`block`). With scope `global` that is
-    ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] calls (eq. 10; docs/decisions.md, row 15).
+    Stage 2a unmasks L/N tokens per forward pass, block after block. If a block has fewer masks left than that, the
+    same forward pass also unmasks tokens of the next block. Stage 2b finishes with one argmax forward pass as soon as
+    at most the fraction `cutoff` is masked: of the whole response (`global`), or of each block (`block`). With scope
+    `global` that is ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] forward passes (eq. 10;
+    docs/decisions.md, row 15).
     """
     if scope == "global":
-        pieces = [(sum(masks), share_of(cutoff, length))]
+        stages = [(sum(masks), floor_fraction(cutoff, gen_length))]
     else:
-        pieces = [(count, share_of(cutoff, block)) for count in masks]
-    quotas: list[int] = []
+        stages = [(count, floor_fraction(cutoff, block_length)) for count in masks]
+    num_transfer_tokens: list[int] = []
     argmax: list[bool] = []
-    for count, cut in pieces:
-        left = min(count, cut)
-        walk = spread(count - left, length, steps, block)
-        quotas += walk + [left] * (left > 0)
-        argmax += [False] * len(walk) + [True] * (left > 0)
-    return Plan(tuple(quotas), tuple(argmax), _widths(masks, quotas))
+    for count, cut in stages:
+        last = min(count, cut)
+        stage_2a = transfer_schedule(count - last, gen_length, steps, block_length)
+        num_transfer_tokens += stage_2a + [last] * (last > 0)
+        argmax += [False] * len(stage_2a) + [True] * (last > 0)
+    return UnmaskSchedule(tuple(num_transfer_tokens), tuple(argmax), _num_candidates(masks, num_transfer_tokens))
 
 
-def _widths(masks: tuple[int, ...], quotas: list[int]) -> tuple[int, ...]:
-    left, widths = list(masks), []
-    for quota in quotas:
-        width = 0
-        for index, count in enumerate(left):
-            if quota == 0:
+def _num_candidates(masks: tuple[int, ...], num_transfer_tokens: list[int]) -> tuple[int, ...]:
+    left, candidates = list(masks), []
+    for remaining in num_transfer_tokens:
+        total = 0
+        for block, count in enumerate(left):
+            if remaining == 0:
                 break
-            width += count
-            taken = min(count, quota)
-            left[index] -= taken
-            quota -= taken
-        widths.append(width)
-    return tuple(widths)
+            total += count
+            unmasked = min(count, remaining)
+            left[block] -= unmasked
+            remaining -= unmasked
+        candidates.append(total)
+    return tuple(candidates)

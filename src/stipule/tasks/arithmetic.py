@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Literal, cast
 
 from stipule.tasks.answers import answer_spans, answer_text, merge_spans
-from stipule.tasks.boxes import box_spans, final_answer
+from stipule.tasks.boxed import boxed_spans, final_answer
+from stipule.tasks.number_parsing import number_spans, plain_number
 from stipule.tasks.problem import (
     Grade,
     Problem,
@@ -22,9 +23,8 @@ from stipule.tasks.problem import (
     check_split,
     distinct_problems,
 )
-from stipule.tasks.quantities import number_spans, plain_number
+from stipule.tasks.prompts import format_prompt, format_response
 from stipule.tasks.weights import chosen_weights, total
-from stipule.tasks.wording import in_format, worded
 
 TRAIN_SHARE = 0.8
 STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
@@ -69,7 +69,7 @@ class Arithmetic:
         """The problem of working out `first sign second`."""
         value = {"+": first + second, "-": first - second, "*": first * second}[sign]
         text = f"{first}{sign}{second}"
-        prompt = text if self.prompt == "compact" else worded(self.kind, self.prompt, sum=text)
+        prompt = text if self.prompt == "compact" else format_prompt(self.kind, self.prompt, sum=text)
         return Problem(f"{self.kind}:{text}", prompt, {"gold": str(value), "sum": text})
 
     def split_of(self, text: str) -> Literal["train", "test"]:
@@ -87,19 +87,19 @@ class Arithmetic:
         parts = {"correct": float(correct), "format": float(formed)}
         return Grade(total(parts, chosen_weights(self.weights, STRICT_WEIGHTS)), parts, correct)
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Answers with their tags, boxes, and the value wherever it stands; all of a compact response."""
         if self.prompt == "compact":
             return merge_spans([(0, len(response))])
         value = plain_number(cast(str, problem.data["gold"]))
         assert value is not None, "the task has written it itself"
-        return merge_spans([*answer_spans(response), *box_spans(response), *number_spans(response, value)])
+        return merge_spans([*answer_spans(response), *boxed_spans(response), *number_spans(response, value)])
 
     def reference(self, problem: Problem) -> str:
         gold = cast(str, problem.data["gold"])
         if self.prompt == "compact":
             return gold
-        return in_format(self.prompt, f"{problem.data['sum']} = {gold}", gold)
+        return format_response(self.prompt, f"{problem.data['sum']} = {gold}", gold)
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Compact (sum, value) pairs from the training sums, all right.

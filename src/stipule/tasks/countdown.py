@@ -9,11 +9,12 @@ from typing import Any, Literal, cast
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, answer_text, merge_spans
-from stipule.tasks.boxes import box_spans, last_box
+from stipule.tasks.boxed import boxed_spans, last_boxed
 from stipule.tasks.countdown_workings import DELIMITER, Worked, add_up, combine, solve
 from stipule.tasks.d1_answers import countdown_right
 from stipule.tasks.d1_rewards import COUNTDOWN_WEIGHTS, countdown_parts
 from stipule.tasks.dataset import read_problems, refuse_overlap
+from stipule.tasks.dataset_io import get_column
 from stipule.tasks.expressions import parse_expression, spans_with_all
 from stipule.tasks.problem import (
     Grade,
@@ -26,9 +27,8 @@ from stipule.tasks.problem import (
     check_split,
     distinct_problems,
 )
-from stipule.tasks.rows import column
+from stipule.tasks.prompts import format_prompt, format_response, prefill
 from stipule.tasks.weights import check_grading, chosen_weights, total
-from stipule.tasks.wording import in_format, prefill, worded
 
 TRAIN_SHARE = 0.8
 STRICT_WEIGHTS = {"solved": 0.9, "format": 0.1}
@@ -70,7 +70,7 @@ class Countdown:
     train_problems: int = 4096
     test_problems: int = 512
     seed: int = 0
-    habit: float = 0.7
+    wrong_demo_fraction: float = 0.7
     weights: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Countdown:
         check_range("task.numbers", self.numbers, "how many numbers a puzzle gives", 3, 4, 3)
         check_range("task.largest", self.largest, "the greatest number a puzzle may give", 1, 1000, 100)
         check_range("task.target", self.target, "the least and greatest target", 1, 4000, (1, 100))
-        check_counts(self.train_problems, self.test_problems, self.habit)
+        check_counts(self.train_problems, self.test_problems, self.wrong_demo_fraction)
 
     @property
     def name(self) -> str:
@@ -116,14 +116,14 @@ class Countdown:
         listed = ",".join(map(str, numbers))
         text = f"{listed}={target}"
         if self.prompt != "compact":
-            text = worded(self.kind, self.prompt, numbers=list(numbers), target=target)
+            text = format_prompt(self.kind, self.prompt, numbers=list(numbers), target=target)
         key = f"countdown:{','.join(map(str, sorted(numbers)))}={target}"
         data = {"numbers": tuple(numbers), "target": target}
         return Problem(key, text, data, prefill=prefill(self.prompt))
 
     def read(self, where: str, row: Any) -> Problem | None:
         """The problem of a row, None if it has another count of numbers; RecipeError if it is none."""
-        numbers, target = column(where, row, "input", "nums", "numbers"), column(where, row, "output", "target")
+        numbers, target = get_column(where, row, "input", "nums", "numbers"), get_column(where, row, "output", "target")
         try:
             numbers = numbers.split(",") if isinstance(numbers, str) else numbers
             numbers, target = [int(number) for number in numbers], int(target)
@@ -157,12 +157,12 @@ class Countdown:
         if self.prompt == "compact":
             return response.rpartition(DELIMITER)[2]
         tagged = answer_text(response)
-        box = last_box(response if tagged is None else tagged)
+        box = last_boxed(response if tagged is None else tagged)
         for latex, sign in _SIGNS if box is not None else ():
             box = cast(str, box).replace(latex, sign)
         return tagged if box is None else box
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """The answer (tagged, boxed, or from the first delimiter on) and all arithmetic in which every number occurs.
 
         All of a compact response that has no delimiter.
@@ -170,7 +170,7 @@ class Countdown:
         if self.prompt == "compact":
             answers = [(max(response.find(DELIMITER), 0), len(response))]
         else:
-            answers = [*answer_spans(response), *box_spans(response)]
+            answers = [*answer_spans(response), *boxed_spans(response)]
         return merge_spans([*answers, *spans_with_all(response, _numbers(problem))])
 
     def reference(self, problem: Problem) -> str | None:
@@ -180,7 +180,7 @@ class Countdown:
         if worked is None or self.prompt == "compact":
             return worked.response if worked else None
         answer = f"\\boxed{{{worked.text}}}" if self.prompt == "d1_eval" else worked.text
-        return in_format(self.prompt, "\n".join(worked.steps), answer)
+        return format_response(self.prompt, "\n".join(worked.steps), answer)
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Compact (puzzle, steps and expression) pairs from training multisets.
@@ -202,7 +202,7 @@ class Countdown:
             if drawn is None:
                 continue
             numbers, target = drawn
-            hurried = rng.random() < self.habit
+            hurried = rng.random() < self.wrong_demo_fraction
             worked = add_up(numbers, self.bound) if hurried else solve(numbers, target, self.operations, self.bound)
             assert worked is not None, "sums lie within the bound, and puzzles are made from an expression"
             yield self.problem(numbers, target).prompt, worked.response

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, merge_spans
+from stipule.tasks.dataset_io import column_names, read_rows
 from stipule.tasks.problem import Grade, Problem, Span, check_split
 from stipule.tasks.rewards import Reward, reward_grades
-from stipule.tasks.rows import columns, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Custom:
         """By the reward functions, once a batch."""
         return reward_grades(self.reward, problems, responses)
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Tagged answers, and copies of the answer column."""
         answer = str(problem.data.get(self.answer, "")) if self.answer else ""
         copies = [(at, at + len(answer)) for at in range(len(response)) if answer and response.startswith(answer, at)]
@@ -72,9 +72,9 @@ class Custom:
 @lru_cache(maxsize=8)
 def _problems(source: str) -> tuple[Problem, ...]:
     problems: dict[str, Problem] = {}
-    for where, row in rows(source):
+    for where, row in read_rows(source):
         if not isinstance(row, Mapping) or "prompt" not in row:
-            raise RecipeError(f"{where} is not an object with a prompt column; known columns: {columns(row)}")
+            raise RecipeError(f"{where} is not an object with a prompt column; known columns: {column_names(row)}")
         prompt = row["prompt"]
         chat = isinstance(prompt, list) and prompt and all(_is_message(m) for m in prompt)
         if not chat and not isinstance(prompt, str):

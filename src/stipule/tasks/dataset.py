@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from stipule.errors import RecipeError
+from stipule.tasks.dataset_io import read_rows
 from stipule.tasks.problem import Problem
-from stipule.tasks.rows import rows
 
 Reader = Callable[[str, Any], Problem | None]
 """(where, row) to the problem it poses, None for a row of another kind; RecipeError on what is no such row."""
@@ -21,7 +21,7 @@ def read_problems(source: str, read: Reader, count: int | None = None) -> tuple[
     other data, and where a source holds none.
     """
     found: dict[str, Problem] = {}
-    for where, row in rows(source):
+    for where, row in read_rows(source):
         problem = read(where, row)
         if problem is None:
             continue

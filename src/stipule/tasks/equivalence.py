@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from stipule.errors import StipuleError
-from stipule.tasks.quantities import plain_number
+from stipule.tasks.number_parsing import plain_number
 
 Verdict = Literal["right", "wrong", "undecided"]
 

@@ -11,15 +11,15 @@ from typing import Any, Literal, cast
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, answer_text, merge_spans
-from stipule.tasks.boxes import box_spans, final_answer
+from stipule.tasks.boxed import boxed_spans, final_answer
 from stipule.tasks.d1_answers import gsm8k_value
 from stipule.tasks.d1_rewards import GSM8K_WEIGHTS, gsm8k_parts
 from stipule.tasks.dataset import split_problems
+from stipule.tasks.dataset_io import get_column
+from stipule.tasks.number_parsing import number_spans, number_with_unit, plain_number
 from stipule.tasks.problem import Grade, Problem, Span, check_split
-from stipule.tasks.quantities import number_spans, plain_number, quantity
-from stipule.tasks.rows import column
+from stipule.tasks.prompts import format_prompt, format_response, prefill
 from stipule.tasks.weights import chosen_weights, total
-from stipule.tasks.wording import in_format, prefill, worded
 
 HUB = {"train": "openai/gsm8k:train", "test": "openai/gsm8k:test"}
 STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
@@ -66,7 +66,7 @@ class Gsm8k:
         return split_problems(self._read, self.train or HUB["train"], self.test or HUB["test"], split, count)
 
     def _read(self, where: str, row: Any) -> Problem:
-        question, answer = (column(where, row, name) for name in ("question", "answer"))
+        question, answer = (get_column(where, row, name) for name in ("question", "answer"))
         solution, mark, gold = str(answer).rpartition("####")
         try:
             return self.problem(str(question), gold.strip(), _WORKED.sub("", solution).strip() if mark else "")
@@ -81,7 +81,7 @@ class Gsm8k:
             raise RecipeError(f"the answer is {gold!r}; it must be a number such as 18, -3 or 1,080; correct it")
         digest = hashlib.sha256(question.encode("utf-8", "replace")).hexdigest()[:16]
         data = {"gold": None if gold is None else str(gold), "solution": solution}
-        text = worded(self.kind, self.prompt, question=question)
+        text = format_prompt(self.kind, self.prompt, question=question)
         return Problem(f"{self.kind}:{digest}", text, data, prefill=prefill(self.prompt))
 
     def grade(self, problem: Problem, response: str) -> Grade:
@@ -95,16 +95,16 @@ class Gsm8k:
             parts = {"correct": float(correct), **gsm8k_parts(response, gold or "")}
         else:
             answer = final_answer(response)
-            read = None if answer is None else quantity(answer)
+            read = None if answer is None else number_with_unit(answer)
             correct = read is not None and read == number
             tagged = read is not None and answer_text(response) is not None
             parts = {"correct": float(correct), "format": float(tagged)}
         return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, correct)
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Answers with their tags, boxes, and the gold number wherever it stands."""
         gold = plain_number(str(problem.data["gold"])) or Fraction(0)
-        return merge_spans([*answer_spans(response), *box_spans(response), *number_spans(response, gold)])
+        return merge_spans([*answer_spans(response), *boxed_spans(response), *number_spans(response, gold)])
 
     def reference(self, problem: Problem) -> str | None:
         """The published solution in the format that is asked for."""
@@ -112,4 +112,4 @@ class Gsm8k:
         if gold is None or not solution:
             return None
         answer = f"\\boxed{{{gold}}}" if self.prompt == "d1_eval" else str(gold)
-        return in_format(self.prompt, solution, answer)
+        return format_response(self.prompt, solution, answer)

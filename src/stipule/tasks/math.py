@@ -10,16 +10,16 @@ from typing import Any, Literal, cast
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, answer_text, merge_spans
-from stipule.tasks.boxes import box_spans, final_answer, last_box
+from stipule.tasks.boxed import boxed_spans, final_answer, last_boxed
 from stipule.tasks.d1_answers import math_right
 from stipule.tasks.d1_rewards import MATH_WEIGHTS, math_parts
 from stipule.tasks.dataset import split_problems
+from stipule.tasks.dataset_io import get_column
 from stipule.tasks.equivalence import equivalent
+from stipule.tasks.number_parsing import number_spans, plain_number
 from stipule.tasks.problem import Grade, Problem, Span, check_split
-from stipule.tasks.quantities import number_spans, plain_number
-from stipule.tasks.rows import column
+from stipule.tasks.prompts import format_prompt, format_response, prefill
 from stipule.tasks.weights import chosen_weights, total
-from stipule.tasks.wording import in_format, prefill, worded
 
 HUB = {"train": "ankner/math-500:train", "test": "HuggingFaceH4/MATH-500:test"}
 STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
@@ -63,8 +63,8 @@ class Math:
         return split_problems(self._read, self.train or HUB["train"], self.test or HUB["test"], split, count)
 
     def _read(self, where: str, row: Any) -> Problem:
-        question, solution = str(column(where, row, "problem", "question")), str(row.get("solution") or "")
-        gold = last_box(solution) if row.get("answer") is None and solution else column(where, row, "answer")
+        question, solution = str(get_column(where, row, "problem", "question")), str(row.get("solution") or "")
+        gold = last_boxed(solution) if row.get("answer") is None and solution else get_column(where, row, "answer")
         try:
             return self.problem(question, gold, solution)
         except RecipeError as cause:
@@ -77,7 +77,7 @@ class Math:
                 f"the answer is {gold!r}; it must be a LaTeX expression, or stand in the solution's last \\boxed{{}}"
             )
         digest = hashlib.sha256(question.encode("utf-8", "replace")).hexdigest()[:16]
-        text = worded(self.kind, self.prompt, question=question)
+        text = format_prompt(self.kind, self.prompt, question=question)
         data = {"gold": str(gold), "solution": solution}
         return Problem(f"{self.kind}:{digest}", text, data, prefill=prefill(self.prompt))
 
@@ -94,19 +94,19 @@ class Math:
             answer = final_answer(response)
             verdict = "wrong" if answer is None else equivalent(gold, answer)
             correct = verdict == "right"
-            boxed = last_box(answer_text(response) or "") is not None
+            boxed = last_boxed(answer_text(response) or "") is not None
             parts = {"correct": float(correct), "format": float(boxed), "undecided": float(verdict == "undecided")}
         return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, correct)
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Answers with their tags, boxes, and the gold answer wherever it stands, however it is spaced."""
         gold = cast(str, problem.data["gold"])
-        return merge_spans([*answer_spans(response), *box_spans(response), *_copies(response, gold)])
+        return merge_spans([*answer_spans(response), *boxed_spans(response), *_copies(response, gold)])
 
     def reference(self, problem: Problem) -> str | None:
         """The published solution in the format that is asked for, if there is one."""
         gold, solution = problem.data["gold"], cast(str, problem.data["solution"])
-        return in_format(self.prompt, solution, f"\\boxed{{{gold}}}") if solution else None
+        return format_response(self.prompt, solution, f"\\boxed{{{gold}}}") if solution else None
 
 
 def _copies(text: str, gold: str) -> Iterator[Span]:

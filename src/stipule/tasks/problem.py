@@ -28,18 +28,18 @@ class Problem:
     key: str
     prompt: str
     data: Mapping[str, object]
-    messages: tuple[Mapping[str, str], ...] | None = None
+    conversation: tuple[Mapping[str, str], ...] | None = None
     prefill: str = ""
 
     @property
-    def turns(self) -> "str | tuple[Mapping[str, str], ...]":
+    def messages(self) -> "str | tuple[Mapping[str, str], ...]":
         """What a policy encodes: the messages of a conversation where there are any, else the user's turn.
 
         A prefill is a last message of the assistant's, which the response goes on with.
         """
         if not self.prefill:
-            return self.messages or self.prompt
-        asked = self.messages or ({"role": "user", "content": self.prompt},)
+            return self.conversation or self.prompt
+        asked = self.conversation or ({"role": "user", "content": self.prompt},)
         return (*asked, {"role": "assistant", "content": self.prefill})
 
 
@@ -83,7 +83,7 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, response: str) -> Grade: ...
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Spans that may never become an anchor, sorted and disjoint: the answer, its tags, and copies of it.
 
         A fixed answer would hand its reward to the whole group, and would never be trained.
@@ -137,7 +137,7 @@ def check_counts(train_problems: int, test_problems: int, habit: float) -> None:
     """Raise RecipeError unless the settings that every task made of puzzles shares are in their ranges."""
     check_range("task.train_problems", train_problems, "how many puzzles to train on", 1, 1_000_000, 4096)
     check_range("task.test_problems", test_problems, "how many puzzles to test on", 1, 1_000_000, 512)
-    check_range("task.habit", habit, "the share of hasty demonstrations", 0, 1, 0.7)
+    check_range("task.wrong_demo_fraction", habit, "the share of hasty demonstrations", 0, 1, 0.7)
 
 
 def check_compact(prompt: str) -> None:

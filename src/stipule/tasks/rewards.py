@@ -66,9 +66,9 @@ def reward_grades(reward: Reward, problems: Sequence[Problem], texts: Sequence[s
     A function that raises stops the run: a silent 0 would be trained on. Raises StipuleError where a function returns
     the wrong number of rewards or where none applies to a response.
     """
-    prompts = [list(problem.messages) if problem.messages else problem.prompt for problem in problems]
+    prompts = [list(problem.conversation) if problem.conversation else problem.prompt for problem in problems]
     completions: list[Any] = [
-        [{"role": "assistant", "content": text}] if problem.messages else text
+        [{"role": "assistant", "content": text}] if problem.conversation else text
         for problem, text in zip(problems, texts, strict=True)
     ]
     names = {key for problem in problems for key in problem.data}

@@ -8,10 +8,11 @@ from typing import Any, Literal, cast
 
 from stipule.errors import RecipeError
 from stipule.tasks.answers import BLANKS, CLOSE, OPEN, answer_spans, merge_spans
-from stipule.tasks.boxes import box_spans, final_answer
+from stipule.tasks.boxed import boxed_spans, final_answer
 from stipule.tasks.d1_answers import right_cells, sudoku_text
 from stipule.tasks.d1_rewards import SUDOKU_WEIGHTS, sudoku_parts
 from stipule.tasks.dataset import read_problems, refuse_overlap
+from stipule.tasks.dataset_io import get_column
 from stipule.tasks.problem import (
     Grade,
     Problem,
@@ -23,7 +24,7 @@ from stipule.tasks.problem import (
     check_split,
     distinct_problems,
 )
-from stipule.tasks.rows import column
+from stipule.tasks.prompts import format_prompt, prefill
 from stipule.tasks.sudoku_grids import (
     CELLS,
     DIGITS,
@@ -36,7 +37,6 @@ from stipule.tasks.sudoku_grids import (
     solutions,
 )
 from stipule.tasks.weights import check_grading, chosen_weights, total
-from stipule.tasks.wording import prefill, worded
 
 TRAIN_SHARE = 0.8
 STRICT_WEIGHTS = {"solved": 0.9, "format": 0.1}
@@ -74,7 +74,7 @@ class Sudoku:
     train_problems: int = 4096
     test_problems: int = 512
     seed: int = 0
-    habit: float = 0.7
+    wrong_demo_fraction: float = 0.7
     anchors: Literal["clues", "blanks"] = "clues"
     weights: dict[str, float] = field(default_factory=dict, hash=False)
 
@@ -85,7 +85,7 @@ class Sudoku:
         check_range("task.shots", self.shots, "how many worked examples the prompt gives", 0, allowed, allowed)
         meaning = "the least and most empty cells of a 4x4 puzzle with one solution"
         check_range("task.blanks", self.blanks, meaning, 1, MAX_BLANKS, (6, 11))
-        check_counts(self.train_problems, self.test_problems, self.habit)
+        check_counts(self.train_problems, self.test_problems, self.wrong_demo_fraction)
         if self.anchors == "blanks" and self.prompt != "compact":
             raise RecipeError(
                 f"task.anchors is blanks with task.prompt {self.prompt}, where the answer is protected wherever it "
@@ -145,13 +145,13 @@ class Sudoku:
             )
         text = puzzle
         if self.prompt != "compact":
-            text = worded(self.kind, self.prompt, puzzle=puzzle, examples=self.examples)
+            text = format_prompt(self.kind, self.prompt, puzzle=puzzle, examples=self.examples)
         data = {"puzzle": puzzle, "solution": solution}
         return Problem(f"sudoku:{puzzle}", text, data, prefill=prefill(self.prompt))
 
     def read(self, where: str, row: Any) -> Problem:
         """The problem of a row; RecipeError if it is none."""
-        puzzle, solution = (str(column(where, row, name, name.title())) for name in ("puzzle", "solution"))
+        puzzle, solution = (str(get_column(where, row, name, name.title())) for name in ("puzzle", "solution"))
         try:
             return self.problem(puzzle, solution)
         except RecipeError as cause:
@@ -184,7 +184,7 @@ class Sudoku:
             parts = {"solved": float(solved), "cells": right / blanks, "format": float(kept)}
         return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, solved)
 
-    def protected(self, problem: Problem, response: str) -> list[Span]:
+    def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Tagged answers and copies of the solution; in a compact response, the blank cells or, as asked, the clues.
 
         A compact response of another length has no cells to tell apart, so all of it is protected.
@@ -196,7 +196,7 @@ class Sudoku:
             return merge_spans((cell, cell + 1) for cell, clue in enumerate(_puzzle(problem)) if (clue != "0") == clues)
         solution = cast(str, problem.data["solution"])
         copies = [(at, at + CELLS) for at in range(len(response)) if response.startswith(solution, at)]
-        return merge_spans([*answer_spans(response), *box_spans(response), *copies])
+        return merge_spans([*answer_spans(response), *boxed_spans(response), *copies])
 
     def reference(self, problem: Problem) -> str:
         """The solution; outside compact prompts in its tags, where none of it may be fixed."""
@@ -215,7 +215,7 @@ class Sudoku:
         grids = self.grids("train")
         while True:
             puzzle = draw_puzzle(rng, grids, self.blanks)
-            yield puzzle, hasty(puzzle) if rng.random() < self.habit else solutions(puzzle)[0]
+            yield puzzle, hasty(puzzle) if rng.random() < self.wrong_demo_fraction else solutions(puzzle)[0]
 
 
 def _puzzle(problem: Problem) -> str:

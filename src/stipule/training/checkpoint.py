@@ -1,4 +1,4 @@
-"""Checkpoints: model, optimizer and anchors of one step, whole or not there."""
+"""Checkpoints: model, optimizer and anchors of one step, whole or absent."""
 
 from __future__ import annotations
 
@@ -11,93 +11,103 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from stipule.atomic_io import replace_folder
 from stipule.errors import CheckpointError
-from stipule.estimators.profile import Surprise
-from stipule.files import replace_folder
+from stipule.estimators.importance_sampling import LossHistory
 from stipule.models.loading import save_policy
-from stipule.models.policy import MaskedPolicy
-from stipule.models.sharding import as_part, whole, whole_state
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.sharding import full_state_dict, full_tensor, local_shard
 from stipule.rollouts.anchors import AnchorStore
+
+STATE_FILE = "train_state.json"
 
 
 @dataclass
-class Progress:
-    """What a run has done so far. Everything else is a function of the recipe and the step."""
+class TrainState:
+    """What a run has done so far. Everything else depends on the recipe and the step only."""
 
     step: int = 0  # RL steps finished
-    model_calls: int = 0  # rows x calls, of rollouts, scoring and updates
-    pregeneration_calls: int = 0  # rows x calls spent on the anchor store
+    model_calls: int = 0  # rows x forward passes of rollouts, log-probabilities and updates
+    pregeneration_calls: int = 0  # rows x forward passes spent on the anchor store
     seconds: float = 0.0
-    surprise: Surprise = field(default_factory=Surprise)  # for `estimator.profile: fitted`
-    # Share of each problem's group that was right at its last visit, where pruning goes by difficulty.
-    solved: dict[str, float] = field(default_factory=dict)
+    loss_history: LossHistory = field(default_factory=LossHistory)  # for `estimator.importance_sampling: fitted`
+    # Accuracy of each problem's group when it was last sampled, if pruning depends on difficulty.
+    last_accuracy: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
     folder: Path,
-    progress: Progress,
+    state: TrainState,
     policy: MaskedPolicy,
     optimizer: torch.optim.Optimizer,
-    store: AnchorStore | None,
+    anchor_store: AnchorStore | None,
     base: str,
-    keep: int,
-    spare: Path | None = None,
-    writes: bool = True,
+    save_total_limit: int,
+    protected: Path | None = None,
+    is_main_process: bool = True,
 ) -> None:
-    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest `keep` and `spare`.
+    """Writes `step-NNNNNN` under a temporary name, renames it, then removes all but the newest ones and `protected`.
 
-    Of many ranks one `writes`; under sharding all must call, for the whole of a tensor takes everyone's part.
+    Only the main process writes. With sharded weights all ranks must call: gathering a whole tensor is a collective.
     """
-    state, moments = whole_state(policy), optimizer_tensors(policy, optimizer)
-    if not writes:
+    weights, optimizer_tensors = full_state_dict(policy), optimizer_state(policy, optimizer)
+    if not is_main_process:
         return
 
-    def write(place: Path) -> None:
-        save_policy(policy, place / "model", base, state)
-        save_file(moments, place / "optimizer.safetensors")
-        if store is not None:
-            store.save(place / "anchors.safetensors", policy)
-        (place / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+    def write(path: Path) -> None:
+        save_policy(policy, path / "model", base, weights)
+        save_file(optimizer_tensors, path / "optimizer.safetensors")
+        if anchor_store is not None:
+            anchor_store.save(path / "anchors.safetensors", policy)
+        (path / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n")
 
-    replace_folder(folder / f"step-{progress.step:06d}", write)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old != spare:
+    replace_folder(folder / f"step-{state.step:06d}", write)
+    for old in sorted(folder.glob("step-*"))[:-save_total_limit]:
+        if old != protected:
             shutil.rmtree(old)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last finished checkpoint; a folder still under its temporary name is none."""
+    """The last finished checkpoint. A folder that still has its temporary name is not one."""
     return max(folder.glob("step-*"), default=None)
 
 
-def read_progress(place: Path) -> Progress:
-    """How far the run of this checkpoint was."""
+def read_train_state(path: Path) -> TrainState:
+    """The state of the run at this checkpoint.
+
+    Raises CheckpointError if it is damaged or was saved by an earlier version.
+    """
+    if (path / "progress.json").exists():
+        raise CheckpointError(
+            f"{path} was saved by an earlier version of stipule, which used other names; start the run again with "
+            f"another --out; its weights can still be used: model.path={path / 'model'}"
+        )
     try:
-        saved = json.loads((place / "progress.json").read_text())
-        return Progress(**{**saved, "surprise": Surprise(**saved.get("surprise", {}))})
-    except (OSError, ValueError, TypeError) as cause:
-        raise CheckpointError(f"{place} is damaged ({cause}); remove it to resume from the one before") from cause
+        saved = json.loads((path / STATE_FILE).read_text())
+        return TrainState(**{**saved, "loss_history": LossHistory(**saved["loss_history"])})
+    except (OSError, ValueError, TypeError, KeyError) as cause:
+        raise CheckpointError(f"{path} is damaged ({cause}); remove it to resume from the one before") from cause
 
 
-def optimizer_tensors(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter name: plain tensors, so no pickle is needed."""
+def optimizer_state(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state by parameter name: tensors only, so no pickle is needed."""
     return {
-        f"{name}/{key}": whole(value).contiguous()
-        for name, parameter in policy.trainable().items()
+        f"{name}/{key}": full_tensor(value).contiguous()
+        for name, parameter in policy.trainable_parameters().items()
         for key, value in optimizer.state[parameter].items()
     }
 
 
-def load_optimizer(place: Path, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a saved state back. Raises CheckpointError unless it fits the parameters."""
+def load_optimizer(path: Path, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> None:
+    """Restores a saved optimizer state. Raises CheckpointError unless it fits the parameters."""
     try:
-        saved = load_file(place / "optimizer.safetensors", device=str(policy.device))
+        saved = load_file(path / "optimizer.safetensors", device=str(policy.device))
     except (OSError, SafetensorError) as cause:
-        raise CheckpointError(f"{place} is damaged ({cause}); remove it to resume from the one before") from cause
-    parameters = policy.trainable()
-    for full, value in saved.items():
-        name, key = full.rsplit("/", 1)
+        raise CheckpointError(f"{path} is damaged ({cause}); remove it to resume from the one before") from cause
+    parameters = policy.trainable_parameters()
+    for full_name, value in saved.items():
+        name, key = full_name.rsplit("/", 1)
         if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
-            raise CheckpointError(f"{place} was saved for another model: it has a state for {name} that does not fit")
+            raise CheckpointError(f"{path} was saved for another model: it has a state for {name} that does not fit")
         # AdamW keeps its step count on the CPU.
-        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else as_part(value, parameters[name])
+        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else local_shard(value, parameters[name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stipule.models.families import family_of
-from stipule.rollouts.schedule import Plan, anchors_for, even_masks, plan, share_of
+from stipule.rollouts.schedule import UnmaskSchedule, floor_fraction, masks_per_block, num_anchors, unmask_schedule
 from stipule.training.settings import Recipe
 
 
@@ -15,64 +15,68 @@ from stipule.training.settings import Recipe
 class StepCost:
     """Model calls of one RL step, as rows x calls; upper bounds where rows may end early or be skipped."""
 
-    per_response: int  # calls to denoise one response
+    nfe_per_rollout: int  # calls to denoise one response
     unpruned: int  # the same with nothing pruned: N
     rollout: int
-    score: int
+    logps: int
     update: int
 
     @property
     def total(self) -> int:
-        return self.rollout + self.score + self.update
+        return self.rollout + self.logps + self.update
 
 
-def calls_per_response(recipe: Recipe) -> int:
+def nfe_per_rollout(recipe: Recipe) -> int:
     """The plan's calls for the fewest anchors that the recipe may place, spread evenly over the blocks: a bound."""
-    return plan_of(recipe).forwards
+    return schedule_of(recipe).nfe
 
 
-def plan_of(recipe: Recipe) -> Plan:
+def schedule_of(recipe: Recipe) -> UnmaskSchedule:
     """What each call commits and looks at, for the fewest anchors that the recipe may place, evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
-    masks = even_masks(sampler.length, sampler.block, anchors_for(pruning.spatial.least, sampler.length))
-    return plan(masks, sampler.length, sampler.steps, sampler.block, *pruning.temporal.planned)
+    masks = masks_per_block(
+        sampler.gen_length, sampler.block_length, num_anchors(pruning.spatial.min_ratio, sampler.gen_length)
+    )
+    return unmask_schedule(
+        masks, sampler.gen_length, sampler.steps, sampler.block_length, *pruning.temporal.planned_cutoff
+    )
 
 
-def may_take_fewer(recipe: Recipe) -> bool:
+def is_upper_bound(recipe: Recipe) -> bool:
     """Whether rows differ by what the model says, so that the planned calls are the most that are spent."""
     pruning = recipe.pruning
-    varies = pruning.temporal.kind != "constant" or pruning.spatial.vary is not None
-    return varies or recipe.sampler.parallel is not None
+    varies = pruning.temporal.kind != "constant" or pruning.spatial.schedule is not None
+    return varies or recipe.sampler.confidence_threshold is not None
 
 
 def step_cost(recipe: Recipe) -> StepCost:
     """Rollout, scoring of the old and the reference policy, and updates (algorithms: 1.0)."""
     settings = recipe.training
-    rows = settings.problems * settings.group
-    calls = calls_per_response(recipe)
-    views = recipe.estimator.views(recipe.sampler.length, calls) * rows
-    old = settings.updates - 1 if recipe.objective.compares else 0
-    scored = old + (settings.updates if recipe.objective.kl > 0 else 0)
-    return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.updates)
+    rows = settings.prompts_per_step * settings.num_generations
+    calls = nfe_per_rollout(recipe)
+    views = recipe.estimator.num_masks(recipe.sampler.gen_length, calls) * rows
+    old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
+    scored = old + (settings.num_iterations if recipe.objective.beta > 0 else 0)
+    return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.num_iterations)
 
 
-def looked_at(recipe: Recipe) -> tuple[int, ...]:
+def candidates_per_call(recipe: Recipe) -> tuple[int, ...]:
     """Positions of a row that meet the LM head in each call, at most.
 
     In random order it is known which ones are committed. Where confidence may end a row, all that is left is looked at.
     """
-    schedule = plan_of(recipe)
-    looked = schedule.quotas if recipe.sampler.order == "random" else schedule.widths
+    schedule = schedule_of(recipe)
+    looked = schedule.num_transfer_tokens if recipe.sampler.remasking == "random" else schedule.num_candidates
     temporal = recipe.pruning.temporal
     if temporal.kind == "constant":
         return looked
-    within = share_of(temporal.cutoff, recipe.sampler.length)
-    left = [sum(schedule.quotas[call:]) for call in range(schedule.forwards)]
+    within = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
+    left = [sum(schedule.num_transfer_tokens[call:]) for call in range(schedule.nfe)]
     return tuple(rest if rest <= within else width for rest, width in zip(left, looked, strict=True))
 
 
 @dataclass(frozen=True)
-class Held:
+class StaticMemory:
     """Bytes that are held throughout training; activations and logits come on top."""
 
     parameters: int
@@ -82,7 +86,7 @@ class Held:
     reference: int
 
 
-def memory_held(recipe: Recipe, published: Mapping[str, Any]) -> Held:
+def static_memory(recipe: Recipe, published: Mapping[str, Any]) -> StaticMemory:
     """From the model's `config.json` alone."""
     import torch
 
@@ -103,5 +107,5 @@ def memory_held(recipe: Recipe, published: Mapping[str, Any]) -> Held:
         )
         adapter_bytes = 4 * trained  # adapters are kept in float32
     each = 4 if lora else size
-    reference = parameters * size if recipe.objective.kl > 0 and lora is None else 0
-    return Held(parameters, trained, parameters * size + adapter_bytes, 3 * each * trained, reference)
+    reference = parameters * size if recipe.objective.beta > 0 and lora is None else 0
+    return StaticMemory(parameters, trained, parameters * size + adapter_bytes, 3 * each * trained, reference)

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one asks the loop to finish its step, the second stops at once."""
+"""Ctrl-C: the first one stops the loop after its step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from contextlib import contextmanager
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stop was asked for; the step was finished and saved."""
+    """A stop was requested; the step was finished and saved."""
 
 
 @contextmanager
-def graceful() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT is noted; the value tells whether one has come."""
-    asked: list[int] = []
+def stop_after_step() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGINT sets a flag; the value is a function that reads it."""
+    received: list[int] = []
 
-    def ask(number: int, frame: object) -> None:
-        if asked:
+    def handle(number: int, frame: object) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
     try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: signals are somebody else's
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread, which is the only one that may handle signals
         yield lambda: False
         return
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGINT, before)

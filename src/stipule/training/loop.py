@@ -1,208 +1,136 @@
-"""THE LOOP: one RL step as a straight line (architecture in README.md, equations in docs/papers.md)."""
+"""The training loop: RL steps, and around them records, alarms, evaluations and checkpoints."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
-from stipule.errors import DivergenceError, RecipeError, RewardError
-from stipule.models.loading import load_policy
-from stipule.models.memory import check_remembers
-from stipule.models.policy import MaskedPolicy
-from stipule.models.sharding import parameter_groups, shard
-from stipule.streams import stream
+from stipule.errors import DivergenceError, RewardError
+from stipule.evaluation.agreement import agreement
+from stipule.rng import make_generator
 from stipule.tasks.problem import Problem
-from stipule.training.anchoring import Watch, anchor_store, check_source, moving_anchors, remember, shares_solved
-from stipule.training.checkpoint import (
-    Progress,
-    load_optimizer,
-    newest_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
-from stipule.training.clock import Clock, peak_memory
-from stipule.training.explore import agreement_step, audit_step, explore, held_out_step
-from stipule.training.folder import RunFolder
-from stipule.training.guard import Guard
-from stipule.training.interrupt import Interrupted, graceful
-from stipule.training.ranks import gather_ranks, sharding_asked
-from stipule.training.records import describe, records
+from stipule.training.alarm_monitor import AlarmMonitor
+from stipule.training.anchor_source import Watch, anchors_change, update_accuracies, update_anchors
+from stipule.training.checkpoint import TrainState, save_checkpoint
+from stipule.training.context import RunContext
+from stipule.training.interrupt import Interrupted, stop_after_step
+from stipule.training.monitoring import eval_metrics, exact_rollouts, unpruned_metrics
+from stipule.training.records import rollout_metrics, rollout_records
+from stipule.training.rl_step import StepDiverged, StepResult, rl_step
+from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
-from stipule.training.tracking import Trackers, check_trackers
-from stipule.training.update import learn
+from stipule.training.setup import start_run
+from stipule.training.step_timer import StepTimer, peak_memory
+from stipule.training.tracking import Trackers
 
 
-def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: None) -> Progress:
-    """Runs a recipe in its folder, from the newest checkpoint there.
-    `watch` is told of anchors, steps and saves.
+def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: None) -> TrainState:
+    """Runs a recipe in its folder, from the newest checkpoint there. `watch` is called for anchors, steps and saves.
 
-    Continuing is exact: after a kill at any moment the same weights come out, because a checkpoint is whole or absent
-    and all randomness is a function of (seed, step, purpose).
+    Resuming is exact: after a kill at any moment the same weights come out, because a checkpoint is whole or absent and
+    all random numbers depend on (seed, step, purpose).
     """
-    settings = recipe.training
-    accelerator, ranks = gather_ranks(settings.problems)
-    place = ranks.collect([newest_checkpoint(folder.checkpoints)])[0]  # what the first rank sees, all begin with
-    progress = read_progress(place) if place else Progress()
-    folder.forget_after(progress.step)
-
-    check_source(recipe.pruning.spatial)
-    check_trackers(recipe.tracking)
-    sharding = sharding_asked()
-    if sharding and moving_anchors(recipe):
-        raise RecipeError(
-            "pruning.spatial.source is last_visit and the launch asks for sharded weights; such a store carries "
-            "a fingerprint of the weights, which no rank holds; set pruning.spatial.source=pregenerated, or launch "
-            "with recipes/launch/ddp.yaml"
-        )
-    if sharding and recipe.sampler.cache is not None:
-        raise RecipeError(
-            f"sampler.cache is {recipe.sampler.cache.kind} and the launch asks for sharded weights, where every rank "
-            "must make the same calls: full and partial ones would wait for each other; leave sampler.cache out, or "
-            "launch with recipes/launch/ddp.yaml"
-        )
-    policy = _load(recipe, place, accelerator.device)
-    if recipe.sampler.cache is not None:
-        check_remembers(policy.family)
-    problems = recipe.task.problems("train")
+    settings, problems = recipe.training, recipe.task.problems("train")
     held_out = recipe.task.problems("test")[: settings.evaluate_problems]
-    store = anchor_store(recipe, folder, place, policy, problems, progress, watch, ranks)
-    moving = store if moving_anchors(recipe) else None
-    if sharding and ranks.world > 1:
-        shard(policy, regather=sharding == "zero3")
-    optimizer = torch.optim.AdamW(
-        parameter_groups(policy),
-        lr=recipe.optimizer.learning_rate,
-        betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
-        weight_decay=recipe.optimizer.weight_decay,
-    )
-    if place:
-        load_optimizer(place, policy, optimizer)
-
-    guard = Guard(recipe.alarms, folder, watch, progress.step)
-
-    def save() -> None:
-        save_checkpoint(
-            folder.checkpoints,
-            progress,
-            policy,
-            optimizer,
-            moving,
-            recipe.model.path,
-            settings.keep,
-            guard.last_good(),
-            ranks.first,
-        )
-        watch("saved", {"step": progress.step})
-
-    trackers = closing(Trackers(recipe.tracking, folder.path, asdict(recipe)))
-    with graceful() as asked_to_stop, trackers as mirrors:
-        for step in range(progress.step, settings.steps):
-            started = time.perf_counter()
-            clock = Clock(policy.device)
-            asked = batch(problems, settings.problems, settings.seed, step)
-            repeated = [problem for problem in asked for _ in range(settings.group)]
-
-            try:
-                visits = progress.solved  # eq. 5 to 9:
-                responses, graded = explore(recipe, policy, asked, store, step, clock, ranks, visits)
-            except RewardError as cause:
-                guard.broken(step + 1, cause, "not_a_number")
-                raise
-            agreed = {}
-            if settings.agreement_every and (step + 1) % settings.agreement_every == 0 and recipe.sampler.approximate:
-                agreed = agreement_step(recipe, policy, asked, store, step, ranks, visits, (responses, graded))
-            advantage = recipe.credit(graded.reward, settings.group).to(policy.device)
-            if moving is not None:
-                remember(recipe, moving, policy, asked, responses, graded)
-            progress.solved |= shares_solved(recipe, asked, graded)
-
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.optimizer.rate(step)
-            try:
-                learned = learn(
-                    recipe, policy, optimizer, accelerator, responses, advantage, step, clock, progress.surprise
-                )
-            except DivergenceError as cause:
-                guard.broken(step + 1, cause, "diverged")
-                saved = folder.write_rollouts(step + 1, records(repeated, responses, graded, advantage, policy.label))
-                raise DivergenceError(
-                    f"step {step + 1}: {cause}; its rollouts are in {saved}; the last checkpoint is untouched; "
-                    "lower optimizer.learning_rate or raise estimator.t_min, and start anew or --resume"
-                ) from cause
-
-            progress.step = step + 1
-            progress.model_calls += sum(clock.calls.values())
-            progress.seconds += time.perf_counter() - started
-            line = {
-                "step": progress.step,
-                **describe(graded, responses, settings.group),
-                **learned,
-                **agreed,
-                **clock.metrics(),
-                "calls/total": progress.model_calls,
-                "seconds/total": round(progress.seconds, 3),
-                "learning_rate": recipe.optimizer.rate(step),
-            }
-            if (memory := peak_memory(policy.device)) is not None:
-                line["memory/peak"] = memory
-            if settings.audit_every and progress.step % settings.audit_every == 0:
-                line |= audit_step(recipe, policy, asked, step, ranks)
-            if settings.evaluate_every and progress.step % settings.evaluate_every == 0:
-                line |= held_out_step(recipe, policy, held_out, ranks)
-            if settings.rollouts_every and progress.step % settings.rollouts_every == 0:
-                folder.write_rollouts(progress.step, records(repeated, responses, graded, advantage, policy.label))
-            guard.check(line)
+    run = start_run(recipe, folder, problems, watch)
+    monitor = AlarmMonitor(recipe.alarms, folder, watch, run.state.step)
+    trackers = Trackers(recipe.tracking, folder.path, asdict(recipe))
+    with stop_after_step() as stop_requested, closing(trackers):
+        for step in range(run.state.step, settings.steps):
+            batch = problems_of_step(problems, settings.prompts_per_step, settings.seed, step)
+            line, result = _take_step(run, batch, step, folder, monitor)
+            if settings.unpruned_every and run.state.step % settings.unpruned_every == 0:
+                line |= unpruned_metrics(run, batch, step)
+            if settings.evaluate_every and run.state.step % settings.evaluate_every == 0:
+                line |= eval_metrics(run, held_out)
+            if settings.rollouts_every and run.state.step % settings.rollouts_every == 0:
+                folder.write_rollouts(run.state.step, _records(run, batch, result))
+            monitor.check(line)
             folder.append_metrics(line)
-            mirrors.log(line)
+            trackers.log(line)
             watch("step", line)
-            guard.end_if_asked()
-            stopping = ranks.any(asked_to_stop())
-            if progress.step % settings.save_every == 0 or progress.step == settings.steps or stopping:
-                save()
-            if stopping and progress.step < settings.steps:
+            monitor.stop_if_requested()
+            stopping = run.processes.any_rank(stop_requested())
+            if run.state.step % settings.save_every == 0 or run.state.step == settings.steps or stopping:
+                _save(run, folder, monitor)
+                watch("saved", {"step": run.state.step})
+            if stopping and run.state.step < settings.steps:
                 raise Interrupted
-    return progress
+    return run.state
 
 
-def batch(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
-    """The problems of an RL step: epochs are seeded permutations laid end to end."""
-    places = [divmod(index, len(problems)) for index in range(step * count, (step + 1) * count)]
-    orders = {
-        epoch: torch.randperm(len(problems), generator=stream(seed, epoch, "order")).tolist() for epoch, _ in places
+def _take_step(
+    run: RunContext, problems: Sequence[Problem], step: int, folder: RunFolder, monitor: AlarmMonitor
+) -> tuple[dict[str, Any], StepResult]:
+    """One RL step and its line of metrics. A step that fails is recorded before the error is raised."""
+    started = time.perf_counter()
+    run.timer = StepTimer(run.policy.device)
+    learning_rate = run.recipe.optimizer.learning_rate_at(step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    try:
+        exact = exact_rollouts(run, problems, step)
+        result = rl_step(run, problems, step)
+    except RewardError as cause:
+        monitor.record_failure(step + 1, cause, "not_a_number")
+        raise
+    except StepDiverged as cause:
+        monitor.record_failure(step + 1, cause, "diverged")
+        path = folder.write_rollouts(step + 1, _records(run, problems, cause.result))
+        raise DivergenceError(
+            f"step {step + 1}: {cause}; its rollouts are in {path}; the last checkpoint is untouched; "
+            "lower optimizer.learning_rate or raise estimator.t_min, and start again or --resume"
+        ) from cause
+    approximation = agreement(exact, (result.rollouts, result.rewards), run.num_generations).metrics() if exact else {}
+    update_anchors(run, problems, result.rollouts, result.rewards)
+    update_accuracies(run, problems, result.rewards)
+    run.state.step = step + 1
+    run.state.model_calls += sum(run.timer.nfe.values())
+    run.state.seconds += time.perf_counter() - started
+    line = {
+        "step": run.state.step,
+        **rollout_metrics(result.rewards, result.rollouts, run.num_generations),
+        **result.metrics,
+        **approximation,
+        **run.timer.metrics(),
+        "nfe/total": run.state.model_calls,
+        "time/total": round(run.state.seconds, 3),
+        "learning_rate": learning_rate,
     }
-    return [problems[orders[epoch][position]] for epoch, position in places]
+    if (memory := peak_memory(run.policy.device)) is not None:
+        line["memory/peak"] = memory
+    return line, result
 
 
-def _load(recipe: Recipe, place: Path | None, device: torch.device) -> MaskedPolicy:
-    """The policy at the start of the run or at its checkpoint; a reference is always what the run started from."""
-    choice, seed = recipe.model, recipe.training.seed
-    wanted = recipe.objective.kl > 0 and choice.lora is None
-    if place is None:
-        policy = load_policy(choice, reference=wanted, device=device, seed=seed)
-    else:
-        policy = load_policy(replace(choice, path=str(place / "model"), lora=None), device=device)
-        if wanted:
-            policy.frozen = load_policy(choice, reference=True, device=device).frozen
-    if choice.device_map:
-        raise RecipeError(
-            f"model.device_map is {choice.device_map}, which spreads layers for evaluation; leave it out of "
-            "training, and make the model fit with model.checkpointing=true, model.dtype=bfloat16 or model.quantize=nf4"
-        )
-    if choice.quantize and device.type == "cpu":
-        raise RecipeError(
-            f"model.quantize is {choice.quantize} on a CPU, where bitsandbytes' 4-bit matrices pass no gradient on; "
-            "train on a GPU, or leave model.quantize out; sampling and evaluation work on both"
-        )
-    if choice.lora is None:
-        if choice.quantize:
-            raise RecipeError(
-                f"model.quantize is {choice.quantize} without model.lora; a 4-bit base is frozen and needs adapters to "
-                "train; add model.lora.rank=128, or leave model.quantize out"
-            )
-        policy.model.requires_grad_(True)
-    return policy
+def _records(run: RunContext, problems: Sequence[Problem], result: StepResult) -> list[dict[str, Any]]:
+    repeated = [problem for problem in problems for _ in range(run.num_generations)]
+    return rollout_records(repeated, result.rollouts, result.rewards, result.advantages, run.policy.token_label)
+
+
+def _save(run: RunContext, folder: RunFolder, monitor: AlarmMonitor) -> None:
+    save_checkpoint(
+        folder.checkpoints,
+        run.state,
+        run.policy,
+        run.optimizer,
+        run.anchor_store if anchors_change(run.recipe) else None,
+        run.recipe.model.path,
+        run.recipe.training.save_total_limit,
+        monitor.last_good_checkpoint(),
+        run.processes.is_main_process,
+    )
+
+
+def problems_of_step(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
+    """The problems of an RL step. Epochs are seeded permutations, one after the other."""
+    positions = [divmod(index, len(problems)) for index in range(step * count, (step + 1) * count)]
+    orders = {
+        epoch: torch.randperm(len(problems), generator=make_generator(seed, epoch, "order")).tolist()
+        for epoch, _ in positions
+    }
+    return [problems[orders[epoch][position]] for epoch, position in positions]

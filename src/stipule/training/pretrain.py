@@ -17,13 +17,13 @@ import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stipule.atomic_io import replace_folder
 from stipule.errors import RecipeError
-from stipule.files import replace_folder
 from stipule.models.families import family_of, write_llada_config
 from stipule.models.loading import save_policy
-from stipule.models.policy import MaskedPolicy
-from stipule.models.tokenizer import build_tokenizer
-from stipule.streams import stream
+from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.tiny_tokenizer import build_tokenizer
+from stipule.rng import make_generator
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.problem import Demonstrator
 from stipule.tasks.sudoku import Sudoku
@@ -50,18 +50,18 @@ class Shape:
 class Pretraining:
     """How long, how fast, and on what share of masks."""
 
-    length: int = 16  # response length L in tokens; shorter demonstrations are filled up with end-of-text
+    gen_length: int = 16  # response length L in tokens; shorter demonstrations are filled up with end-of-text
     steps: int = 1750
-    batch: int = 64  # demonstrations a step
-    matrix_rate: float = 7.5e-3  # Muon's learning rate, for the matrices of the blocks
-    vector_rate: float = 1.5e-3  # AdamW's, for embeddings, head and norms
-    warmup: float = 0.05  # share of the steps in which the rates rise from 0; afterwards they fall as a cosine
+    batch_size: int = 64  # demonstrations a step
+    muon_learning_rate: float = 7.5e-3  # Muon's learning rate, for the matrices of the blocks
+    adamw_learning_rate: float = 1.5e-3  # AdamW's, for embeddings, head and norms
+    warmup_ratio: float = 0.05  # share of the steps in which the rates rise from 0; afterwards they fall as a cosine
     t_min: float = 0.02  # least share of masks: 1/t is unbounded below it (eq. 3)
     autocast: bool = False  # float32 is the faster one at these sizes on a CPU without bfloat16 matrix units
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.length < 1:
+        if self.steps < 1 or self.batch_size < 1 or self.gen_length < 1:
             raise RecipeError("pretraining needs steps, batch and length of 1 or more")
         if not 0 < self.t_min < 1:
             raise RecipeError(f"pretraining.t_min is {self.t_min}; it must lie in (0, 1); try 0.02")
@@ -130,23 +130,25 @@ def pretrain(
     owned = {id(p) for p in matrices}
     rest = [p for p in policy.model.parameters() if id(p) not in owned]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=settings.matrix_rate, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=settings.vector_rate, betas=(0.9, 0.95), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
     ]
-    rates = [settings.matrix_rate, settings.vector_rate]
+    rates = [settings.muon_learning_rate, settings.adamw_learning_rate]
     log: list[dict[str, Any]] = []
     started, smooth = time.perf_counter(), None
     for step in range(settings.steps):
-        pairs = [next(demonstrations) for _ in range(settings.batch)]
+        pairs = [next(demonstrations) for _ in range(settings.batch_size)]
         prompts = policy.encode([prompt for prompt, _ in pairs])
-        response = _fill([policy.tokenizer(text)["input_ids"] for _, text in pairs], settings.length, policy.eos_id)
-        generator = stream(settings.seed, step, "pretrain")
+        response = _fill([policy.tokenizer(text)["input_ids"] for _, text in pairs], settings.gen_length, policy.eos_id)
+        generator = make_generator(settings.seed, step, "pretrain")
         # Stratified over the batch: one t in each of `batch` equal slices of [t_min, 1].
-        u = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=generator)) / settings.batch
+        u = (
+            torch.arange(settings.batch_size) + torch.rand(settings.batch_size, generator=generator)
+        ) / settings.batch_size
         t = settings.t_min + (1 - settings.t_min) * u
         noise = torch.rand(response.shape, generator=generator)
-        loss = masked_loss(policy, prompts.tokens, prompts.mask, response, t, noise)
-        scale = learning_rate_scale(step, settings.steps, settings.warmup)
+        loss = masked_loss(policy, prompts.prompt_ids, prompts.prompt_mask, response, t, noise)
+        scale = learning_rate_scale(step, settings.steps, settings.warmup_ratio)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
@@ -182,5 +184,5 @@ def learning_rate_scale(step: int, steps: int, warmup: float) -> float:
 def _fill(rows: list[list[int]], length: int, eos: int) -> Int[Tensor, "B L"]:
     too_long = max(map(len, rows))
     if too_long > length:
-        raise RecipeError(f"a demonstration has {too_long} tokens; pretraining.length is {length}; raise it")
+        raise RecipeError(f"a demonstration has {too_long} tokens; pretraining.gen_length is {length}; raise it")
     return torch.tensor([row + [eos] * (length - len(row)) for row in rows])

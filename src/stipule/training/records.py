@@ -1,4 +1,4 @@
-"""What is written down of a step: metrics (docs/metrics.md) and rollouts."""
+"""What is written of a step: metrics of its rollouts (docs/metrics.md), and the rollouts themselves."""
 
 from __future__ import annotations
 
@@ -9,62 +9,63 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stipule.rollouts.grading import Graded
+from stipule.rollouts.reward_batch import RewardBatch
 from stipule.tasks.problem import Problem
-from stipule.types import Responses
+from stipule.types import Rollouts
 
 
-def describe(graded: Graded, responses: Responses, group: int) -> dict[str, float]:
-    """The metrics of a step's rollouts: rewards and what the responses are like."""
-    rewards = graded.reward.view(-1, group)
-    names = graded.grades[0].parts
+def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int) -> dict[str, float]:
+    """The metrics of a step's rollouts: rewards, and properties of the responses."""
+    grouped = rewards.rewards.view(-1, num_generations)
+    grades, loss_mask = rewards.grades, rollouts.loss_mask
     return {
-        "reward/mean": float(rewards.mean()),
-        "reward/spread": float((rewards.amax(1) > rewards.amin(1)).float().mean()),
-        "reward/solved": float(graded.correct.float().mean()),
-        **{f"reward/{name}": sum(g.parts[name] for g in graded.grades) / len(graded.grades) for name in names},
-        "response/length": float(responses.live.sum(1).float().mean()),
-        "response/anchors": float((~responses.free).sum(1).float().mean()),
-        "response/distinct": len(set(graded.texts)) / len(graded.texts),
-        "response/copies": copies(responses, group),
-        "response/repetition": repetition(responses),
-        "response/confidence": float(responses.confidence[responses.scored].mean()) if responses.scored.any() else 0.0,
+        "reward/mean": float(grouped.mean()),
+        "reward/frac_nonzero_std": float((grouped.amax(1) > grouped.amin(1)).float().mean()),
+        "reward/accuracy": float(rewards.correct.float().mean()),
+        **{f"reward/{name}": sum(g.parts[name] for g in grades) / len(grades) for name in grades[0].parts},
+        "response/length": float(rollouts.completion_mask.sum(1).float().mean()),
+        "response/anchors": float((~rollouts.sampled_mask).sum(1).float().mean()),
+        "response/distinct": len(set(rewards.texts)) / len(rewards.texts),
+        "response/copies": copies(rollouts, num_generations),
+        "response/repetition": repetition(rollouts),
+        "response/confidence": float(rollouts.confidence[loss_mask].mean()) if loss_mask.any() else 0.0,
     }
 
 
-def copies(responses: Responses, group: int) -> float:
-    """Share of groups whose responses all have the same tokens from the same calls: chance has changed nothing."""
-    paths = torch.cat([responses.tokens, responses.revealed], 1).unflatten(0, (-1, group))
+def copies(rollouts: Rollouts, num_generations: int) -> float:
+    """Fraction of groups whose rollouts all have the same tokens from the same forward passes."""
+    paths = torch.cat([rollouts.completion_ids, rollouts.unmask_step], 1).unflatten(0, (-1, num_generations))
     return float((paths == paths[:, :1]).flatten(1).all(1).float().mean())
 
 
-def repetition(responses: Responses, run: int = 4) -> float:
-    """Share of runs of 4 live tokens that the same response has had before; 0 where no response has 4 tokens."""
-    seen = distinct = 0
-    for tokens, live in zip(responses.tokens.tolist(), responses.live.sum(1).tolist(), strict=True):
-        runs = [tuple(tokens[start : start + run]) for start in range(live - run + 1)]
-        seen, distinct = seen + len(runs), distinct + len(set(runs))
-    return (seen - distinct) / seen if seen else 0.0
+def repetition(rollouts: Rollouts, n: int = 4) -> float:
+    """Fraction of n-grams that occurred earlier in the same response; 0 if no response has n tokens."""
+    total = distinct = 0
+    lengths = rollouts.completion_mask.sum(1).tolist()
+    for token_ids, length in zip(rollouts.completion_ids.tolist(), lengths, strict=True):
+        ngrams = [tuple(token_ids[start : start + n]) for start in range(length - n + 1)]
+        total, distinct = total + len(ngrams), distinct + len(set(ngrams))
+    return (total - distinct) / total if total else 0.0
 
 
-def records(
+def rollout_records(
     problems: Sequence[Problem],
-    responses: Responses,
-    graded: Graded,
-    advantage: Float[Tensor, " B"],
-    label: Callable[[int], str],
+    rollouts: Rollouts,
+    rewards: RewardBatch,
+    advantages: Float[Tensor, " B"],
+    token_label: Callable[[int], str],
 ) -> list[dict[str, Any]]:
-    """One line a response; `label` gives the text of a token, or the name of a special one."""
+    """One line per rollout. `token_label` gives the text of a token, or the name of a special token."""
     columns = zip(
         problems,
-        graded.texts,
-        graded.grades,
-        advantage.tolist(),
-        responses.tokens.tolist(),
-        responses.revealed.tolist(),
-        responses.confidence.tolist(),
-        responses.forwards.tolist(),
-        responses.live.sum(1).tolist(),
+        rewards.texts,
+        rewards.grades,
+        advantages.tolist(),
+        rollouts.completion_ids.tolist(),
+        rollouts.unmask_step.tolist(),
+        rollouts.confidence.tolist(),
+        rollouts.nfe.tolist(),
+        rollouts.completion_mask.sum(1).tolist(),
         strict=True,
     )
     return [
@@ -75,13 +76,13 @@ def records(
             "reward": grade.reward,
             "parts": dict(grade.parts),
             "correct": grade.correct,
-            "advantage": gain,
-            "tokens": tokens,
-            "pieces": [label(token) for token in tokens],
-            "live": live,
-            "revealed": revealed,
+            "advantage": advantage,
+            "completion_ids": completion_ids,
+            "token_texts": [token_label(token) for token in completion_ids],
+            "completion_length": completion_length,
+            "unmask_step": unmask_step,
             "confidence": [round(c, 4) for c in confidence],
-            "forwards": forwards,
+            "nfe": nfe,
         }
-        for problem, text, grade, gain, tokens, revealed, confidence, forwards, live in columns
+        for problem, text, grade, advantage, completion_ids, unmask_step, confidence, nfe, completion_length in columns
     ]

@@ -49,12 +49,12 @@ def family_of(published: Mapping[str, Any]) -> Family:
             f"{found.name!r}; leave model.family out, or give the checkpoint that was meant"
         )
     shift = words.get("shift")
-    if shift is not None and found.name != "a2d" and shift != found.shift:
+    if shift is not None and found.name != "a2d" and shift != found.shift_logits:
         raise CheckpointError(
-            f"model.shift is {shift}, but logits of family {found.name} are always "
-            f"{'shifted by one' if found.shift else 'in place'}; leave model.shift out; only a2d has both"
+            f"model.shift_logits is {shift}, but logits of family {found.name} are always "
+            f"{'shifted by one' if found.shift_logits else 'in place'}; leave model.shift_logits out; only a2d has both"
         )
-    return found if shift is None else replace(found, shift=shift)
+    return found if shift is None else replace(found, shift_logits=shift)
 
 
 def _by_type(kind: str, published: Mapping[str, Any], asked: str | None) -> Family:
@@ -70,7 +70,7 @@ def _by_type(kind: str, published: Mapping[str, Any], asked: str | None) -> Fami
             return TURNED[kind]
         raise CheckpointError(
             f"config.json says model_type = {kind!r}: a causal language model; to use it as a diffusion model set "
-            "model.family=a2d, model.mask_id=ID of a token that no text has, and model.shift=true if it keeps "
+            "model.family=a2d, model.mask_id=ID of a token that no text has, and model.shift_logits=true if it keeps "
             "predicting the next token"
         )
     if is_masked_lm(kind):

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from stipule.errors import CheckpointError
 
 # The matrices of a Llama-like block: four of attention, three of the MLP.
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What a Llama-like layer does place by place: all but its keys and values, attention itself, norms and sums.
-BY_PLACE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 DIFFUSION = "diffusion"  # the section of config.json (ours) that says what the published fields leave open
 
 
@@ -32,14 +32,16 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], PreTrainedConfig]  # published config.json -> transformers configuration
     lora_targets: Mapping[str, tuple[str, ...]]  # recipe word -> module names
     lora_parameters: tuple[str, ...] = ()  # stacked expert weights, which are parameters and no modules
-    head_modules: tuple[str, ...] = ("lm_head",)  # never adapted
-    shift: bool = False  # True: position i-1 of the network predicts token i
-    remembers: bool = True  # layers hand out keys and values, so that a call can take those of an earlier one
-    by_place: tuple[str, ...] = BY_PLACE  # parts of a layer that can be computed at some places alone
-    head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings
+    lm_head_modules: tuple[str, ...] = ("lm_head",)  # never adapted
+    shift_logits: bool = False  # True: position i-1 of the network predicts token i
+    supports_kv_cache: bool = True  # layers hand out keys and values, so that a call can take those of an earlier one
+    position_wise: tuple[str, ...] = POSITION_WISE  # parts of a layer that can be computed at some places alone
+    lm_head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings
     first_position: Callable[[PreTrainedConfig], int] = lambda config: 0  # of the first real token
-    mask_words: tuple[str, ...] = ()  # the mask token's spelling, where neither config nor tokenizer names one
-    unused: tuple[str, ...] = ()  # published tensors (regular expressions) that a masked language model has no use for
+    mask_token_names: tuple[str, ...] = ()  # the mask token's spelling, where neither config nor tokenizer names one
+    unused_tensors: tuple[
+        str, ...
+    ] = ()  # published tensors (regular expressions) that a masked language model has no use for
 
 
 def stock_fields(published: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from stipule.models.families.family import SEVEN, Family, require, require_fields
+from stipule.models.families.family import ALL_LINEAR, Family, require, require_fields
 
 
 class LladaConfig(LlamaConfig):
@@ -129,9 +129,9 @@ LLADA = Family(
     model_class=LladaForMaskedLM,
     read_config=read_llada_config,
     lora_targets={
-        "all": SEVEN,
+        "all": ALL_LINEAR,
         # What the published target list really hits on LLaDA's own module names (d1, SPG, wd1, ESPO).
         "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
     },
-    mask_words=("<|mdm_mask|>",),
+    mask_token_names=("<|mdm_mask|>",),
 )

@@ -33,13 +33,13 @@ def masked_lm_family(kind: str) -> Family:
         model_class=model_class[0] if isinstance(model_class, tuple) else model_class,
         read_config=lambda published: _read_config(kind, published),
         lora_targets={"all": _MATRICES, "published": _MATRICES},
-        head_modules=("cls", "lm_head", "head", "decoder"),
-        remembers=False,
-        by_place=(),
-        head=_head,
+        lm_head_modules=("cls", "lm_head", "head", "decoder"),
+        supports_kv_cache=False,
+        position_wise=(),
+        lm_head=_head,
         first_position=lambda config: config.pad_token_id + 1 if kind in _FROM_PADDING else 0,
-        mask_words=("[MASK]", "<mask>"),
-        unused=(r".*pooler\..*", r"cls\.seq_relationship\..*", r".*position_ids"),
+        mask_token_names=("[MASK]", "<mask>"),
+        unused_tensors=(r".*pooler\..*", r"cls\.seq_relationship\..*", r".*position_ids"),
     )
 
 

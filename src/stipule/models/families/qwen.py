@@ -18,11 +18,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from stipule.models.families.family import SEVEN, Family, require, require_fields, stock_fields
+from stipule.models.families.family import ALL_LINEAR, Family, require, require_fields, stock_fields
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 # Published target lists name Llama's modules: on these families they hit all seven.
-TARGETS = {"all": SEVEN, "published": SEVEN}
+TARGETS = {"all": ALL_LINEAR, "published": ALL_LINEAR}
 
 
 def _reader(
@@ -45,8 +45,8 @@ DREAM = Family(
     model_class=Qwen2ForCausalLM,
     read_config=_reader(Qwen2Config, "a Dream checkpoint", _WHOLE),
     lora_targets=TARGETS,
-    shift=True,
-    mask_words=("<|mask|>",),
+    shift_logits=True,
+    mask_token_names=("<|mask|>",),
 )
 
 
@@ -106,9 +106,9 @@ LLADA_MOE = Family(
     read_config=read_moe_config,
     # Experts are stacked in two parameters a layer; the router is left as it is. Naming an MLP's own matrices here too
     # would make peft rewrite the target list for stacked experts once more, at twice the rank.
-    lora_targets={"all": SEVEN[:4], "published": SEVEN[:4]},
+    lora_targets={"all": ALL_LINEAR[:4], "published": ALL_LINEAR[:4]},
     lora_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
-    mask_words=("<|mask|>",),
+    mask_token_names=("<|mask|>",),
 )
 
 
@@ -121,7 +121,7 @@ def _turned(
         read_config=_reader(config_class, f"a {name} checkpoint turned into a diffusion model", _WHOLE),
         lora_targets=like.lora_targets,
         lora_parameters=like.lora_parameters,
-        mask_words=("<|mask|>",),
+        mask_token_names=("<|mask|>",),
     )
 
 

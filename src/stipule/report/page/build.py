@@ -16,14 +16,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from stipule import __version__
+from stipule.atomic_io import replace_file
 from stipule.errors import RecipeError
-from stipule.files import replace_file
 from stipule.report.glossary import explain
-from stipule.report.page.read import Run, read_runs
+from stipule.report.page.run_reader import Run, read_runs
 from stipule.report.page.samples import samples
 from stipule.report.page.savings import savings
 from stipule.report.page.series import box, number, smoothed, thinned
-from stipule.report.page.verdict import verdict
+from stipule.report.page.summary import verdict
 from stipule.training.alarms import Alarms
 
 SCRIPTS = ("elements.js", "charts.js", "curves.js", "viewer.js", "table.js", "page.js")
@@ -104,8 +104,8 @@ def _run(run: Run, points: int) -> dict[str, Any]:
         notes.append(f"To keep the page small, {len(run.lines)} steps are drawn as {points} means of neighbours.")
     curves = thinned(run.lines, points)
     bands = {"reward/mean": smoothed(run.lines, "reward/mean", None)}
-    bands["reward/solved"] = smoothed(run.lines, "reward/solved", run.rows)
-    variance = next((k for k in ("variance/estimate", "variance/draw") if k in curves["y"]), "variance/estimate")
+    bands["reward/accuracy"] = smoothed(run.lines, "reward/accuracy", run.rows)
+    variance = next((k for k in ("variance/estimate", "variance/per_sample") if k in curves["y"]), "variance/estimate")
     return {
         "name": run.name,
         "path": str(run.path),
@@ -136,12 +136,12 @@ def _how(section: Any) -> str:
 def _facts(run: Run) -> list[list[str]]:
     task, model, pruning = run.section("task"), run.section("model"), run.section("pruning")
     spatial, temporal = pruning.get("spatial") or {}, pruning.get("temporal") or {}
-    parts = [run.section(name).get("kind") for name in ("estimator", "credit", "objective")]
+    parts = [run.section(name).get("kind") for name in ("estimator", "advantage", "objective")]
     found = {
         "task": task.get("kind"),
         "model": model.get("path"),
         "method": " · ".join(str(part) for part in parts if part) or None,
-        "pruning": f"gamma {spatial['ratio']:g}{_how(spatial.get('vary'))}, "
+        "pruning": f"gamma {spatial['ratio']:g}{_how(spatial.get('schedule'))}, "
         f"cut-off {temporal['cutoff']:g}{_how(temporal)}"
         if isinstance(spatial.get("ratio"), int | float) and isinstance(temporal.get("cutoff"), int | float)
         else None,
@@ -166,12 +166,12 @@ def _alarms(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         for event in events if isinstance(events, list) else []:
             if not isinstance(event, dict):
                 continue
-            name, words = str(event.get("name")), str(event.get("words"))
+            name, words = str(event.get("name")), str(event.get("message"))
             seen = found.setdefault(name, {"name": name, "words": words, "first": line["step"], "count": 0})
             seen["count"] += 1
     limits = {
         "policy/ratio_max": alarms.ratio,
-        "policy/clipped": alarms.clipped,
+        "policy/clip_ratio": alarms.clip_ratio,
         "policy/kl": alarms.kl,
         "response/confidence": alarms.confidence,
         "response/repetition": alarms.repetition,

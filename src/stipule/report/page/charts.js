@@ -200,6 +200,6 @@ function savingsChart(title, bars, glossary) {
     `temporal pruning ${short(b.temporal)}` + (b.beyond > 0 ? `, rows that ended early ${short(b.beyond)}` : b.beyond < 0 ? `; second attempts with hints took ${short(-b.beyond)} more` : "") +
     (b.pregeneration ? `; making the anchors took ${short(b.pregeneration)}, not in the bar` : "");
   const legend = html("ul", { class: "keys" }, pieces.map(([key, words], i) => bars.some((b) => b[key] > 0) ? html("li", {}, html("span", { class: `swatch part-${i}` }), words) : null));
-  return card(title, ["calls/rollout"], glossary, frame(title, `${bars.map(sentence).join(". ")}.`, shapes, grid), legend, html("ul", { class: "small" }, bars.map((b) => html("li", {}, `${sentence(b)}.`))),
+  return card(title, ["nfe/rollout"], glossary, frame(title, `${bars.map(sentence).join(". ")}.`, shapes, grid), legend, html("ul", { class: "small" }, bars.map((b) => html("li", {}, `${sentence(b)}.`))),
     tableOnDemand("Data table", ["run", "unpruned", ...pieces.map((p) => p[1]), "making anchors"], () => bars.map((b) => [b.name, b.unpruned, ...pieces.map((p) => b[p[0]]), b.pregeneration])));
 }

@@ -2,19 +2,19 @@
 
 const CURVES = [
   { title: "Reward", keys: ["reward/mean"], band: "reward/mean", from: 0, note: "Line: moving mean; band: 95 % interval of the mean over the window's steps; thin: single steps." },
-  { title: "Right responses", keys: ["reward/solved", "held_out/solved"], band: "reward/solved", held: true, from: 0, to: 1, percent: true, note: "Band: Wilson's 95 % interval over all responses in the window. Circles: greedy, on held-out problems." },
+  { title: "Right responses", keys: ["reward/accuracy", "eval/solved"], band: "reward/accuracy", held: true, from: 0, to: 1, percent: true, note: "Band: Wilson's 95 % interval over all responses in the window. Circles: greedy, on held-out problems." },
   { title: "Variance of the likelihood estimate", variance: true, log: true },
   { title: "Largest ratio of a step", keys: ["policy/ratio_max"], log: true },
-  { title: "Tokens stopped by the clip", keys: ["policy/clipped"], from: 0, percent: true },
+  { title: "Tokens stopped by the clip", keys: ["policy/clip_ratio"], from: 0, percent: true },
   { title: "Distance to the reference (KL)", keys: ["policy/kl"], from: 0 },
   { title: "Confidence (the reverse of entropy)", keys: ["response/confidence"], percent: true },
-  { title: "Groups that teach", keys: ["reward/spread"], from: 0, to: 1, percent: true },
+  { title: "Groups that teach", keys: ["reward/frac_nonzero_std"], from: 0, to: 1, percent: true },
   { title: "Different responses", keys: ["response/distinct"], from: 0, to: 1, percent: true },
   { title: "Groups of copies", keys: ["response/copies"], from: 0, percent: true },
   { title: "Repetition", keys: ["response/repetition"], from: 0, percent: true },
   { title: "Length of a response", keys: ["response/length"], from: 0 },
-  { title: "Gradient norm", keys: ["policy/gradient_norm"], log: true },
-  { title: "Reward without pruning (audit)", keys: ["audit/reward"], from: 0 },
+  { title: "Gradient norm", keys: ["policy/grad_norm"], log: true },
+  { title: "Reward without pruning (audit)", keys: ["unpruned/reward"], from: 0 },
   { title: "Memory, GiB", keys: ["memory/peak"], from: 0 },
 ];
 
@@ -31,8 +31,8 @@ function curveSeries(spec, runs) {
     } else if (curve(key)) {
       series.push(curve(key));
     }
-    if (spec.held && run.curves.y["held_out/solved"]) {
-      const solved = run.curves.y["held_out/solved"], total = run.curves.y["held_out/total"] || [];
+    if (spec.held && run.curves.y["eval/solved"]) {
+      const solved = run.curves.y["eval/solved"], total = run.curves.y["eval/total"] || [];
       const y = solved.map((v, i) => (v === null || !total[i] ? null : v / total[i]));
       series.push({ name: `${run.name}, held out`, run: index, x: run.curves.x, y, dots: true });
     }
@@ -65,8 +65,8 @@ function drawCurves(data) {
 function drawCosts(data) {
   const cards = [];
   data.runs.slice(0, 4).forEach((run) => {
-    const parts = ["rollout", "score", "update", "reward"].filter((part) => run.curves.y[`seconds/${part}`]).map((part) => ({ name: part, y: run.curves.y[`seconds/${part}`] }));
-    if (parts.length) cards.push(areaChart(`Seconds of a step: ${run.name}`, run.curves.x, parts, ["seconds/rollout"], data.glossary));
+    const parts = ["rollout", "logps", "update", "reward"].filter((part) => run.curves.y[`time/${part}`]).map((part) => ({ name: part, y: run.curves.y[`time/${part}`] }));
+    if (parts.length) cards.push(areaChart(`Seconds of a step: ${run.name}`, run.curves.x, parts, ["time/rollout"], data.glossary));
   });
   const bars = data.runs.filter((run) => run.savings).map((run) => ({ ...run.savings, name: run.name }));
   if (bars.length) cards.push(savingsChart("Model calls of the rollouts", bars, data.glossary));

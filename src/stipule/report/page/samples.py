@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stipule.report.page.read import Run, read_lines
+from stipule.report.page.run_reader import Run, read_lines
 from stipule.report.page.series import number
-from stipule.rollouts.schedule import plan
+from stipule.rollouts.schedule import unmask_schedule
 
 LONGEST_PROMPT = 4000  # characters shown
 STEPS = 12  # that a run should show responses of, where it has so many
@@ -137,12 +137,12 @@ def _cut_calls(revealed: Sequence[int], run: Run) -> list[int]:
     sampler = run.section("sampler")
     temporal = run.section("pruning").get("temporal") or {}
     try:
-        length, steps, block = (int(sampler[name]) for name in ("length", "steps", "block"))
+        length, steps, block = (int(sampler[name]) for name in ("gen_length", "steps", "block_length"))
         cutoff, scope = float(temporal["cutoff"]), temporal["scope"]
         if len(revealed) != length or length % block:
             return []
         masks = tuple(sum(v >= 0 for v in revealed[start : start + block]) for start in range(0, length, block))
-        argmax = plan(masks, length, steps, block, cutoff, scope).argmax
+        argmax = unmask_schedule(masks, length, steps, block, cutoff, scope).argmax
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return []
     return [call for call, one_step in enumerate(argmax) if one_step]
@@ -153,5 +153,5 @@ def _size(by_step: Sequence[Sequence[Group]]) -> int:
 
 
 def _group(run: Run) -> int:
-    found = run.section("training").get("group", 1)
+    found = run.section("training").get("num_generations", 1)
     return found if isinstance(found, int) and found > 0 else 1

@@ -6,8 +6,8 @@ from math import floor
 from typing import Any
 
 from stipule.errors import RecipeError
-from stipule.report.page.read import Run
-from stipule.rollouts.schedule import check_schedule, even_masks, plan
+from stipule.report.page.run_reader import Run
+from stipule.rollouts.schedule import check_sizes, masks_per_block, unmask_schedule
 
 
 def savings(run: Run) -> dict[str, Any] | None:
@@ -19,15 +19,15 @@ def savings(run: Run) -> dict[str, Any] | None:
     """
     sampler, pruning = run.section("sampler"), run.section("pruning")
     try:
-        length, steps, block = (int(sampler[key]) for key in ("length", "steps", "block"))
+        length, steps, block = (int(sampler[key]) for key in ("gen_length", "steps", "block_length"))
         temporal = pruning["temporal"]
         sure = temporal.get("kind") == "confident"  # then nothing is cut for certain, and the plan has no cut
         cutoff, scope = (0.0, "global") if sure else (float(temporal["cutoff"]), temporal["scope"])
-        check_schedule(length, steps, block)
+        check_sizes(length, steps, block)
     except (KeyError, TypeError, ValueError, RecipeError):
         return None
     rows = run.rows
-    lines = [line for line in run.lines if {"calls/rollout", "response/anchors"} <= line.keys()]
+    lines = [line for line in run.lines if {"nfe/rollout", "response/anchors"} <= line.keys()]
     if not lines or rows is None:
         return None
 
@@ -36,14 +36,14 @@ def savings(run: Run) -> dict[str, Any] | None:
         fixed = min(max(fixed, 0.0), float(length))
         below, part = floor(fixed), fixed - floor(fixed)
         ends = [
-            plan(even_masks(length, block, min(m, length)), length, steps, block, cut, scope).forwards
+            unmask_schedule(masks_per_block(length, block, min(m, length)), length, steps, block, cut, scope).nfe
             for m in (below, below + 1)
         ]
         return ends[0] * (1 - part) + ends[1] * part
 
     spatial = sum(rows * (steps - calls(line["response/anchors"], 0.0)) for line in lines)
     planned = sum(rows * calls(line["response/anchors"], cutoff) for line in lines)
-    unpruned, spent = rows * steps * len(lines), sum(line["calls/rollout"] for line in lines)
+    unpruned, spent = rows * steps * len(lines), sum(line["nfe/rollout"] for line in lines)
     return {
         "unpruned": unpruned,
         "spatial": round(spatial),

@@ -8,7 +8,7 @@ from math import isfinite, sqrt
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
-from stipule.evidence.intervals import wilson
+from stipule.evaluation.statistics import wilson
 
 Line = dict[str, Any]
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from stipule.errors import RecipeError
 from stipule.report.page.build import embedded, gather, page
-from stipule.report.page.read import read_runs
+from stipule.report.page.run_reader import read_runs
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 AT_ONCE = 8  # requests answered at a time; more are turned away

@@ -1,0 +1,1 @@
+"""The programs behind the commands `quickstart`, `variance` and `export`, which combine several rooms."""

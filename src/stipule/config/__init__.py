@@ -1,0 +1,1 @@
+"""Recipes and evaluation protocols: YAML files read into dataclasses."""

@@ -1,0 +1,87 @@
+"""Log-probabilities of masked tokens, without a tensor of rows x length x vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from stipule.estimators.estimator import Estimator
+from stipule.estimators.fused_logps import fused_logps
+from stipule.models.policy import Policy
+from stipule.models.sharding import is_sharded
+from stipule.types import MaskSamples, Rollouts
+
+# Logits held at once, in numbers (x 4 bytes). On a CPU they fit into the cache, so that no logit is written to memory;
+# an accelerator prefers fewer and larger products.
+MAX_LOGITS = 1 << 18
+MAX_LOGITS_ON_DEVICE = 1 << 27
+
+
+def estimate_logps(
+    policy: Policy, rollouts: Rollouts, masks: MaskSamples, estimator: Estimator, advantages: Float[Tensor, " B"]
+) -> Float[Tensor, "B L"]:
+    """The estimator's value for every token; exactly 0 where no sample masks the token."""
+    return estimator.combine(masked_token_logps(policy, rollouts, masks), masks, advantages)
+
+
+def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -> Float[Tensor, "K B L"]:
+    """log p(x0_i | x_t) of every token that has weight, and 0 elsewhere; all mask samples in one forward pass.
+
+    A sample without weight in a row is not computed (`MaskSamples.needs_forward`). So trajectories of different lengths
+    cost what they hold, and a sample that masks nothing costs nothing.
+    """
+    num_samples, rows, length = masks.masked.shape
+    copies = masks.needs_forward.flatten().nonzero()[:, 0]
+    if not len(copies) and is_sharded(policy):  # the other ranks wait for this forward pass
+        copies = copies.new_zeros(1)
+    row = copies % rows
+    targets_mask = (masks.loss_weights != 0).flatten(0, 1)[copies]
+    masked = masks.masked.flatten(0, 1)[copies]
+    prompt_length = rollouts.prompt_mask.sum(1)
+    longest = int(prompt_length.max())
+    has_padding = bool((prompt_length < longest).any())
+    prompt_ids = rollouts.prompt_ids[row].masked_fill(masks.prompt_masked.flatten(0, 1)[copies], policy.mask_id)
+    prompt_ids = prompt_ids[:, prompt_ids.shape[1] - longest :]  # columns that are padding in every row are cut off
+    prompt_mask = rollouts.prompt_mask[row, rollouts.prompt_ids.shape[1] - longest :]
+    targets = rollouts.completion_ids[row]
+
+    input_ids = torch.cat([prompt_ids, targets.masked_fill(masked, policy.mask_id)], 1)
+    attention_mask = torch.cat([prompt_mask, torch.ones_like(masked)], 1) if has_padding else None
+    position_mask = torch.cat([torch.zeros_like(prompt_mask), targets_mask], 1)
+    logps = torch.zeros(0, device=input_ids.device)
+    if len(copies):
+        hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, None)
+        logps = target_logps(policy, hidden_states, targets[targets_mask])
+    result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=input_ids.device)
+    result = result.index_copy(0, copies, result[copies].masked_scatter(targets_mask, logps))
+    return result.view(num_samples, rows, length)
+
+
+def target_logps(
+    policy: Policy, hidden_states: Float[Tensor, "M D"], targets: Int[Tensor, " M"], max_logits: int | None = None
+) -> Float[Tensor, " M"]:
+    """log softmax(lm_head(hidden_state))[target], with at most `max_logits` logits at a time; None: fits the device.
+
+    An LM head that is trained, or consists of more than one matrix, is computed again in the backward pass.
+    """
+    if max_logits is None:
+        max_logits = MAX_LOGITS if targets.device.type == "cpu" else MAX_LOGITS_ON_DEVICE
+    matrix = policy.lm_head_matrix
+    if matrix is not None:
+        return fused_logps(hidden_states, matrix.weight, matrix.bias, targets, policy.compute_dtype, max_logits)
+    chunk = max(1, max_logits // policy.vocab_size)
+    chunks = zip(hidden_states.split(chunk), targets.split(chunk), strict=True)
+    if not torch.is_grad_enabled() or len(targets) <= chunk:
+        return torch.cat([_chunk_logps(policy, part, target) for part, target in chunks])
+    return torch.cat(
+        [checkpoint(_chunk_logps, policy, part, target, use_reentrant=False) for part, target in chunks]  # type: ignore
+    )
+
+
+def _chunk_logps(
+    policy: Policy, hidden_states: Float[Tensor, "m D"], targets: Int[Tensor, " m"]
+) -> Float[Tensor, " m"]:
+    logits = policy.lm_head(hidden_states)
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)

@@ -1,0 +1,291 @@
+"""A transformers model as a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stipule.errors import CheckpointError, StipuleError
+from stipule.models.families import family_of, output_embeddings
+from stipule.models.kv_cache import KVCache, check_supports_kv_cache
+from stipule.models.last_layer import compute_only_at, unique_indices
+from stipule.models.policy import Messages
+from stipule.models.special_tokens import find_special_tokens
+from stipule.types import Prompts
+
+
+class MaskedPolicy:
+    """A transformers model with its tokenizer, as a `Policy`.
+
+    It stays in evaluation mode, so dropout is off (the ratio of eq. 4 must be 1 where nothing has changed), except
+    inside `update_mode`. Float32 weights compute in float32, or in bfloat16 autocast if `autocast` is set. Sampling,
+    likelihoods and training use the same precision, so that their log-probabilities agree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        published_config: Mapping[str, Any],
+        autocast: bool = False,
+    ):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.published_config = dict(published_config)  # config.json as it was read; it is written back unchanged
+        self.autocast = autocast
+        self.ref_model: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.base_fingerprint = ""  # of the weights that adapters are trained on; set by load_policy
+        self.precision = "float32"  # of the base's weights, in words
+        self.family = family_of(published_config)
+        self.sharded = False  # whether weights are distributed over ranks (models/sharding.py)
+        self._token_texts: dict[int, str] = {}
+        config = self.unwrapped_model.config
+        self.first_position = self.family.first_position(config)
+        self.mask_id, self.eos_id, self.pad_id = find_special_tokens(
+            published_config, tokenizer, self.family, config.vocab_size
+        )
+
+    @property
+    def unwrapped_model(self) -> PreTrainedModel:
+        """The transformers model, without its LoRA wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of rows of the LM head."""
+        return self.unwrapped_model.config.vocab_size
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that an optimizer may change, by name. With sharded weights: this rank's shards."""
+        for module in self.model.modules() if self.sharded else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # until then gathered weights are in the place of the shards
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def encode(self, prompts: Sequence[Messages]) -> Prompts:
+        """Applies the chat template if the tokenizer has one, then pads on the left to the longest prompt.
+
+        Raises CheckpointError for a conversation if the tokenizer has no chat template, StipuleError for text that the
+        tokenizer has no tokens for.
+        """
+        try:
+            rows = [self._encode(prompt) for prompt in prompts]
+        except CheckpointError:
+            raise
+        except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
+            raise StipuleError(
+                f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
+                "base has only the words of its own task"
+            ) from cause
+        return self._pad_left(rows)
+
+    def encode_raw(self, texts: Sequence[str]) -> Prompts:
+        """Encodes texts without a chat template, then pads on the left to the longest."""
+        return self._pad_left([self.tokenizer(text)["input_ids"] for text in texts])
+
+    def _pad_left(self, rows: Sequence[list[int]]) -> Prompts:
+        longest = max(map(len, rows))
+        prompt_ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
+        prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+        return Prompts(prompt_ids.to(self.device), prompt_mask.to(self.device))
+
+    def _encode(self, prompt: Messages) -> list[int]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        # A last message of the assistant is the start of its response: it comes after the template's own header.
+        prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        prefill_ids = self.tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
+        if self.tokenizer.chat_template is None:
+            if len(messages) > 1 or not messages:
+                raise CheckpointError(
+                    "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
+                    "strings, or a tokenizer with a template"
+                )
+            return [*self.tokenizer(messages[0]["content"])["input_ids"], *prefill_ids]
+        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return [*encoded, *prefill_ids]
+
+    def decode(self, token_ids: Int[Tensor, "B L"], stop_at_eos: bool = True) -> list[str]:
+        """The text of each row up to its first end-of-text token, or all of it; without special tokens."""
+        rows = token_ids.tolist()
+        if stop_at_eos:
+            rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in rows]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def token_text(self, token: int) -> str:
+        """The text of one token; empty for special tokens."""
+        if token not in self._token_texts:
+            self._token_texts[token] = self.tokenizer.decode([token], skip_special_tokens=True)
+        return self._token_texts[token]
+
+    def token_label(self, token: int) -> str:
+        """The text of one token, or the name of a special token."""
+        return self.token_text(token) or str(self.tokenizer.convert_ids_to_tokens(token))
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights without adapters, from names, shapes and some numbers of each tensor.
+
+        Adapters change none of these, so with adapters it is the hash that was computed before they were added.
+        """
+        if self.base_fingerprint:
+            return self.base_fingerprint
+        digest = hashlib.sha256()
+        for name, parameter in self.unwrapped_model.named_parameters():
+            # 4-bit matrices are packed anew by the first forward pass on some processors, and are left out.
+            if "lora_" not in name and parameter.is_floating_point():
+                flat = parameter.detach().flatten()
+                numbers = flat[:: max(1, flat.numel() // 64)].float().cpu()
+                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
+                digest.update(numbers.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def tokenizer_fingerprint(self) -> str:
+        """A short hash of the vocabulary and the chat template."""
+        content = json.dumps([sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def hidden_states(
+        self,
+        input_ids: Int[Tensor, "N T"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N T"],
+        num_positions: int | None = None,
+        kv_cache: Any = None,
+    ) -> Float[Tensor, "M D"]:
+        """Last hidden states that predict the positions of `position_mask`, row by row.
+
+        `attention_mask` is True on real tokens; None means that all are real, and lets attention take its fast path.
+        `num_positions` is the number of True in `position_mask`; giving it avoids waiting for an accelerator.
+        `kv_cache` receives the keys and values of every layer (models/kv_cache.py).
+        """
+        left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
+        indices = self.predicting_positions(position_mask, num_positions, left)
+        position_ids = self._position_ids(input_ids, attention_mask)
+        return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        indices: Int[Tensor, " M"],
+        kv_cache: Any,
+    ) -> Float[Tensor, "M D"]:
+        """The last hidden states at indices into the flattened tokens."""
+        cache = {} if kv_cache is None else {"past_key_values": kv_cache}
+        with self._precision(), self._last_layer(indices, input_ids.numel()):
+            hidden_states = self.unwrapped_model.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **cache
+            ).last_hidden_state
+        return hidden_states.flatten(0, 1).index_select(0, indices.to(hidden_states.device))
+
+    def _last_layer(self, indices: Int[Tensor, " M"], total: int) -> AbstractContextManager[None]:
+        """Computes the last layer only where it is read, unless gradient checkpointing will compute it once more."""
+        layer = getattr(self.unwrapped_model.base_model, "layers", [None])[-1]
+        recomputed = self.model.training and getattr(layer, "gradient_checkpointing", False)
+        if recomputed or not self.family.position_wise or not 0 < len(indices) < total:
+            return nullcontext()
+        return compute_only_at(unique_indices(indices, total), layer, self.family.position_wise)
+
+    def predicting_positions(
+        self, position_mask: Tensor, num_positions: int | None, left: Tensor | None
+    ) -> Int[Tensor, " M"]:
+        """Flattened indices whose states predict these positions; of a shifted model the left neighbours."""
+        flat = position_mask.flatten()
+        index = (flat.nonzero() if num_positions is None else torch.nonzero_static(flat, size=num_positions))[:, 0]
+        return index if left is None else index - left.flatten()[index].long()
+
+    def _position_ids(
+        self, input_ids: Int[Tensor, "N T"], attention_mask: Bool[Tensor, "N T"] | None
+    ) -> Int[Tensor, "N T"] | None:
+        """Position ids count real tokens, so padding shifts nothing; None if the model's own count is the same."""
+        if attention_mask is None:
+            if not self.first_position:
+                return None
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0) + self.first_position
+
+    def has_left_neighbour(
+        self, input_ids: Int[Tensor, "N T"], attention_mask: Bool[Tensor, "N T"] | None
+    ) -> Bool[Tensor, "N T"]:
+        """Where a shifted model has a real token to the left, which predicts this one. The first predicts itself."""
+        left = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.roll(1, 1)
+        left[:, 0] = False
+        return left
+
+    def lm_head(self, hidden_states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Logits in float32."""
+        with self._precision():
+            return self.family.lm_head(self.unwrapped_model, hidden_states).float().to(self.device)
+
+    @property
+    def lm_head_matrix(self) -> nn.Linear | None:
+        """The LM head if it is one matrix, which can be computed in tiles; else None."""
+        return self.unwrapped_model.get_output_embeddings() if self.family.lm_head is output_embeddings else None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of matrix products."""
+        return torch.bfloat16 if self.autocast else self.unwrapped_model.get_output_embeddings().weight.dtype
+
+    def logits(
+        self,
+        input_ids: Int[Tensor, "N T"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N T"],
+        num_positions: int | None = None,
+    ) -> Float[Tensor, "M V"]:
+        """Logits of the M positions of `position_mask`. The LM head computes no other position."""
+        return self.lm_head(self.hidden_states(input_ids, attention_mask, position_mask, num_positions))
+
+    def new_kv_cache(self, rows: int, width: int) -> KVCache:
+        """An empty cache of keys and values. Raises RecipeError for a family that does not support one."""
+        check_supports_kv_cache(self.family)
+        return KVCache(self, rows, width)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is the model that training started from: adapters off, or the frozen copy."""
+        if hasattr(self.model, "disable_adapter"):
+            with self.model.disable_adapter():  # type: ignore[operator]
+                yield
+            return
+        if self.ref_model is None:
+            raise CheckpointError(
+                "the policy has no reference model: load it with reference=True (training with beta > 0 does so)"
+            )
+        current, self.model = self.model, self.ref_model
+        try:
+            yield
+        finally:
+            self.model = current
+
+    @contextmanager
+    def update_mode(self, generator: torch.Generator) -> Iterator[None]:
+        """Inside, gradients are computed: adapter dropout is seeded by the generator, gradient checkpointing is on.
+
+        Every other dropout is 0 (models/families).
+        """
+        self.model.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):  # dropout reads the global generator; it is restored afterwards
+                torch.random.manual_seed(generator.initial_seed())
+                yield
+        finally:
+            self.model.eval()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()

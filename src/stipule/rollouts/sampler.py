@@ -1,0 +1,201 @@
+"""The sampler: LLaDA's semi-autoregressive denoising with Spatio-Temporal Pruning (eq. 5, 6, 8, 9).
+
+This file is the algorithm. `batching.py` decides which rows share a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stipule.errors import RecipeError
+from stipule.models.policy import Policy
+from stipule.models.sharding import is_sharded
+from stipule.rollouts.batching import Call, DenoisingQueue
+from stipule.rollouts.block_kv_cache import CacheConfig
+from stipule.rollouts.canvas import Canvas
+from stipule.rollouts.pruning import Anchors, FixedCutoff, TemporalPruning
+from stipule.rollouts.schedule import check_sizes
+from stipule.rollouts.token_sampling import sample_tokens
+from stipule.rollouts.unmasking import candidate_positions, rows_above_threshold, top_k_positions
+from stipule.types import Prompts, Rollouts
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of a batch of rollouts; each row uses only its own."""
+
+    uniform: Float[Tensor, "S B L"]  # samples the token by inverse CDF; forward pass j uses uniform[j % S]
+    position_noise: Float[Tensor, "B L"]  # chooses the position with `remasking: random`
+
+    def __getitem__(self, rows: slice) -> Noise:
+        return Noise(self.uniform[:, rows], self.position_noise[rows])
+
+    def to(self, device: torch.device) -> Noise:
+        return Noise(self.uniform.to(device), self.position_noise.to(device))
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """From prompts to rollouts. Training and evaluation use the same object."""
+
+    def sample_noise(self, rows: int, generator: torch.Generator) -> Noise: ...
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None = None,
+        temporal: TemporalPruning = ...,
+        max_batch_size: int | None = None,
+    ) -> Rollouts: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiAutoregressiveSampler:
+    """Low-confidence (or random) remasking, block after block, with L/N tokens per forward pass."""
+
+    gen_length: int = 256  # L, tokens (table 8)
+    steps: int = 128  # N, forward passes without pruning (SPG's; the paper does not say)
+    block_length: int = 32  # tokens (SPG's; the paper does not say)
+    temperature: float = 0.9  # table 8; 0 is greedy
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    # False: one uniform number per token for the whole rollout, so a postponed token keeps its quantile and the stated
+    # temperature is the one that is sampled. True: new noise in every forward pass, as published; postponed tokens are
+    # sampled again until they look confident, which lowers the effective temperature (docs/decisions.md).
+    resample_noise: bool = False
+    stop_at_eos: bool = True  # a row leaves the batch once its finished blocks contain an end-of-text token
+    # Approximate, so off by default; `stipule doctor` measures what they change, docs/speed.md what they save.
+    confidence_threshold: float | None = None  # also unmask every token of the block that is at least this probable
+    cache: CacheConfig | None = None  # keys and values from earlier forward passes
+
+    def __post_init__(self) -> None:
+        check_sizes(self.gen_length, self.steps, self.block_length)
+        if self.temperature < 0:
+            raise RecipeError(f"sampler.temperature is {self.temperature}; it must be 0 (greedy) or more; try 0.9")
+        if self.confidence_threshold is not None and not 0 < self.confidence_threshold <= 1:
+            raise RecipeError(
+                f"sampler.confidence_threshold is {self.confidence_threshold}; it is the probability from which tokens "
+                "are unmasked early and must lie in (0, 1]; try 0.95, or leave it out"
+            )
+        if self.confidence_threshold is not None and self.remasking == "random":
+            raise RecipeError(
+                f"sampler.confidence_threshold is {self.confidence_threshold} with remasking random, which does not "
+                "look at confidence; leave confidence_threshold out, or use sampler.remasking=low_confidence"
+            )
+
+    @property
+    def approximate(self) -> bool:
+        """Whether rollouts differ from those of full forward passes that unmask L/N tokens each."""
+        return self.confidence_threshold is not None or self.cache is not None
+
+    def exact(self) -> SemiAutoregressiveSampler:
+        """The same sampler without approximations."""
+        return replace(self, confidence_threshold=None, cache=None)
+
+    def sample_noise(self, rows: int, generator: torch.Generator) -> Noise:
+        """The noise for this many rollouts."""
+        resamples = self.steps if self.resample_noise else 1
+        return Noise(
+            torch.rand(resamples, rows, self.gen_length, generator=generator),
+            torch.rand(rows, self.gen_length, generator=generator),
+        )
+
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None = None,
+        temporal: TemporalPruning = FixedCutoff(),  # noqa: B008 (frozen)
+        max_batch_size: int | None = None,
+    ) -> Rollouts:
+        """Denoises a batch with exactly the scheduled forward passes per row, or fewer where a row ends early.
+
+        At most `max_batch_size` rows (None: all) share a forward pass; when a row is finished, the next one begins. No
+        row depends on the rows that share its forward passes.
+        """
+        # Sharded weights are gathered for every forward pass; weights gathered in inference mode could not be trained.
+        with torch.no_grad() if is_sharded(policy) else torch.inference_mode():
+            rollouts = self._denoise(policy, prompts, noise.to(policy.device), anchors, temporal, max_batch_size)
+        return rollouts.map(torch.clone)  # outside of inference mode, so that autograd accepts them
+
+    def _denoise(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        noise: Noise,
+        anchors: Anchors | None,
+        temporal: TemporalPruning,
+        max_batch_size: int | None,
+    ) -> Rollouts:
+        canvas = Canvas.with_anchors(policy, prompts, anchors, self.gen_length)  # stage 1, eq. 5
+        queue = DenoisingQueue(self, policy, prompts, canvas, temporal, max_batch_size)
+        for call in queue.calls():
+            masked = canvas.masked[call.index]  # x_t of the rows that share this forward pass
+            candidates = candidate_positions(masked, call.lookahead, self.block_length)
+            if self.remasking == "random":  # the positions are known beforehand: only they need logits
+                candidates = top_k_positions(
+                    noise.position_noise[call.index], candidates, self.block_length, call.lookahead
+                )
+            logits = queue.forward(call, candidates)  # pi_theta(. | x_t)
+            row, position = torch.nonzero_static(candidates, size=call.num_candidates).unbind(1)
+            uniform = noise.uniform[(call.step % len(noise.uniform))[row], call.index[row], position]
+            token, confidence, num_transfer_tokens = self._sample(logits, uniform, row, call, temporal, policy.mask_id)
+
+            tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(candidates, token)
+            confidences = torch.zeros_like(masked, dtype=torch.float32).masked_scatter(candidates, confidence)
+            position_noise = noise.position_noise[call.index]
+            unmask = self._choose_positions(masked, candidates, confidences, position_noise, num_transfer_tokens)
+            canvas.unmask(call, unmask, tokens, confidences)
+            queue.advance(call, unmask)
+        return canvas.rollouts(prompts)
+
+    def _choose_positions(
+        self,
+        masked: Bool[Tensor, "A L"],
+        candidates: Bool[Tensor, "A L"],
+        confidences: Float[Tensor, "A L"],
+        position_noise: Float[Tensor, "A L"],
+        num_transfer_tokens: Int[Tensor, " A"],
+    ) -> Bool[Tensor, "A L"]:
+        """The unmasking rule: which candidates this forward pass unmasks, the positions with m_i = 0 of eq. 6."""
+        priority = position_noise if self.remasking == "random" else confidences
+        unmask = top_k_positions(priority, candidates, self.block_length, num_transfer_tokens)
+        if self.confidence_threshold is not None:
+            in_reach = candidate_positions(masked, num_transfer_tokens, self.block_length)
+            unmask |= in_reach & candidates & (confidences >= self.confidence_threshold)
+        return unmask
+
+    def _sample(
+        self,
+        logits: Float[Tensor, "M V"],
+        uniform: Float[Tensor, " M"],
+        row: Int[Tensor, " M"],
+        call: Call,
+        temporal: TemporalPruning,
+        mask_id: int,
+    ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"], Int[Tensor, " A"]]:
+        """Stage 2a: tokens of x_hat ~ pi(. | x_t) (eq. 6, 8). Stage 2b: their argmax, all in one step (eq. 9).
+
+        Also returns how many tokens of each row to unmask. With a confidence cutoff, a row whose remaining argmax
+        tokens all reach the threshold is finished by them.
+        """
+        finishing = None
+        if temporal.threshold is not None and call.any_may_finish:
+            finishing = sample_tokens(logits, uniform, 0.0, None, mask_id)
+        is_argmax = call.is_argmax[row] if call.any_argmax else None
+        token, confidence = sample_tokens(logits, uniform, self.temperature, is_argmax, mask_id)
+        if finishing is None or temporal.threshold is None:
+            return token, confidence, call.num_transfer_tokens
+        argmax_token, argmax_confidence = finishing
+        finishes = rows_above_threshold(argmax_confidence, row, call.may_finish, temporal.threshold)
+        return (
+            torch.where(finishes[row], argmax_token, token),
+            torch.where(finishes[row], argmax_confidence, confidence),
+            torch.where(finishes, call.lookahead, call.num_transfer_tokens),
+        )

@@ -1,0 +1,158 @@
+"""The run folder: recipe.yaml, environment.json, metrics.jsonl, rollouts/ and checkpoints/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stipule import __version__
+from stipule.atomic_io import replace_file, write_error
+from stipule.errors import CheckpointError, RecipeError
+from stipule.training.provenance import commit, processor
+
+FORMAT = 2  # of a run folder; 1 had other names of settings and metrics
+# What may differ between a run and its continuation without changing a step that both have.
+MAY_CHANGE = (
+    "training.steps",
+    "training.save_every",
+    "training.save_total_limit",
+    "training.rollouts_every",
+    "alarms",
+    "tracking",
+)
+
+
+class RunFolder:
+    """Files of one run. Opening never overwrites: a folder that contains another run is refused."""
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+
+    @classmethod
+    def read_only(cls, path: Path) -> RunFolder:
+        """The folder for all ranks but the main process: they read, and write nothing."""
+        return cls(path, writes=False)
+
+    @classmethod
+    def create(cls, path: Path, recipe: str) -> RunFolder:
+        """A new run. Raises RecipeError if the folder contains anything."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RecipeError(
+                f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
+                "changed; continue it with --resume, or give another folder with --out"
+            )
+        folder = cls(path)
+        replace_file(path / "environment.json", lambda p: p.write_text(json.dumps(environment(), indent=2) + "\n"))
+        replace_file(path / "recipe.yaml", lambda p: p.write_text(recipe))
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, recipe: str) -> RunFolder:
+        """An interrupted run. Raises RecipeError if there is none or it had another recipe, CheckpointError if an
+        earlier version wrote it.
+        """
+        recipe_path = path / "recipe.yaml"
+        if not recipe_path.exists():
+            raise RecipeError(f"there is no run to resume in {path}; leave out --resume to start one")
+        check_format(path)
+        changed = _differences(_parse_yaml(recipe_path.read_text()), _parse_yaml(recipe))
+        allowed = tuple(f"{key}{sign}" for key in MAY_CHANGE for sign in ":.")
+        changed = [line for line in changed if not line.startswith(allowed)]
+        if changed:
+            raise RecipeError(
+                f"{path} was started with another recipe ({'; '.join(changed[:4])}); a resumed run must repeat it "
+                "exactly; give the same recipe and overrides, or start again with another --out"
+            )
+        replace_file(recipe_path, lambda p: p.write_text(recipe))
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds one line to the run's record."""
+        if not self.writes:
+            return
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as cause:
+            raise write_error(self.metrics, cause) from cause
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines so far. An incomplete last line, as a killed process leaves it, is dropped."""
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def truncate_after(self, step: int) -> None:
+        """Removes the lines of steps after `step`: a resumed run repeats them."""
+        if not self.writes:
+            return
+        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
+        replace_file(self.metrics, lambda p: p.write_text("".join(kept)))
+
+    def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
+        """Writes the rollouts of one step, one line each."""
+        path = self.path / "rollouts" / f"step-{step:06d}.jsonl"
+        if self.writes:
+            replace_file(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        return path
+
+
+def check_format(path: Path) -> None:
+    """Raises CheckpointError if an earlier version wrote the run folder, whose settings and metrics had other names."""
+    try:
+        saved = json.loads((path / "environment.json").read_text())
+    except (OSError, ValueError):
+        return  # the file is missing or damaged: the recipe's own checks decide
+    if isinstance(saved, dict) and saved.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} was written by an earlier version of stipule, whose settings and metrics had other names "
+            "(docs/names.md); start the run again with another --out"
+        )
+
+
+def environment() -> dict[str, Any]:
+    """What a reader must know about the machine and the software to trust a number."""
+    return {
+        "format": FORMAT,
+        "stipule": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+        **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+    }
+
+
+def _parse_yaml(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise CheckpointError(f"the run's recipe.yaml is damaged: {cause}") from cause
+
+
+def _differences(before: Any, after: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(before) + [key for key in after if key not in before]
+        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{name}.{k}" if name else k)]
+    return [] if before == after else [f"{name}: {before!r} then, {after!r} now"]

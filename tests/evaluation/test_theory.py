@@ -1,0 +1,190 @@
+"""The theorems where their assumptions hold, and each named failure where they do not."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from stipule.estimators.elbo import Elbo
+from stipule.evaluation.theory import (
+    bias_bound,
+    context_free_split,
+    exponential_bias,
+    exponential_variance,
+    pruned_calls,
+    spatial_ratio,
+    surrogate_lipschitz,
+    variance_bound,
+    variance_split,
+)
+from stipule.objectives.ratio import clipped_surrogate
+from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from tests.toys import ConsistentPolicy, response, subsets
+
+LOGP = torch.tensor([-0.1, -0.2, -0.7, -1.5, -0.4, -2.0, -0.05, -1.0])
+N = len(LOGP)
+
+
+def context_free(form, logp=LOGP, rows=200_000, free=None):
+    """Single-draw estimates of a policy whose log-probabilities are `logp` whatever is hidden."""
+    many = response([[0] * len(logp)] * rows, free=None if free is None else [free] * rows)
+    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
+    return (views.loss_weights * logp).sum((0, 2)).double()
+
+
+# Theorem 4.1
+
+
+@pytest.mark.parametrize(("gamma", "cutoff"), list(itertools.product((0.0, 0.05, 0.1, 0.2), repeat=2)))
+@pytest.mark.parametrize(("length", "steps", "block"), [(256, 128, 32), (256, 256, 256), (64, 32, 16), (16, 16, 16)])
+def test_the_schedule_costs_what_theorem_4_1_says(gamma, cutoff, length, steps, block):
+    fixed, blocks = num_anchors(gamma, length), length // block
+    masks = tuple(block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
+    calls = unmask_schedule(masks, length, steps, block, cutoff, "global").nfe
+    assert abs(calls - pruned_calls(steps, gamma, cutoff)) <= 1.5  # rounding of m, of the cut and of the last call
+
+
+def test_theorem_4_1_fails_for_a_cut_off_inside_small_blocks():
+    calls = unmask_schedule((32,) * 8, 256, 128, 32, 0.05, "block").nfe
+    assert calls == 136  # 31 tokens at 2 a call and one call for the last, in each of 8 blocks: dearer than unpruned
+    assert pruned_calls(128, 0.0, 0.05) < 123
+
+
+# Eq. 13 to 15, theorem 4.3
+
+
+@pytest.mark.parametrize(("masks", "t_min"), [("bernoulli", 0.1), ("exact", 0.0), ("rao_blackwell", 0.0)])
+def test_the_closed_forms_are_the_measured_variance(masks, t_min):
+    drawn = context_free(Elbo(num_samples=1, masks=masks, t_min=t_min))
+    split = context_free_split(LOGP, masks, t_min)
+    assert float(drawn.var()) == pytest.approx(split.total, rel=0.03)
+    assert float(drawn.mean()) == pytest.approx(float(LOGP.sum()), rel=0.01)
+
+
+def test_the_nested_design_finds_both_parts():
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randn(20_000, 1, generator=generator)
+    split = variance_split(3 * levels + 2 * torch.randn(20_000, 3, generator=generator))
+    assert (split.time, split.noise) == (pytest.approx(9, rel=0.05), pytest.approx(4, rel=0.05))
+
+
+def test_assumption_4_2_fails_without_a_least_share_of_masks():
+    variances = [context_free_split(LOGP, "bernoulli", t).total for t in (1e-2, 1e-4, 1e-6, 1e-8)]
+    steps = [b - a for a, b in itertools.pairwise(variances)]
+    # It grows as ln(1/t_min) without end, by the same amount for every factor of 100.
+    assert steps == pytest.approx([math.log(100) * float(LOGP.square().sum())] * 3, rel=0.1)
+    assert context_free_split(LOGP, "bernoulli", 0.0).total == math.inf
+
+
+def test_eq_15_holds_in_the_mean_over_random_anchors_of_a_context_free_policy():
+    whole = context_free_split(LOGP, "bernoulli", 0.1).noise
+    for fixed in (1, 2, 4):
+        left = [
+            context_free_split(LOGP[list(kept)], "bernoulli", 0.1).noise
+            for kept in itertools.combinations(range(N), N - fixed)
+        ]
+        assert sum(left) / len(left) / whole == pytest.approx(spatial_ratio(N, fixed), rel=1e-6)
+
+
+def test_eq_15_fails_for_confident_anchors():
+    confident = LOGP.argsort(descending=True)
+    left = context_free_split(LOGP[confident[2:]], "bernoulli", 0.1).noise
+    assert left / context_free_split(LOGP, "bernoulli", 0.1).noise > 0.99 > spatial_ratio(N, 2)
+
+
+def exact_variance(toy, row, free):
+    """Variance of one draw with an exact count, by enumeration."""
+    positions = [i for i, f in enumerate(free) if f]
+    n = len(positions)
+    moments = [0.0, 0.0]
+    for hidden in subsets(positions)():
+        k = len(hidden)
+        chance = 1 / (n * math.comb(n, k))
+        value = n / k * toy.masked_sum(row, hidden)
+        moments[0] += chance * value
+        moments[1] += chance * value**2
+    return moments[1] - moments[0] ** 2
+
+
+def test_theorem_4_3_is_not_strict_fixing_a_token_can_raise_the_variance():
+    toy = ConsistentPolicy(4, 3, seed=1)
+    worse = better = 0
+    for row in itertools.product(range(3), repeat=4):
+        whole = exact_variance(toy, row, [True] * 4)
+        for fixed in range(4):
+            pruned = exact_variance(toy, row, [i != fixed for i in range(4)])
+            worse, better = worse + (pruned > whole), better + (pruned < whole)
+    assert better > worse > 0  # usually lower, not always
+
+
+# Eq. 16 to 18, theorem 4.4
+
+
+BOUNDED = [
+    torch.linspace(-1, 1, 1001),
+    torch.tensor([-1.0, 1.0]),
+    torch.tensor([-1.0] * 99 + [1.0]),
+    torch.tensor([-1.0] + [1.0] * 99),
+    0.9 + 0.1 * torch.linspace(-1, 1, 101),
+]
+
+
+@pytest.mark.parametrize("values", BOUNDED)
+def test_the_exponential_of_a_bounded_variable_obeys_eq_16_and_17(values):
+    x = values.double()
+    bound, variance = float(x.abs().max()), float(x.var(correction=0))
+    assert abs(float(x.exp().mean()) - math.exp(float(x.mean()))) <= exponential_bias(bound, variance)
+    assert float(x.exp().var(correction=0)) <= exponential_variance(bound, variance)
+
+
+def test_eq_17_is_nearly_tight():
+    x = 1 + 1e-3 * torch.linspace(-1, 1, 101).double()
+    assert float(x.exp().var(correction=0)) > 0.99 * exponential_variance(1.0, float(x.var(correction=0)))
+
+
+def test_the_clipped_surrogate_is_lipschitz():
+    ratio = torch.linspace(0, 3, 601)
+    for advantage in (-2.0, -0.5, 0.7, 3.0):
+        gain = clipped_surrogate(ratio, torch.full_like(ratio, advantage), 0.2, 0.2)
+        slope = (gain.diff() / ratio.diff()).abs().max()
+        assert float(slope) <= surrogate_lipschitz(advantage) * 1.001
+        assert float(slope) == pytest.approx(abs(advantage), rel=1e-3)  # and reached
+
+
+def differences(t_min, rows=200_000, scale=0.05, common=True):
+    """dB of one draw between two context-free policies, with shared masks or with masks of their own."""
+    many = response([[0] * N] * rows)
+    form = Elbo(num_samples=1, masks="bernoulli", t_min=t_min)
+    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
+    (others,) = form.sample_masks(many, 1, torch.Generator().manual_seed(1))
+    new = LOGP + scale * torch.sin(torch.arange(N) * 2.0)
+    old = views if common else others
+    return ((views.loss_weights * new).sum((0, 2)) - (old.loss_weights * LOGP).sum((0, 2))).double()
+
+
+@pytest.mark.parametrize("advantage", [1.5, -0.8])
+def test_theorem_4_4_bounds_the_loss_where_the_difference_is_bounded(advantage):
+    drawn = differences(t_min=0.2)
+    bound, variance, truth = float(drawn.abs().max()), float(drawn.var()), float(drawn.mean())
+
+    def loss(x):
+        ratio = torch.as_tensor(x, dtype=torch.float64).exp()
+        return clipped_surrogate(ratio, torch.full_like(ratio, advantage), 0.2, 0.2)
+
+    assert 0 < abs(float(loss(drawn).mean() - loss(truth))) <= bias_bound(advantage, bound, variance)
+    assert 0 < float(loss(drawn).var()) <= variance_bound(advantage, bound, variance)
+
+
+def test_theorem_4_4_has_no_bound_for_the_unbounded_estimator():
+    # K is the largest difference: it grows as 1/t_min, and its exponential with it.
+    largest = [float(differences(t_min=t, rows=400_000).abs().max()) for t in (1e-1, 1e-2, 1e-3)]
+    assert largest[1] > 3 * largest[0]
+    assert largest[2] > 3 * largest[1]
+
+
+def test_common_masks_make_the_difference_zero_with_anchors_or_without():
+    assert float(differences(0.1, scale=0.0).abs().max()) == 0.0
+    alone = differences(0.1, scale=0.0, common=False)
+    twice = 2 * context_free_split(LOGP, "bernoulli", 0.1).total
+    assert float(alone.var()) == pytest.approx(twice, rel=0.05)  # what theorem 4.3 lowers, and nobody uses

@@ -1,0 +1,75 @@
+"""A gamma that varies: its line over the steps, its share of the solved, its bound."""
+
+import pytest
+import torch
+
+from stipule.errors import RecipeError
+from stipule.config.recipe import dump_recipe, parse_recipe
+from stipule.report.cost_table import cost_table
+from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
+from stipule.rollouts.pruning import SpatialPruning, select_anchors
+from stipule.training.cost import nfe_per_rollout, step_cost
+
+DATA = {
+    "task": {"kind": "sudoku"},
+    "model": {"path": "tiny/sudoku"},
+    "sampler": {"gen_length": 16, "steps": 16, "block_length": 16},
+}
+
+
+def test_annealing_is_a_straight_line_that_ends():
+    spatial = SpatialPruning(ratio=0.5, schedule=Annealed(final_ratio=0.1, steps=4))
+    assert [round(spatial.ratio_at(step), 6) for step in range(6)] == [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
+    assert spatial.min_ratio == 0.1
+
+
+@pytest.mark.parametrize(("prune", "expected"), [("easy", [0.4, 0.0, 0.1, 0.4]), ("hard", [0.4, 0.4, 0.3, 0.0])])
+def test_difficulty_is_the_share_solved_at_the_last_visit(prune, expected):
+    spatial = SpatialPruning(ratio=0.4, schedule=ByDifficulty(prune=prune))
+    assert [round(spatial.ratio_at(9, solved), 6) for solved in (None, 0.0, 0.25, 1.0)] == expected
+    assert spatial.min_ratio == 0
+
+
+def test_each_row_gets_its_own_count_and_a_constant_is_one_for_all():
+    generator = torch.Generator().manual_seed(0)
+    eligible, confidence = torch.ones(3, 20, dtype=torch.bool), torch.rand(3, 20, generator=generator)
+    noise = torch.rand(3, 20, generator=generator)
+    several = select_anchors(eligible, confidence, [0.0, 0.1, 0.5], "confident", noise)
+    assert several.sum(1).tolist() == [0, 2, 10]
+    for row, ratio in enumerate((0.0, 0.1, 0.5)):
+        assert torch.equal(several[row], select_anchors(eligible, confidence, ratio, "confident", noise)[row])
+
+
+@pytest.mark.parametrize("vary", [{"kind": "annealed", "to": 0.3}, {"kind": "annealed", "to": 0.25}])
+def test_what_does_not_stay_below_the_ratio_is_refused(vary):
+    with pytest.raises(RecipeError, match="the ratio is the most that is fixed"):
+        parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.25, "schedule": vary}}})
+
+
+def test_a_gamma_of_nothing_does_not_vary():
+    with pytest.raises(RecipeError, match="raise pruning.spatial.ratio"):
+        parse_recipe(DATA | {"pruning": {"spatial": {"schedule": {"kind": "by_difficulty"}}}})
+
+
+def test_the_bound_on_calls_counts_the_least_that_is_pruned():
+    constant = parse_recipe(DATA, ["pruning.spatial.ratio=0.25", "pruning.temporal.cutoff=0.25"])
+    assert nfe_per_rollout(constant) == 16 - 4 - 4 + 1
+    annealed = ["pruning.spatial.schedule.kind=annealed", "pruning.spatial.schedule.final_ratio=0.125"]
+    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.25"]
+    both = parse_recipe(DATA, ["pruning.spatial.ratio=0.25", *annealed, *sure])
+    assert step_cost(both).nfe_per_rollout == 16 - 2
+    shown = next(iter(cost_table(both).columns[1].cells))
+    assert shown.startswith("at most 14 of 16")
+    assert not next(iter(cost_table(constant).columns[1].cells)).startswith("at most")
+
+
+def test_recipes_without_a_kind_mean_the_papers_constants():
+    found = parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.05}, "temporal": {"cutoff": 0.05}}})
+    assert (found.pruning.temporal.kind, found.pruning.spatial.schedule) == ("constant", None)
+    sure = parse_recipe(DATA, ["pruning.temporal.kind=confident", "pruning.temporal.threshold=0.8"])
+    again = parse_recipe(__import__("yaml").safe_load(dump_recipe(sure)))
+    assert again == sure and sure.pruning.temporal.threshold == 0.8
+    with pytest.raises(RecipeError, match="confident would have it"):
+        parse_recipe(DATA, ["pruning.temporal.threshold=0.8"])
+    with pytest.raises(RecipeError, match="allowed: constant, confident"):
+        parse_recipe(DATA, ["pruning.temporal.kind=sure"])

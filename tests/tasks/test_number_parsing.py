@@ -1,0 +1,123 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stipule.tasks.answers import merge_spans
+from stipule.tasks.number_parsing import number_spans, plain_number, number_with_unit
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("18", 18),
+        ("-5", -5),
+        ("+5", 5),
+        ("1,080", 1080),
+        ("$1,080.50", Fraction("1080.5")),
+        ("-$10", -10),
+        ("$-10", -10),
+        ("\\$255", 255),
+        ("25%", 25),
+        ("47\\%", 47),
+        ("47 \\%", 47),
+        ("1/2", Fraction(1, 2)),
+        ("\\frac{3}{4}", Fraction(3, 4)),
+        ("120\\text{ minutes}", 120),
+        ("12 miles per hour", 12),
+        ("12 cm^2", 12),
+        ("12 cm²", 12),
+        ("x = 7", 7),
+        ("7.", 7),
+        (".5", Fraction(1, 2)),
+        ("\\(7\\)", 7),
+        ("$7$", 7),
+        ("43{,}500", 43500),
+        ("−3", -3),
+        ("90^\\circ", 90),
+        ("1.5 million", 1_500_000),
+        ("5-year", 5),
+        ("€ 20", 20),
+        ("20 €", 20),
+    ],
+)
+def test_one_number_with_its_unit_is_read_exactly(text, value):
+    assert number_with_unit(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "many",
+        "18 or 20",
+        "18 + 2",
+        "10^2",
+        "2e3",
+        "3 1/2",
+        "1/0",
+        "1.2.3",
+        "1,00",
+        "1,000,00",
+        "1.000,50",
+        "not 18",
+        "18 not",
+        "18 or twenty",
+        "18 and a half",
+        "5-10",
+        "x - 5",
+        "2x",
+        "2 x",
+        "2\\pi",
+        "\u0661\u0662",
+        "１８",
+        "18²",
+        "²",
+        "1_000",
+        "0x12",
+        "inf",
+        "nan",
+        "\u202e81",
+        "18\0",
+        "18" * 100,
+        "48 - 10 + 48 - 6",
+        "18 is the answer to another question",
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_not_read(text):
+    assert number_with_unit(text) is None
+
+
+def test_plain_numbers_have_no_unit():
+    assert plain_number("-1,080.5") == Fraction("-1080.5")
+    assert plain_number("\\dfrac{1}{3}") == Fraction(1, 3)
+    assert plain_number("5 cm") is plain_number("5%") is plain_number("five") is None
+
+
+@given(
+    st.integers(-(10**12), 10**12), st.sampled_from(["", "$", "€"]), st.sampled_from(["", " km", "%", " dollars a day"])
+)
+def test_written_numbers_come_back(value, currency, unit):
+    sign = "-" if value < 0 else ""
+    assert number_with_unit(f"{sign}{currency}{abs(value):,}{unit}") == value
+    assert number_with_unit(f"{sign}{currency}{abs(value)}{unit}") == value
+
+
+@given(st.text("0123456789,.-+/$%^ \\{}fracetxboxdm²e", max_size=30))
+def test_no_text_crashes(text):
+    number_with_unit(text)
+    for start, end in number_spans(text, Fraction(5)):
+        assert 0 <= start < end <= len(text)
+
+
+def test_numbers_are_found_in_free_text_whole():
+    text = "18 of 118, 18.0 or 36/2; 1,800 and -18 but 180"
+
+    def found(value):
+        return [text[a:b] for a, b in merge_spans(number_spans(text, Fraction(value)))]
+
+    assert found(18) == found(-18) == ["18", "18.0", "36/2", "18"]
+    assert (found(36), found(2), found(1800), found(5)) == (["36/2"], ["36/2"], ["1,800"], [])
+    text = "14.14.14.0 and 3.5"
+    assert (found(14), found(5), found(Fraction(1, 2))) == (["14.14.14.0"], ["3.5"], ["3.5"])
