@@ -25,7 +25,7 @@ PROMPTS = ["3,7,12=33", "1,2=3", "20,20,20=60"]
 
 
 def main() -> None:
-    print(f"{'family':<12} {'padding':>9} {'batch':>9} {'responses':>10} {'merged':>9} {'saved':>9}  checks")
+    print(f"{'family':<12} {'padding':>9} {'batch':>9} {'rollouts':>10} {'merged':>9} {'saved':>9}  checks")
     with tempfile.TemporaryDirectory() as root:
         for name in published.NAMES:
             print(line(name, Path(root)))
@@ -34,7 +34,7 @@ def main() -> None:
 def line(name: str, root: Path) -> str:
     """The measurements of one family."""
     published.write(name, root / name)
-    policy = load_policy(ModelConfig(path=str(root / name), lora=LoRA(rank=2, alpha=4), **published.choice(name)))
+    policy = load_policy(ModelConfig(path=str(root / name), lora=LoRA(rank=2, alpha=4), **published.settings(name)))
     sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0)
     checks = {check.name: check for check in run_checks(policy, sampler, PROMPTS)}
     trained = logits(policy)

@@ -1,4 +1,4 @@
-"""Fingerprints of short training runs, which show that a refactor changes no number: python -m benchmarks.identical_runs
+"""Fingerprints of short training runs, to show that a refactor changes no number.
 
 Every method of `recipes/tiny` trains for 3 RL steps, with and without STP, on 1 and 2 processes; the quickstart trains
 in full on 1 process and for 3 steps on 2. Kept are a hash of the final weights and one of each logged metric.
@@ -36,17 +36,17 @@ UNPRUNED = ("pruning.spatial.ratio=0", "pruning.temporal.cutoff=0")
 
 
 def runs() -> dict[str, tuple[int, list[str]]]:
-    """Name -> number of processes and the words after `stipule train`."""
+    """Name -> number of processes and the arguments after `stipule train`."""
     methods = sorted(p.stem for p in (ROOT / "recipes" / "tiny").glob("*.yaml") if not p.stem.endswith("_base"))
-    found: dict[str, tuple[int, list[str]]] = {"quickstart, full, 1": (1, ["quickstart"])}
+    results: dict[str, tuple[int, list[str]]] = {"quickstart, full, 1": (1, ["quickstart"])}
     for processes in (1, 2):
-        found[f"quickstart, {processes}"] = (processes, ["quickstart", *THREE_STEPS])
-        found[f"quickstart unpruned, {processes}"] = (processes, ["quickstart", *THREE_STEPS, *UNPRUNED])
+        results[f"quickstart, {processes}"] = (processes, ["quickstart", *THREE_STEPS])
+        results[f"quickstart unpruned, {processes}"] = (processes, ["quickstart", *THREE_STEPS, *UNPRUNED])
         for method in methods:
-            found[f"{method}, {processes}"] = (processes, [f"tiny/{method}", *THREE_STEPS])
+            results[f"{method}, {processes}"] = (processes, [f"tiny/{method}", *THREE_STEPS])
             if method.endswith("_stp"):
-                found[f"{method}, hot, {processes}"] = (processes, [f"tiny/{method}", *THREE_STEPS, HOT])
-    return found
+                results[f"{method}, hot, {processes}"] = (processes, [f"tiny/{method}", *THREE_STEPS, HOT])
+    return results
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     return {"weights": weights.hexdigest()[:16], "metrics": values, "alarms": _hash(alarms)}
 
 
-def run(name: str, processes: int, words: list[str]) -> dict[str, Any]:
+def run(name: str, processes: int, arguments: list[str]) -> dict[str, Any]:
     """Trains in a folder that is removed afterwards."""
     launch = [PYTHON, "-m", "stipule"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,43 +71,43 @@ def run(name: str, processes: int, words: list[str]) -> dict[str, Any]:
         launch = [PYTHON, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29531"]
         launch += ["-m", "stipule"]
         environment["ACCELERATE_USE_CPU"] = "true"
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as root:
         done = subprocess.run(
-            [*launch, "train", *words, "--out", f"{place}/run"], env=environment, capture_output=True, text=True
+            [*launch, "train", *arguments, "--out", f"{root}/run"], env=environment, capture_output=True, text=True
         )
         if done.returncode:
             raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
-        return fingerprint(Path(place) / "run")
+        return fingerprint(Path(root) / "run")
 
 
 def run_all() -> dict[str, Any]:
     """All runs: those on one process two at a time, those on two processes one after the other."""
     wanted = runs()
-    single = {name: words for name, (processes, words) in wanted.items() if processes == 1}
+    single = {name: arguments for name, (processes, arguments) in wanted.items() if processes == 1}
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(single, pool.map(lambda item: run(item[0], 1, item[1]), single.items()), strict=True))
-    for name, (processes, words) in wanted.items():
+        results = dict(zip(single, pool.map(lambda item: run(item[0], 1, item[1]), single.items()), strict=True))
+    for name, (processes, arguments) in wanted.items():
         if processes > 1:
-            found[name] = run(name, processes, words)
-            print(name, found[name]["weights"], flush=True)
-    return found
+            results[name] = run(name, processes, arguments)
+            print(name, results[name]["weights"], flush=True)
+    return results
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """In words, what is not the same; a key that only one side has is a difference."""
-    found = []
+    """One line per difference; a key that only one side has is a difference."""
+    results = []
     for name in before | after:
         one, other = before.get(name), after.get(name)
         if one is None or other is None:
-            found.append(f"{name}: only {'after' if one is None else 'before'} the change")
+            results.append(f"{name}: only {'after' if one is None else 'before'} the change")
             continue
         if one["weights"] != other["weights"]:
-            found.append(f"{name}: weights {one['weights']} before, {other['weights']} after")
+            results.append(f"{name}: weights {one['weights']} before, {other['weights']} after")
         keys = one["metrics"] | other["metrics"]
-        found += [f"{name}: {key}" for key in keys if one["metrics"].get(key) != other["metrics"].get(key)]
+        results += [f"{name}: {key}" for key in keys if one["metrics"].get(key) != other["metrics"].get(key)]
         if one["alarms"] != other["alarms"]:
-            found.append(f"{name}: alarms")
-    return found
+            results.append(f"{name}: alarms")
+    return results
 
 
 def _hash(values: Any) -> str:
@@ -118,13 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the file instead of comparing with it")
     arguments = parser.parse_args()
-    found = run_all()
+    results = run_all()
     if arguments.write:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{len(found)} runs written to {KEPT.name}")
+        KEPT.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{len(results)} runs written to {KEPT.name}")
         return
-    apart = differences(json.loads(KEPT.read_text()), found)
-    print("\n".join(apart) or f"all {len(found)} runs have the same weights and metrics")
+    apart = differences(json.loads(KEPT.read_text()), results)
+    print("\n".join(apart) or f"all {len(results)} runs have the same weights and metrics")
     sys.exit(bool(apart))
 
 

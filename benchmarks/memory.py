@@ -19,7 +19,7 @@ from stipule.estimators.token_logps import estimate_logps
 from stipule.rng import make_generator
 
 
-class Held(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations inside have made and that are still alive. Exact, not sampled."""
 
     def __init__(self) -> None:
@@ -49,25 +49,25 @@ class Held(TorchDispatchMode):
 
 
 def peak(work: Callable[[], object]) -> int:
-    with Held() as held:
+    with LiveBytes() as live_bytes:
         work()
-    return held.peak
+    return live_bytes.peak
 
 
 def measure(size: str, rows: int, width: int, length: int, samples: int = 3) -> dict[str, dict[str, int]]:
-    """Scoring without and with gradients, K views of each response."""
+    """Log-probabilities without and with gradients, K mask samples of each response."""
     policy = build(size, lora=8)
-    asked = prompts(policy, rows, width)
+    batch = prompts(policy, rows, width)
     tokens = torch.randint(4, policy.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
-    responses = finished(policy, asked, tokens)
+    rollouts = finished(policy, batch, tokens)
     estimator = Elbo(num_samples=samples)
-    (views,) = estimator.sample_masks(responses, 1, make_generator(0, 0, "views"))
+    (mask_samples,) = estimator.sample_masks(rollouts, 1, make_generator(0, 0, "views"))
     advantage = torch.ones(rows)
     sides = {
-        "reference": lambda: reference.estimate(policy, responses, views),
-        "stipule": lambda: estimate_logps(policy, responses, views, estimator, advantage),
+        "reference": lambda: reference.estimate(policy, rollouts, mask_samples),
+        "stipule": lambda: estimate_logps(policy, rollouts, mask_samples, estimator, advantage),
     }
-    found: dict[str, dict[str, int]] = {}
+    results: dict[str, dict[str, int]] = {}
     for name, run in sides.items():
 
         def update(run: Callable[[], torch.Tensor] = run) -> None:
@@ -79,20 +79,20 @@ def measure(size: str, rows: int, width: int, length: int, samples: int = 3) -> 
                 run()
 
         update()
-        found[name] = {"score": peak(without), "update": peak(update)}
-    return found
+        results[name] = {"no gradient": peak(without), "update": peak(update)}
+    return results
 
 
 def main() -> None:
-    found = {}
-    print("| | | score, MiB | update, MiB | score, share | update, share |\n" + "|---" * 6 + "|")
+    results = {}
+    print("| | | no gradient, MiB | update, MiB | no gradient, fraction | update, fraction |\n" + "|---" * 6 + "|")
     for size, shape in {"llada-like": (6, 32, 64), "V = 32,000": (6, 16, 64)}.items():
-        found[size] = measure(size, *shape)
-        base = found[size]["reference"]
-        for name, row in found[size].items():
+        results[size] = measure(size, *shape)
+        base = results[size]["reference"]
+        for name, row in results[size].items():
             cells = [f"{row[part] / 2**20:.1f}" for part in row] + [f"{row[part] / base[part]:.3f}" for part in row]
             print(f"| {size} | {name} | {' | '.join(cells)} |", flush=True)
-    write("memory", found)
+    write("memory", results)
 
 
 if __name__ == "__main__":

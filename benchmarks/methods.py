@@ -22,46 +22,46 @@ METHODS = ("grpo_elbo", "diffu_grpo", "unigrpo", "spg", "coupled_grpo", "wd1", "
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("recipes", nargs="*", default=[name for m in METHODS for name in (m, f"{m}_stp")])
-    ask.add_argument("--seeds", type=int, default=3)
-    ask.add_argument("--jobs", type=int, default=os.cpu_count())
-    ask.add_argument("--out", type=Path, default=Path("runs/methods"))
-    ask.add_argument("--target", type=float, default=0.9, help="greedy solve rate on held-out problems")
-    ask.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
-    asked = ask.parse_args()
-    runs = [(recipe, seed) for seed in range(asked.seeds) for recipe in asked.recipes]
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for recipe, seed, problem in pool.map(lambda r: train(*r, asked.out, asked.set), runs):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=[name for m in METHODS for name in (m, f"{m}_stp")])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--target", type=float, default=0.9, help="greedy solve rate on held-out problems")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
+    options = parser.parse_args()
+    runs = [(recipe, seed) for seed in range(options.seeds) for recipe in options.recipes]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for recipe, seed, problem in pool.map(lambda r: train(*r, options.out, options.set), runs):
             print(f"{recipe} seed {seed}: {problem or 'done'}", file=sys.stderr, flush=True)
-    rows = [summary(recipe, asked.seeds, asked.out, asked.target) for recipe in asked.recipes]
-    (asked.out / "methods.json").write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows, asked.target))
+    rows = [summary(recipe, options.seeds, options.out, options.target) for recipe in options.recipes]
+    (options.out / "methods.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows, options.target))
 
 
 def train(recipe: str, seed: int, out: Path, overrides: list[str]) -> tuple[str, int, str]:
-    place = out / f"{recipe}-{seed}"
-    words = [sys.executable, "-m", "stipule", "train", f"tiny/{Path(recipe).name}", *overrides, "--seed", str(seed)]
-    words += ["--out", str(place), *(["--resume"] if place.exists() else [])]
-    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    path = out / f"{recipe}-{seed}"
+    arguments = [sys.executable, "-m", "stipule", "train", f"tiny/{Path(recipe).name}", *overrides, "--seed", str(seed)]
+    arguments += ["--out", str(path), *(["--resume"] if path.exists() else [])]
+    done = subprocess.run(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     return recipe, seed, done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def summary(recipe: str, seeds: int, out: Path, target: float) -> dict[str, Any]:
-    found = [curve(out / f"{recipe}-{seed}", target) for seed in range(seeds)]
-    return {"recipe": recipe, **{key: [f[key] for f in found] for key in found[0]}}
+    results = [curve(out / f"{recipe}-{seed}", target) for seed in range(seeds)]
+    return {"recipe": recipe, **{key: [f[key] for f in results] for key in results[0]}}
 
 
 def curve(run: Path, target: float) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    looked = [line for line in lines if "eval/solved" in line]
-    there = next((line for line in looked if line["eval/solved"] >= target * line["eval/total"]), {})
+    evaluated = [line for line in lines if "eval/solved" in line]
+    there = next((line for line in evaluated if line["eval/solved"] >= target * line["eval/total"]), {})
     return {
         "steps": there.get("step"),
         "calls": there.get("nfe/total"),
         "seconds": there.get("time/total"),
-        "last": [looked[-1]["eval/solved"], looked[-1]["eval/total"]],
-        "curve": [[line["step"], line["eval/solved"]] for line in looked],
+        "last": [evaluated[-1]["eval/solved"], evaluated[-1]["eval/total"]],
+        "curve": [[line["step"], line["eval/solved"]] for line in evaluated],
         "all_calls": lines[-1]["nfe/total"],
         "all_seconds": lines[-1]["time/total"],
         "rollout_calls": sum(line["nfe/rollout"] for line in lines),

@@ -2,7 +2,7 @@
 
 Three recipes, from tiny to medium, on random weights (the bundled base for the first). For each the forecast is made,
 then the recipe is trained for a few steps and measured: seconds from its own record (median over steps), memory from
-torch's allocator. Every row is scored (kl > 0), since a forecast knows nothing of rewards. `--cpu-seconds` lets both
+torch's allocator. No row is skipped (beta > 0), since a forecast cannot depend on rewards. `--cpu-seconds` lets both
 sides count the seconds that a core worked for this process: for a machine that others use, with OMP_NUM_THREADS=1.
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.models.families import family_of, write_llada_config
 from stipule.models.loading import save_policy
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.tiny_tokenizer import build_tokenizer
 from stipule.plan.forecast import PlanOptions, forecast
-from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.tasks.countdown import Countdown
-from stipule.training.run_folder import RunFolder
 from stipule.training.loop import train
+from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 
 COUNTDOWN = {"kind": "countdown", "prompt": "compact", "largest": 20, "target": [1, 60], "train_problems": 64}
@@ -81,11 +81,12 @@ def random_checkpoint(folder: Path, *, vocabulary: int, width: int, layers: int)
     published = write_llada_config(
         width=width, layers=layers, heads=4, mlp=3 * width, vocabulary=vocabulary, longest=256, mask=1, eos=0, pad=0
     )
-    words = parse_recipe({"task": COUNTDOWN}).task
-    assert isinstance(words, Countdown)
-    known = words.vocabulary
+    task = parse_recipe({"task": COUNTDOWN}).task
+    assert isinstance(task, Countdown)
+    vocabulary_of_task = task.vocabulary
     tokenizer = build_tokenizer(
-        [*known.words, *(f"unused{i}" for i in range(vocabulary - 4 - len(known.words)))], known.pattern
+        [*vocabulary_of_task.words, *(f"unused{i}" for i in range(vocabulary - 4 - len(vocabulary_of_task.words)))],
+        vocabulary_of_task.pattern,
     )
     family = family_of(published)
     with torch.random.fork_rng():
@@ -95,55 +96,55 @@ def random_checkpoint(folder: Path, *, vocabulary: int, width: int, layers: int)
 
 
 def recipe_of(case: Mapping[str, Any], folder: Path, steps: int) -> Recipe:
-    """The case as a recipe whose every row is scored."""
+    """The case as a recipe in which no row is skipped."""
     data = {key: value for key, value in case.items() if key != "shape"}
     if "shape" in case:
         random_checkpoint(folder / "model", **case["shape"])
         data = {"task": COUNTDOWN | {"test_problems": 8}, **data}
         data["model"] = {**data["model"], "path": str(folder / "model")}
-    data["objective"] = {"kind": "grpo", "kl": 0.01}
+    data["objective"] = {"kind": "grpo", "beta": 0.01}
     rest = {"steps": steps, "save_every": 10**6, "rollouts_every": 0, "seed": 0}
     return parse_recipe({**data, "training": {**data["training"], **rest}})
 
 
 def measured_bytes(recipe: Recipe, folder: Path) -> int:
-    """Peak bytes of the second step: what lives at its start, plus the allocator's highest point within it."""
-    found: dict[str, Any] = {}
+    """Peak bytes of the second step: the bytes at its start, plus the allocator's highest point within it."""
+    results: dict[str, Any] = {}
 
     def watch(event: str, data: Mapping[str, Any]) -> None:
         if event == "step" and data["step"] == 1:
             forget_gradients()
-            found["held"] = living_bytes()
-            found["profile"] = torch.profiler.profile(
+            results["at_start"] = living_bytes()
+            results["profile"] = torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
             ).__enter__()
         elif event == "step" and data["step"] == 2:
-            found["profile"].__exit__(None, None, None)
+            results["profile"].__exit__(None, None, None)
 
     train(recipe, RunFolder.create(folder, dump_recipe(recipe)), watch)
-    events = found["profile"].profiler.kineto_results.events()
+    events = results["profile"].profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    live = peak = 0
+    current = peak = 0
     for _, change in changes:
-        live += change
-        peak = max(peak, live)
-    return found["held"] + peak
+        current += change
+        peak = max(peak, current)
+    return results["at_start"] + peak
 
 
 def forget_gradients() -> None:
-    """What the next update begins with; the profiler does not see what was there before it being freed."""
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.nn.Parameter):
-            thing.grad = None
+    """What the next update begins with; the profiler does not see that earlier tensors are freed."""
+    for item in gc.get_objects():
+        if isinstance(item, torch.nn.Parameter):
+            item.grad = None
 
 
 def living_bytes() -> int:
     """Bytes of all tensors that can be reached."""
     gc.collect()
     storages = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor) and item.device.type == "cpu":
+            storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
@@ -157,22 +158,22 @@ def measured_seconds(recipe: Recipe, folder: Path) -> float:
 
 def compare(name: str, steps: int, seconds: bool = True) -> dict[str, float | str]:
     """One case: forecast, then run, then forecast again for the seconds (the machine's speed wanders)."""
-    with TemporaryDirectory() as place:
-        folder = Path(place)
+    with TemporaryDirectory() as root:
+        folder = Path(root)
         recipe = recipe_of(CASES[name], folder, steps)
         ahead = forecast(recipe, PlanOptions(measure=seconds))
         assert ahead.peaks.largest_phase == "update", "the measurement below sees no other peak"
-        found: dict[str, float | str] = {"case": name, "bytes_planned": ahead.peaks.peak}
+        results: dict[str, float | str] = {"case": name, "bytes_planned": ahead.peaks.peak}
         if seconds:
-            found["seconds_measured"] = measured_seconds(recipe, folder / "timed")
+            results["seconds_measured"] = measured_seconds(recipe, folder / "timed")
             after = forecast(recipe, PlanOptions())
             assert ahead.seconds and after.seconds
-            found["seconds_planned"] = (ahead.seconds.step + after.seconds.step) / 2
-            found["seconds_ratio"] = found["seconds_planned"] / found["seconds_measured"]
+            results["seconds_planned"] = (ahead.seconds.step + after.seconds.step) / 2
+            results["seconds_ratio"] = results["seconds_planned"] / results["seconds_measured"]
         two = recipe_of(CASES[name], folder / "again", 2)
-        found["bytes_measured"] = measured_bytes(two, folder / "counted")
-        found["bytes_ratio"] = ahead.peaks.peak / found["bytes_measured"]
-        return found
+        results["bytes_measured"] = measured_bytes(two, folder / "counted")
+        results["bytes_ratio"] = ahead.peaks.peak / results["bytes_measured"]
+        return results
 
 
 def main() -> None:

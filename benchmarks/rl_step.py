@@ -15,15 +15,15 @@ from torch import Tensor
 from benchmarks import reference
 from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
+from stipule.config.recipe import parse_recipe
 from stipule.models.autocast import prepare_autocast
 from stipule.models.lora_merge import merged_adapters
 from stipule.models.masked_policy import MaskedPolicy
-from stipule.config.recipe import parse_recipe
-from stipule.rollouts.pruning import Anchors
 from stipule.rng import make_generator
+from stipule.rollouts.pruning import Anchors
 from stipule.training.context import RunContext
-from stipule.training.settings import Recipe
 from stipule.training.rl_step import update_policy
+from stipule.training.settings import Recipe
 from stipule.types import Prompts, Rollouts
 
 # size: rows (one group), P, L, N, block
@@ -47,8 +47,8 @@ def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, upd
     )
 
 
-def our_step(policy: MaskedPolicy, settings: Recipe, asked: Prompts, anchors: Anchors | None) -> Callable[[], None]:
-    """A whole step as `stipule train` takes it. Advantages are given: grading costs no side anything."""
+def our_step(policy: MaskedPolicy, settings: Recipe, batch: Prompts, anchors: Anchors | None) -> Callable[[], None]:
+    """A whole step as `stipule train` takes it. Advantages are given, so grading is not timed."""
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=1e-7)
     run = RunContext.single_process(settings, policy, optimizer)
     noise = settings.sampler.sample_noise(settings.training.num_generations, torch.Generator().manual_seed(0))
@@ -56,14 +56,14 @@ def our_step(policy: MaskedPolicy, settings: Recipe, asked: Prompts, anchors: An
 
     def step() -> None:
         with merged_adapters(policy):
-            responses = settings.sampler(policy, asked, noise, anchors)
-        update_policy(run, responses, advantage, 0)
+            rollouts = settings.sampler(policy, batch, noise, anchors)
+        update_policy(run, rollouts, advantage, 0)
 
     return step
 
 
 def published_step(
-    policy: MaskedPolicy, settings: Recipe, asked: Prompts, planted: Tensor | None, low: bool = False
+    policy: MaskedPolicy, settings: Recipe, batch: Prompts, planted: Tensor | None, low: bool = False
 ) -> Callable[[], None]:
     """The published step; `low`: all of it in bfloat16 autocast."""
     sampler = settings.sampler
@@ -73,11 +73,11 @@ def published_step(
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            responses = finished(policy, asked, decoder(policy, asked, planted))
-            views = settings.estimator.sample_masks(
-                responses, settings.training.num_iterations, make_generator(0, 0, "views")
+            rollouts = finished(policy, batch, decoder(policy, batch, planted))
+            mask_samples = settings.estimator.sample_masks(
+                rollouts, settings.training.num_iterations, make_generator(0, 0, "views")
             )
-            reference.updates(policy, optimizer, responses, views, advantage, 0.2, 0.04, 0.2)
+            reference.updates(policy, optimizer, rollouts, mask_samples, advantage, 0.2, 0.04, 0.2)
 
     return step
 
@@ -86,14 +86,14 @@ def compared(size: str, settings: Recipe, width: int, planting: bool = False) ->
     """The published step and ours, on the same weights, in float32 and in bfloat16 autocast."""
     rows = settings.training.num_generations
     policy, low = build(size, lora=8), in_bfloat16(size)
-    asked = prompts(policy, rows, width)
+    batch = prompts(policy, rows, width)
     planted = ends(policy, rows, settings.sampler.gen_length) if planting else None
     anchors = None if planted is None else as_anchors(planted)
     ours = {"stipule": policy, "stipule, model.autocast=true": low}
     sides = {
-        "reference": published_step(policy, settings, asked, planted),
-        "reference in bfloat16": published_step(policy, settings, asked, planted, low=True),
-        **{name: our_step(own, settings, asked, anchors) for name, own in ours.items()},
+        "reference": published_step(policy, settings, batch, planted),
+        "reference in bfloat16": published_step(policy, settings, batch, planted, low=True),
+        **{name: our_step(our_policy, settings, batch, anchors) for name, our_policy in ours.items()},
     }
     return alternate(policy, sides, others=ours)
 
@@ -107,12 +107,12 @@ def in_bfloat16(size: str, eased: bool = True) -> MaskedPolicy:
     return policy
 
 
-def finished(policy: MaskedPolicy, asked: Prompts, tokens: Tensor) -> Rollouts:
-    """Plain tokens as responses without anchors."""
+def finished(policy: MaskedPolicy, batch: Prompts, tokens: Tensor) -> Rollouts:
+    """Plain tokens as rollouts without anchors."""
     ended = (tokens == policy.eos_id).long()
     return Rollouts(
-        prompt_ids=asked.prompt_ids,
-        prompt_mask=asked.prompt_mask,
+        prompt_ids=batch.prompt_ids,
+        prompt_mask=batch.prompt_mask,
         completion_ids=tokens,
         sampled_mask=torch.ones_like(tokens, dtype=torch.bool),
         completion_mask=ended.cumsum(1) - ended == 0,
@@ -123,20 +123,22 @@ def finished(policy: MaskedPolicy, asked: Prompts, tokens: Tensor) -> Rollouts:
 
 
 def main(quick: bool = False) -> None:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for size, (rows, width, length, steps, block) in SHAPES.items():
         if quick and size == "tiny":
             continue
         for planting in (False,) if size == "tiny" else (False, True):
-            title = f"{size}, responses of length {'L/2 on average' if planting else 'L'}"
-            found[title] = compared(size, recipe(rows, length, steps, block), width, planting)
-            print(table(f"RL step, {title} ({rows} rows, P {width}, L {length}, N {steps})", found[title]), flush=True)
+            title = f"{size}, rollouts of length {'L/2 on average' if planting else 'L'}"
+            results[title] = compared(size, recipe(rows, length, steps, block), width, planting)
+            print(
+                table(f"RL step, {title} ({rows} rows, P {width}, L {length}, N {steps})", results[title]), flush=True
+            )
     for name, changed in {} if quick else {"K 1": {"samples": 1}, "mu 1": {"updates": 1}, "G 12": {"rows": 12}}.items():
         rows, width, length, steps, block = SHAPES["tiny"]
         wanted = recipe(**{"rows": rows, "length": length, "steps": steps, "block": block} | changed)
-        found[f"tiny, {name}"] = compared("tiny", wanted, width)
-        print(table(f"RL step, tiny, {name}", found[f"tiny, {name}"]), flush=True)
-    write("rl_step", found)
+        results[f"tiny, {name}"] = compared("tiny", wanted, width)
+        print(table(f"RL step, tiny, {name}", results[f"tiny, {name}"]), flush=True)
+    write("rl_step", results)
 
 
 if __name__ == "__main__":

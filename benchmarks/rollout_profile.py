@@ -5,10 +5,10 @@ import time
 
 import torch
 
-from stipule.models.loading import ModelConfig, load_policy
 from stipule.config.recipe import recipe_for_model
-from stipule.rollouts.pruning import FixedCutoff
+from stipule.models.loading import ModelConfig, load_policy
 from stipule.rng import make_generator
+from stipule.rollouts.pruning import FixedCutoff
 
 RUNS = 7
 
@@ -34,16 +34,18 @@ def main(model: str = "tiny/sudoku", rows: int = 128) -> None:
     ):
         module.register_forward_pre_hook(enter(name))
         module.register_forward_hook(leave(name))
-    shares, seconds = [], []
+    fractions, seconds = [], []
     for run in range(RUNS + 1):
         inside.update(network=0.0, head=0.0)
         noise = recipe.sampler.sample_noise(rows, make_generator(run, 0, "profile"))
         begun = time.perf_counter()
         recipe.sampler(policy, prompts, noise, None, FixedCutoff(cutoff=0.125))
         seconds.append(time.perf_counter() - begun)
-        shares.append((inside["network"] + inside["head"]) / seconds[-1])
-    share, total = torch.tensor(shares[1:]).median(), torch.tensor(seconds[1:]).median()
-    print(f"{model}, {rows} rows: {total:.3f} s a rollout, {share:.0%} of it in the model's forward (median of {RUNS})")
+        fractions.append((inside["network"] + inside["head"]) / seconds[-1])
+    fraction, total = torch.tensor(fractions[1:]).median(), torch.tensor(seconds[1:]).median()
+    print(
+        f"{model}, {rows} rows: {total:.3f} s a rollout, {fraction:.0%} of it in the model's forward (median of {RUNS})"
+    )
 
 
 if __name__ == "__main__":

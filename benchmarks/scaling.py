@@ -23,8 +23,8 @@ from benchmarks.subjects import SIZES, build, prompts
 from benchmarks.timing import within, write
 from stipule.estimators.elbo import Elbo
 from stipule.estimators.token_logps import estimate_logps
-from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.rng import make_generator
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 
 BASE = {"B": 4, "L": 64, "V": 2000, "K": 2}
 VARIED = {"L": (32, 64, 128), "B": (2, 4, 8), "V": (1000, 2000, 8000, 32000), "K": (1, 2, 4)}
@@ -35,38 +35,38 @@ REPEATS = 5
 def multiplications(sizes: dict[str, int], positions: int, width: int, headed: int) -> float:
     """Of a forward of `positions` tokens in rows of `width`, `headed` of which meet the head."""
     d, layers = sizes["width"], sizes["layers"]
-    keys_and_values, by_place = 2 * d * d, 2 * d * d + 3 * d * (d * 43 // 16)
+    keys_and_values, by_position = 2 * d * d, 2 * d * d + 3 * d * (d * 43 // 16)
     attention = 2 * width * d
-    last = headed * by_place  # the last layer computes these only for tokens that meet the head
-    body = positions * (layers * (keys_and_values + attention) + (layers - 1) * by_place) + last
-    return body + headed * d * sizes["vocabulary"]
+    last = headed * by_position  # the last layer computes these only for tokens that meet the head
+    backbone = positions * (layers * (keys_and_values + attention) + (layers - 1) * by_position) + last
+    return backbone + headed * d * sizes["vocabulary"]
 
 
 def case(rows: int, length: int, vocabulary: int, samples: int) -> tuple[dict[str, Callable[[], object]], list[float]]:
-    """A rollout of 16 calls and an update on its responses, and the multiplications of both."""
+    """A rollout of 16 calls and an update on its rollouts, and the multiplications of both."""
     sizes = SIZES["llada-like"] | {"vocabulary": vocabulary}
     policy = build("llada-like", lora=8, vocabulary=vocabulary)
-    asked = prompts(policy, rows, PROMPT)
+    options = prompts(policy, rows, PROMPT)
     block, steps = length // 4, 16
     sampler = SemiAutoregressiveSampler(
         gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
     )
     noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
     tokens = torch.randint(4, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
-    responses = finished(policy, asked, tokens)
-    estimator = Elbo(num_samples=samples, masks="exact", timestep_sampling="jittered")
-    (views,) = estimator.sample_masks(responses, 1, make_generator(0, 0, "views"))
+    rollouts = finished(policy, options, tokens)
+    estimator = Elbo(num_samples=samples, masks="exact", timestep_sampling="stratified")
+    (mask_samples,) = estimator.sample_masks(rollouts, 1, make_generator(0, 0, "views"))
     width = PROMPT + length
     windows = rows * steps * (block + length // steps) / 2
-    rolled = multiplications(sizes, rows * width * steps, width, int(windows))
+    rollouts = multiplications(sizes, rows * width * steps, width, int(windows))
     # An update is a forward and a backward: activations' gradients through frozen matrices cost as much again.
-    updated = 2 * multiplications(sizes, samples * rows * width, width, int(views.masked.sum()))
+    updated = 2 * multiplications(sizes, samples * rows * width, width, int(mask_samples.masked.sum()))
 
     def update() -> None:
-        estimate_logps(policy, responses, views, estimator, torch.ones(rows)).sum().backward()
+        estimate_logps(policy, rollouts, mask_samples, estimator, torch.ones(rows)).sum().backward()
         policy.model.zero_grad()
 
-    return {"rollout": lambda: sampler(policy, asked, noise), "update": update}, [rolled, updated]
+    return {"rollout": lambda: sampler(policy, options, noise), "update": update}, [rollouts, updated]
 
 
 def arithmetic() -> list[dict[str, Any]]:
@@ -79,11 +79,11 @@ def arithmetic() -> list[dict[str, Any]]:
                 continue
             taken: list[list[float]] = [[] for _ in values]
             for turn in range(REPEATS + 1):
-                for place, (sides, _) in enumerate(cases):
+                for index, (sides, _) in enumerate(cases):
                     started = time.perf_counter()
                     sides[part]()
                     if turn:
-                        taken[place].append(time.perf_counter() - started)
+                        taken[index].append(time.perf_counter() - started)
             measured = [statistics.median(t) for t in taken]
             predicted = [counts[index] for _, counts in cases]
             ratios = within(predicted, measured)
@@ -111,17 +111,17 @@ TRAINED = {
 
 def processes() -> dict[str, float]:
     """Seconds of a step of `quickstart` with one process and with two, one core each, on the same global batch."""
-    found: dict[int, list[float]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as place:
+    results: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as root:
         for turn in range(3):
-            for world in found:
-                out = Path(place) / f"{turn}-{world}"
+            for world in results:
+                out = Path(root) / f"{turn}-{world}"
                 launch(world, out)
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
                 steps = [b["time/total"] - a["time/total"] for a, b in pairwise(lines[1:])]
-                found[world].append(statistics.median(steps))
-    one, two = statistics.median(found[1]), statistics.median(found[2])
-    ratios = [a / b for a, b in zip(*found.values(), strict=True)]
+                results[world].append(statistics.median(steps))
+    one, two = statistics.median(results[1]), statistics.median(results[2])
+    ratios = [a / b for a, b in zip(*results.values(), strict=True)]
     print(
         f"\n1 process {one:.3f} s a step, 2 processes {two:.3f} s: {statistics.median(ratios):.2f} times the throughput"
     )
@@ -144,7 +144,7 @@ def launch(world: int, out: Path) -> None:
     assert not any(process.wait() for process in ranks)
 
 
-def draw(lines: list[dict[str, Any]], place: Path) -> None:
+def plot(lines: list[dict[str, Any]], path: Path) -> None:
     """Seconds against multiplications, both relative to the smallest of their row."""
     from matplotlib.figure import Figure
 
@@ -161,18 +161,18 @@ def draw(lines: list[dict[str, Any]], place: Path) -> None:
         axis.set(title=part, xlabel="multiplications", xscale="log", yscale="log")
         axis.legend()
     figure.supylabel("seconds")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=120)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__)
-    ask.add_argument("--skip-processes", action="store_true")
-    asked = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--skip-processes", action="store_true")
+    options = parser.parse_args()
     print("| | | seconds | 10^9 multiplications | measured / predicted |\n" + "|---" * 5 + "|")
     lines = arithmetic()
-    draw(lines, Path("runs/bench/scaling.png"))
-    write("scaling", {"arithmetic": lines, "processes": {} if asked.skip_processes else processes()})
+    plot(lines, Path("runs/bench/scaling.png"))
+    write("scaling", {"arithmetic": lines, "processes": {} if options.skip_processes else processes()})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def prompts(policy: MaskedPolicy, rows: int, width: int) -> Prompts:
 
 
 def ends(policy: MaskedPolicy, rows: int, length: int) -> Tensor:
-    """An end-of-text planted in every row, at places spread evenly: responses of mean length L/2. Else -1."""
+    """An end-of-text planted in every row, at places spread evenly: rollouts of mean length L/2. Else -1."""
     places = ((torch.arange(rows) + 0.5) / rows * length).long()
     return torch.full((rows, length), -1).scatter(1, places[:, None], policy.eos_id)
 

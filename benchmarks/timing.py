@@ -1,4 +1,4 @@
-"""Fair comparisons on a busy machine: both sides in one process, in turns, medians, and where the seconds went."""
+"""Fair comparisons on a busy machine: all sides in one process, in turns, with medians and seconds per component."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ REPEATS = 5
 
 
 class Meter:
-    """Model calls, rows x calls and seconds of a policy's forward passes, of its body and its head."""
+    """Model calls, rows x calls and seconds of a policy's forward passes, of its backbone and its lm_head."""
 
     def __init__(self, policy: MaskedPolicy):
         self.calls = self.row_forwards = 0
-        self.body = self.head = 0.0
+        self.backbone = self.lm_head = 0.0
         self._started = 0.0
-        body, head = policy.unwrapped_model.base_model, policy.unwrapped_model.get_output_embeddings()
+        backbone, lm_head = policy.unwrapped_model.base_model, policy.unwrapped_model.get_output_embeddings()
         self._hooks = [
-            body.register_forward_pre_hook(self._enter_body, with_kwargs=True),
-            body.register_forward_hook(self._leave_body),
-            head.register_forward_pre_hook(self._enter),
-            head.register_forward_hook(self._leave_head),
+            backbone.register_forward_pre_hook(self._enter_backbone, with_kwargs=True),
+            backbone.register_forward_hook(self._leave_backbone),
+            lm_head.register_forward_pre_hook(self._enter),
+            lm_head.register_forward_hook(self._leave_lm_head),
         ]
 
     def _enter(self, *_: Any) -> None:
         self._started = time.perf_counter()
 
-    def _enter_body(self, module: Any, arguments: Any, named: Any) -> None:
+    def _enter_backbone(self, module: Any, arguments: Any, named: Any) -> None:
         self.calls += 1
         self.row_forwards += len(named["input_ids"])
         self._enter()
 
-    def _leave_body(self, *_: Any) -> None:
-        self.body += time.perf_counter() - self._started
+    def _leave_backbone(self, *_: Any) -> None:
+        self.backbone += time.perf_counter() - self._started
 
-    def _leave_head(self, *_: Any) -> None:
-        self.head += time.perf_counter() - self._started
+    def _leave_lm_head(self, *_: Any) -> None:
+        self.lm_head += time.perf_counter() - self._started
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -56,10 +56,10 @@ def alternate(
     repeats: int = REPEATS,
     others: Mapping[str, MaskedPolicy] | None = None,
 ) -> dict[str, Any]:
-    """Runs the sides in turns, after one turn that is not counted; medians of seconds by part, and of ratios.
+    """Runs the sides in turns, after one turn that is not counted; medians of seconds per component, and of ratios.
 
-    The ratio of a turn is first side / this side, so what slows the machine down for a while slows both. `others` are
-    the policies of sides that have one of their own.
+    The ratio of a turn is first side / this side, so a slow period of the machine affects both. `others` are
+    the policies of sides that do not use `policy`.
     """
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
@@ -73,45 +73,45 @@ def alternate(
                 taken[name].append(
                     {
                         "seconds": seconds,
-                        "body": meter.body,
-                        "head": meter.head,
-                        "elsewhere": seconds - meter.body - meter.head,
-                        "elsewhere_share": 1 - (meter.body + meter.head) / seconds,
+                        "backbone": meter.backbone,
+                        "lm_head": meter.lm_head,
+                        "elsewhere": seconds - meter.backbone - meter.lm_head,
+                        "elsewhere_fraction": 1 - (meter.backbone + meter.lm_head) / seconds,
                         "calls": meter.calls,
                         "row_forwards": meter.row_forwards,
                     }
                 )
     first = [turn["seconds"] for turn in next(iter(taken.values()))]
-    found = {}
+    results = {}
     for name, turns in taken.items():
         middle = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
         ratios = [one / turn["seconds"] for one, turn in zip(first, turns, strict=True)]
-        found[name] = middle | {"times_faster": statistics.median(ratios), "all_ratios": ratios}
-    return found
+        results[name] = middle | {"times_faster": statistics.median(ratios), "all_ratios": ratios}
+    return results
 
 
-def table(title: str, found: dict[str, dict[str, Any]]) -> str:
+def table(title: str, results: dict[str, dict[str, Any]]) -> str:
     """The comparison as a table, the first side being the one compared with."""
     lines = [
         f"### {title}\n",
-        "| | seconds | in the body | in the head | elsewhere | model calls | rows x calls | times faster |",
+        "| | seconds | in the backbone | in the lm_head | elsewhere | model calls | rows x calls | times faster |",
         "|---" * 8 + "|",
     ]
-    for name, row in found.items():
+    for name, row in results.items():
         low, high = min(row["all_ratios"]), max(row["all_ratios"])
         lines.append(
-            f"| {name} | {row['seconds']:.3f} | {row['body']:.3f} | {row['head']:.3f} | {row['elsewhere']:.3f} "
-            f"({row['elsewhere_share']:.0%}) | {row['calls']:,.0f} | {row['row_forwards']:,.0f} | "
+            f"| {name} | {row['seconds']:.3f} | {row['backbone']:.3f} | {row['lm_head']:.3f} | {row['elsewhere']:.3f} "
+            f"({row['elsewhere_fraction']:.0%}) | {row['calls']:,.0f} | {row['row_calls']:,.0f} | "
             f"{row['times_faster']:.2f} ({low:.2f} to {high:.2f}) |"
         )
     return "\n".join(lines) + "\n"
 
 
-def write(name: str, found: Any, out: Path = Path("runs/bench")) -> None:
+def write(name: str, results: Any, out: Path = Path("runs/bench")) -> None:
     """The numbers as json."""
     out.mkdir(parents=True, exist_ok=True)
     about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": REPEATS}
-    (out / f"{name}.json").write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
 
 def within(predicted: Sequence[float], measured: Sequence[float]) -> list[float]:

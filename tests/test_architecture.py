@@ -1,26 +1,49 @@
-"""The plan of the house: imports point down, files stay small, names say what is inside."""
+"""The layout: which package imports which, how long files and functions are, and that nothing runs what it reads."""
 
 import ast
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "stipule"
 FILES = sorted(SOURCE.rglob("*.py"))
-# What a room may import of ours, besides itself; `.` are the single files at the top.
-BELOW = {
+# What each package may import of ours, besides itself. Every package has its line, and a package names only lines above
+# its own, so no two packages can import each other. A file of ours outside any package counts as a package of one file.
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "atomic_io": {"errors"},
+    "rng": set(),
     "tasks": {"errors"},
-    "models": {"errors", "types", "streams"},
-    "rollouts": {"errors", "types", "streams", "files", "models", "tasks"},
+    "models": {"errors", "types", "rng"},
+    "rollouts": {"errors", "types", "rng", "atomic_io", "models", "tasks"},
     "estimators": {"errors", "types", "models"},
     "objectives": {"errors", "types"},
-    "evidence": {"errors", "types", "streams", "files", "models", "tasks", "rollouts", "estimators"},
-    "plan": {"errors", "types", "streams", "models", "tasks", "rollouts", "estimators", "training"},
+    "evaluation": {"errors", "types", "rng", "atomic_io", "models", "tasks", "rollouts", "estimators"},
+    "training": {
+        *("errors", "types", "rng", "atomic_io", "__version__"),
+        *("models", "tasks", "rollouts", "estimators", "objectives", "evaluation"),
+    },
+    "plan": {"errors", "types", "rng", "models", "tasks", "rollouts", "estimators", "training"},
+    "config": {"errors", "models", "training"},
+    "report": {"errors", "atomic_io", "__version__", "models", "rollouts", "evaluation", "training", "plan"},
+    "reproduce": {"errors", "evaluation", "training", "config"},
+    "commands": {
+        *("errors", "types", "rng", "atomic_io", "__version__", "models", "tasks", "rollouts", "estimators"),
+        *("evaluation", "training", "config", "report"),
+    },
+    "cli": {
+        *("errors", "rng", "atomic_io", "models", "rollouts", "evaluation", "training", "plan", "config"),
+        *("report", "reproduce", "commands"),
+    },
+    "__main__": {"cli"},
 }
+# The packages that may import a library which is slow to load or which only one part of ours should know.
 OWNERS = {
     "peft": {"models"},
-    "accelerate": {"training", "variance"},
-    "pydantic": {"recipe", "protocol"},
+    "accelerate": {"training", "commands"},
+    "pydantic": {"config"},
     "typer": {"cli"},
-    "rich": {"report", "cli", "quickstart"},
+    "rich": {"report", "cli", "commands"},
     "matplotlib": {"report"},
     "math_verify": {"tasks"},
 }
@@ -30,28 +53,47 @@ def imports(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "stipule":
+            yield from (f"stipule.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
 
-def room(file):
+def package(file):
     return file.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-def test_imports_point_down():
+def test_every_package_has_a_line_and_none_imports_in_a_circle():
+    assert {package(file) for file in FILES} - {"__init__"} == set(ALLOWED)
+    above = {"__version__"}
+    for name, allowed in ALLOWED.items():
+        assert allowed <= above, f"{name} may import {allowed - above}, which stands below it"
+        above.add(name)
+
+
+def test_packages_import_only_what_their_line_allows():
     for file in FILES:
-        allowed = BELOW.get(room(file))
         for name in imports(file):
-            if allowed is not None and name.startswith("stipule."):
-                assert name.split(".")[1] in allowed | {room(file)}, f"{file} imports {name}"
+            if name.startswith("stipule.") and package(file) != "__init__":
+                allowed = ALLOWED[package(file)] | {package(file)}
+                assert name.split(".")[1] in allowed, f"{file} imports {name}"
 
 
-def test_heavy_libraries_live_in_one_room():
+def test_no_permission_is_left_over():
+    used = {name: set() for name in ALLOWED}
+    for file in FILES:
+        imported = {name.split(".")[1] for name in imports(file) if name.startswith("stipule.")}
+        used.setdefault(package(file), set()).update(imported - {package(file)})
+    for name, allowed in ALLOWED.items():
+        assert allowed == used[name], f"{name} may import {allowed - used[name]}, and does not"
+
+
+def test_heavy_libraries_are_imported_only_by_their_packages():
     for file in FILES:
         for name in imports(file):
             owners = OWNERS.get(name.split(".")[0])
-            assert owners is None or room(file) in owners, f"{file} imports {name}"
-            assert not (room(file) == "tasks" and name.split(".")[0] in {"torch", "transformers"})
+            assert owners is None or package(file) in owners, f"{file} imports {name}"
+            assert not (package(file) == "tasks" and name.split(".")[0] in {"torch", "transformers"})
 
 
 def test_files_hold_one_idea():
@@ -67,3 +109,34 @@ def test_nothing_can_run_what_it_reads():
                 assert node.func.id not in {"eval", "exec"}, file
         assert not {"pickle", "dill", "joblib"} & {name.split(".")[0] for name in imports(file)}
         assert "trust_remote_code=True" not in file.read_text()
+
+
+def functions(file):
+    return [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+def lines(function):
+    return function.end_lineno - function.lineno + 1
+
+
+def test_functions_of_the_training_step_are_short():
+    for file in [*SOURCE.glob("rollouts/*.py"), *SOURCE.glob("training/*.py")]:
+        for function in functions(file):
+            assert lines(function) <= 60, f"{function.name} in {file} has {lines(function)} lines"
+    (rl_step,) = [f for f in functions(SOURCE / "training" / "rl_step.py") if f.name == "rl_step"]
+    assert lines(rl_step) <= 50
+
+
+def test_the_listed_path_from_the_command_to_the_loss_is_the_real_one():
+    """CONTRIBUTING.md lists at most 15 files; each is imported by a file above it; objectives/ is among them."""
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+    (section,) = re.findall(r"## From `stipule train` to the loss\n(.*?)(?=\n## |\Z)", text, re.DOTALL)
+    listed = re.findall(r"^\d+\. `([\w/]+\.py)`", section, re.MULTILINE)
+    assert 5 <= len(listed) <= 15 and listed[0] == "cli/train.py"
+    reachable = {listed[0]}
+    for name in listed:
+        assert name in reachable, f"no file above {name} in the list imports it"
+        for module in imports(SOURCE / name):
+            path = module.removeprefix("stipule.").replace(".", "/")
+            reachable |= {f"{path}.py", f"{path}/__init__.py"}
+    assert "training/rl_step.py" in listed and any(name.startswith("objectives/") for name in listed)

@@ -1,4 +1,4 @@
-"""The command as a user meets it."""
+"""The `stipule` command in a process of its own."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import pytest
 STIPULE = [sys.executable, "-m", "stipule"]
 
 
-def run(*words, **options):
-    return subprocess.run([*STIPULE, *words], capture_output=True, text=True, timeout=300, **options)
+def run(*arguments, **options):
+    return subprocess.run([*STIPULE, *arguments], capture_output=True, text=True, timeout=300, **options)
 
 
-def test_help_comes_within_a_second():
+def test_help_takes_less_than_a_second():
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -28,13 +28,13 @@ def test_help_comes_within_a_second():
     "command", ["quickstart", "train", "check", "pretrain", "eval", "generate", "grade", "variance"]
 )
 def test_every_command_has_help_with_an_example(command):
-    said = run(command, "--help").stdout
-    assert "xample" in said
-    assert f"stipule {command}" in said
+    text = run(command, "--help").stdout
+    assert "xample" in text
+    assert f"stipule {command}" in text
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["train", "nowhere.yaml"], "there is no recipe at 'nowhere.yaml'"),
         (["train", "quickstart", "training.num_generations=1"], "needs 2 or more"),
@@ -44,83 +44,83 @@ def test_every_command_has_help_with_an_example(command):
         (["generate", "tiny/sudoku", "hello"], "cannot be encoded"),
     ],
 )
-def test_a_users_error_is_one_message_and_exit_code_2(words, message, tmp_path):
-    found = run(*words, cwd=tmp_path)
-    assert found.returncode == 2
-    assert message in " ".join(found.stderr.split())
-    assert "Traceback" not in found.stderr
+def test_a_users_error_is_one_message_and_exit_code_2(arguments, message, tmp_path):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_check_prints_the_recipe_and_the_calls_and_loads_no_model():
-    said = run("check", "quickstart").stdout
-    assert "learning_rate: 0.0001" in said
-    assert "13 of 16 unpruned" in said  # (16 - 2 - 2) / 1 + 1
+    text = run("check", "quickstart").stdout
+    assert "learning_rate: 0.0001" in text
+    assert "13 of 16 unpruned" in text  # (16 - 2 - 2) / 1 + 1
 
 
 def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
-    few = ["task.test_problems=8", "task.train_problems=16", "training.prompts_per_step=2", "training.steps=2"]
-    found = run("quickstart", *few, "--seed", "5", "--out", "run", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    small = ["task.test_problems=8", "task.train_problems=16", "training.prompts_per_step=2", "training.steps=2"]
+    done = run("quickstart", *small, "--seed", "5", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result) >= {"before", "after", "seconds", "model_calls", "steps", "seed"}
     assert (result["steps"], result["seed"], result["before"]["total"]) == (2, 5, 8)
     assert result["pregeneration_calls"] == 16 * 16
-    assert "What pruning saved" in found.stdout
-    for model, place in (("run", "after"), ("tiny/sudoku", "before")):
-        scored = run("eval", model, *(few[:2] if place == "before" else []), "--out", place, cwd=tmp_path)
-        assert scored.returncode == 0, scored.stderr
-        again = json.loads((tmp_path / place / "result.json").read_text())
-        assert (again["solved"], again["total"]) == (result[place]["solved"], 8)
+    assert "What pruning saved" in done.stdout
+    for model, folder in (("run", "after"), ("tiny/sudoku", "before")):
+        done = run("eval", model, *(small[:2] if folder == "before" else []), "--out", folder, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        again = json.loads((tmp_path / folder / "result.json").read_text())
+        assert (again["solved"], again["total"]) == (result[folder]["solved"], 8)
     compared = run("compare", "before", "after", "--json", "c.json", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     (row,) = json.loads((tmp_path / "c.json").read_text())
     assert sum(row["counts"][0]) == 8
-    assert run("quickstart", *few, "--out", "run", cwd=tmp_path).returncode == 2  # nothing is overwritten
+    assert run("quickstart", *small, "--out", "run", cwd=tmp_path).returncode == 2  # nothing is overwritten
 
 
 def test_generate_shows_every_step():
-    said = run("generate", "tiny/sudoku", "0243000001202030", "--show-steps").stdout.splitlines()
-    assert len(said) == 16
-    assert [line.count("·") for line in said] == list(range(15, -1, -1))
+    lines = run("generate", "tiny/sudoku", "0243000001202030", "--show-steps").stdout.splitlines()
+    assert len(lines) == 16
+    assert [line.count("·") for line in lines] == list(range(15, -1, -1))
 
 
 def test_anchors_are_built_once_and_used(tmp_path):
-    few = ["task.train_problems=8"]
-    built = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
+    small = ["task.train_problems=8"]
+    built = run("anchors", "build", "quickstart", *small, "--out", "a.safetensors", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert "128 model calls" in " ".join(built.stdout.split())
     before = (tmp_path / "a.safetensors").read_bytes()
-    again = run("anchors", "build", "quickstart", *few, "--out", "a.safetensors", cwd=tmp_path)
+    again = run("anchors", "build", "quickstart", *small, "--out", "a.safetensors", cwd=tmp_path)
     assert again.returncode == 0 and (tmp_path / "a.safetensors").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("x")
-    assert run("anchors", "build", "quickstart", *few, "--out", "thesis.tex", cwd=tmp_path).returncode == 2
+    assert run("anchors", "build", "quickstart", *small, "--out", "thesis.tex", cwd=tmp_path).returncode == 2
     short = ["training.steps=1", "training.prompts_per_step=1", "pruning.spatial.path=a.safetensors"]
-    assert run("train", "quickstart", *few, *short, "--out", "run", cwd=tmp_path).returncode == 0
+    assert run("train", "quickstart", *small, *short, "--out", "run", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "run" / "anchors.safetensors").exists()
-    gone = run("train", "quickstart", "pruning.spatial.path=nowhere.safetensors", "--out", "gone", cwd=tmp_path)
-    assert "where no file is" in gone.stderr
-    wrong = run("train", "quickstart", *few, *short, "sampler.gen_length=32", "--out", "other", cwd=tmp_path)
+    missing = run("train", "quickstart", "pruning.spatial.path=nowhere.safetensors", "--out", "missing", cwd=tmp_path)
+    assert "there is no such file" in missing.stderr
+    wrong = run("train", "quickstart", *small, *short, "sampler.gen_length=32", "--out", "other", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "have length 16" in wrong.stderr
 
 
 def test_variance_writes_tables_json_and_a_figure(tmp_path):
-    place = tmp_path / "study"
-    # In random order the rewards of most groups differ at once, so that there is a step to learn from.
-    words = ["variance", "tiny/grpo_elbo_stp", "sampler.remasking=random", "--out", str(place)]
-    result = run(*words, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
+    out = tmp_path / "study"
+    # With random remasking the rewards of most groups differ from the first step, so there is a gradient.
+    arguments = ["variance", "tiny/grpo_elbo_stp", "sampler.remasking=random", "--out", str(out)]
+    result = run(*arguments, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
     assert result.returncode == 0, result.stderr
     assert "rollouts" in result.stdout and "antithetic pair" in result.stdout
-    found = json.loads((place / "variance.json").read_text())
-    assert {(row["rollouts"], row["masks"]) for row in found["crossing"]} == {
+    study = json.loads((out / "variance.json").read_text())
+    assert {(row["rollouts"], row["masks"]) for row in study["crossing"]} == {
         (a, b) for a in ("standard", "pruned") for b in ("standard", "pruned")
     }
-    assert found["crossing"][0]["ratio"] == [1.0, 1.0, 1.0]
-    assert {row["updates"] for row in found["differences"]} == {1, 2}
-    assert (place / "variance.png").read_bytes()[:4] == b"\x89PNG"
-    assert "already exists" in run(*words).stderr
+    assert study["crossing"][0]["ratio"] == [1.0, 1.0, 1.0]
+    assert {row["updates"] for row in study["differences"]} == {1, 2}
+    assert (out / "variance.png").read_bytes()[:4] == b"\x89PNG"
+    assert "already exists" in run(*arguments).stderr
 
 
-def test_variance_needs_enough_to_measure():
+def test_variance_needs_enough_draws_for_an_interval():
     assert "--draws 2; an interval needs" in run("variance", "quickstart", "--draws", "2").stderr

@@ -1,4 +1,4 @@
-"""What the docs name exists, what exists is named, and the README's commands run."""
+"""The docs name only what exists, the reference is complete, and the README's commands run."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from stipule.cli import app
-from stipule.cli.python_api import FUNCTIONS, EXAMPLE, PROTOCOLS
+from stipule.cli.python_api import EXAMPLE, FUNCTIONS, PROTOCOLS
 from stipule.cli.reference import commands, recipes, reference
 from stipule.config.recipe import load_recipe
 
@@ -24,8 +24,8 @@ RULES = {  # tables of rules and names, not of results
     "decisions.md",
     "papers.md",
     "reference.md",
-    "## What is saved without changing a token",
-    "## The model",
+    "## Savings that change no token",
+    "## The cost model",
     "## Where each number comes from",
     "## The strict rules",
 }
@@ -37,9 +37,9 @@ def readme_commands():
     return re.findall(r"^\| `stipule (.+?)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
-def test_the_reference_is_what_the_code_says():
-    kept = (ROOT / "docs" / "reference.md").read_text()
-    assert kept == reference(), "run: python -m stipule.cli.reference > docs/reference.md"
+def test_the_reference_is_up_to_date():
+    page = (ROOT / "docs" / "reference.md").read_text()
+    assert page == reference(), "run: python -m stipule.cli.reference > docs/reference.md"
 
 
 def test_every_command_is_in_the_readme_and_nothing_else_is():
@@ -51,74 +51,74 @@ def test_every_command_is_in_the_readme_and_nothing_else_is():
 @pytest.mark.parametrize("command", readme_commands())
 def test_the_readme_names_options_that_exist(command):
     name = next(n for n, _ in commands() if f"{command} ".startswith(f"{n} "))
-    said = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
-    assert said.exit_code == 0
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exit_code == 0
     for option in re.findall(r"--[a-z-]+", command):
-        assert option in said.stdout, f"stipule {name} has no {option}"
+        assert option in result.stdout, f"stipule {name} has no {option}"
 
 
 def written_commands():
-    """What README, docs and --help tell people to type, as far as it is no pattern with words in capitals."""
-    said = {
-        f"stipule {name}": [part.strip() for part in re.split("·|; |, while|, then", leaf.epilog or "")]
+    """Commands in README, docs and --help, without patterns such as `stipule eval MODEL`."""
+    examples = {
+        f"stipule {name}": [text.strip() for text in re.split("·|; |, while|, then", leaf.epilog or "")]
         for name, leaf in leaves().items()
     }
     for page in PAGES:
         code = re.findall(r"(?m)^    (stipule .+)$", page.read_text()) + re.findall(
             r"`(stipule [^`]+)`", page.read_text()
         )
-        said[page.name] = code
-    for place, lines in said.items():
+        examples[page.name] = code
+    for source, lines in examples.items():
         for line in lines:
-            words = re.sub(r"^Examples?:\s*", "", line)
-            if words.startswith("stipule ") and not re.search(r"\b[A-Z]{2,}\b|<|\.\.\.|\[", words):
-                yield pytest.param(words, id=f"{place}: {words}"[:90])
+            command = re.sub(r"^Examples?:\s*", "", line)
+            if command.startswith("stipule ") and not re.search(r"\b[A-Z]{2,}\b|<|\.\.\.|\[", command):
+                yield pytest.param(command, id=f"{source}: {command}"[:90])
 
 
 @cache
 def leaves():
-    """The commands themselves by their whole names."""
+    """The commands by full name, those of groups included."""
 
-    def walk(command, above):
+    def walk(command, name):
         if not hasattr(command, "commands"):
-            return {above: command}
-        inner = [walk(below, f"{above} {name}".strip()) for name, below in command.commands.items()]
-        return {name: leaf for some in inner for name, leaf in some.items()}
+            return {name: command}
+        inner = [walk(child, f"{name} {key}".strip()) for key, child in command.commands.items()]
+        return {key: leaf for leaves_of_child in inner for key, leaf in leaves_of_child.items()}
 
     return walk(typer.main.get_command(app), "")
 
 
 @pytest.mark.parametrize("command", list(written_commands()))
-def test_what_people_are_told_to_type_is_understood(command):
+def test_every_documented_command_can_be_parsed(command):
     typed = command.removeprefix("stipule ")
     name = next((n for n in leaves() if f"{typed} ".startswith(f"{n} ")), None)
     assert name, "there is no such command"
     arguments = shlex.split(typed[len(name) :], comments=True)
     if not arguments:
-        return  # the command is only named
-    context = leaves()[name].make_context(name, arguments)  # fails on an option that is not there
-    given = context.params.get("recipe")
-    if given and not given.endswith(".yaml") and name != "pretrain":  # a file is the reader's own
-        load_recipe(given, context.params.get("overrides") or ())
+        return  # only the name is given
+    context = leaves()[name].make_context(name, arguments)  # fails on an unknown option
+    recipe = context.params.get("recipe")
+    if recipe and not recipe.endswith(".yaml") and name != "pretrain":  # a file is the reader's own
+        load_recipe(recipe, context.params.get("overrides") or ())
 
 
 def test_every_command_has_an_example():
     assert [name for name, leaf in leaves().items() if "stipule" not in (leaf.epilog or "")] == []
 
 
-def test_every_recipe_says_in_its_first_line_what_it_is():
-    for name, words in recipes():
-        assert len(words) > 10, name
+def test_the_first_line_of_every_recipe_describes_it():
+    for name, summary in recipes():
+        assert len(summary) > 10, name
 
 
-def test_every_public_function_and_class_says_what_it_is():
+def test_every_public_function_and_class_has_a_docstring():
     for file in sorted((ROOT / "src" / "stipule").rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{file}: {node.name}"
 
 
-def test_what_python_code_may_import_is_in_the_reference():
+def test_the_python_api_is_in_the_reference():
     text = (ROOT / "docs" / "reference.md").read_text()
     for module, names in (FUNCTIONS | PROTOCOLS).items():
         for name in names:
@@ -130,15 +130,15 @@ def test_what_python_code_may_import_is_in_the_reference():
 def test_the_equations_and_methods_name_code_that_exists():
     """`file.py: Name` of docs/papers.md."""
     text = (ROOT / "docs" / "papers.md").read_text()
-    named = re.findall(r"`([a-z0-9_/]+\.py)(?:: (\w+))?`", text)
-    assert len(named) > 25
-    for file, name in named:
-        found = [p for p in (ROOT / "src" / "stipule").rglob(Path(file).name) if str(p).endswith(f"/{file}")]
-        assert found, file
-        assert not name or any(re.search(rf"(?:def|class) {name}\b", p.read_text()) for p in found), (file, name)
+    references = re.findall(r"`([a-z0-9_/]+\.py)(?:: (\w+))?`", text)
+    assert len(references) > 25
+    for file, name in references:
+        paths = [p for p in (ROOT / "src" / "stipule").rglob(Path(file).name) if str(p).endswith(f"/{file}")]
+        assert paths, file
+        assert not name or any(re.search(rf"(?:def|class) {name}\b", p.read_text()) for p in paths), (file, name)
 
 
-def test_links_and_pictures_lead_somewhere():
+def test_the_targets_of_links_and_pictures_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
@@ -147,10 +147,10 @@ def test_links_and_pictures_lead_somewhere():
 def test_every_picture_and_every_table_of_results_has_its_command():
     for page in PAGES:
         for section in re.split(r"(?m)^(?=#{1,2} )", page.read_text()):
-            head = section.split("\n")[0]
-            tables = r"!\[" if {page.name, head} & RULES else r"(?m)^\||!\["
+            title = section.split("\n")[0]
+            tables = r"!\[" if {page.name, title} & RULES else r"(?m)^\||!\["
             if re.search(tables, section):
-                assert COMMAND.search(section), f"{page.name}: {head}"
+                assert COMMAND.search(section), f"{page.name}: {title}"
 
 
 def test_files_that_the_docs_name_exist():
@@ -162,8 +162,8 @@ def test_files_that_the_docs_name_exist():
 def test_make_targets_of_the_docs_exist():
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
     for page in PAGES:
-        named = re.findall(r"(?m)(?:^    |`)make (?:[A-Z]+=\S+ )?([a-z-]+)", page.read_text())
-        assert set(named) <= targets, page.name
+        targets_named = re.findall(r"(?m)(?:^    |`)make (?:[A-Z]+=\S+ )?([a-z-]+)", page.read_text())
+        assert set(targets_named) <= targets, page.name
 
 
 TINY = ["task.train_problems=8", "task.test_problems=4"]
@@ -172,8 +172,8 @@ STEPS = ["training.prompts_per_step=2", "training.num_generations=2", "training.
 
 @pytest.mark.slow
 def test_the_readmes_commands_run(tmp_path):
-    """Each command of the table once, on a world small enough."""
-    demonstrations = ["pretraining.steps=2", "pretraining.batch_size=2"]
+    """Each command of the table once, on a small task."""
+    short_pretraining = ["pretraining.steps=2", "pretraining.batch_size=2"]
     arguments = {
         "quickstart": [*TINY, *STEPS, "--out", "runs/quickstart"],
         "train": ["quickstart", *TINY, *STEPS, "--out", "runs/a"],
@@ -184,21 +184,21 @@ def test_the_readmes_commands_run(tmp_path):
         "variance": ["quickstart", *TINY, *STEPS, "--responses", "2", "--draws", "8", "--steps", "0"],
         "anchors build": ["quickstart", *TINY, "--out", "runs/anchors.safetensors"],
         "anchors audit": ["quickstart", *TINY, "--problems", "2"],
-        "pretrain": ["tiny/sudoku_base", *demonstrations, "--out", "runs/base"],
+        "pretrain": ["tiny/sudoku_base", *short_pretraining, "--out", "runs/base"],
         "plan": ["quickstart", "--no-measure"],
         "reproduce": ["table5", "--scale", "llada-8b"],
         "export": ["runs/a", "runs/exported"],
         "doctor": ["tiny/sudoku"],
         "report": ["runs/quickstart", "runs/a", "--out", "both.html"],
     }
-    elsewhere = {
-        "watch": "tests/report/test_serve.py",  # goes on until it is stopped
+    tested_elsewhere = {
+        "watch": "tests/report/test_serve.py",  # runs until it is stopped
         "grade": "tests/tasks/test_d1.py",
         "convert-adapter": "tests/test_cli_models.py",
     }
-    assert set(arguments) | set(elsewhere) == {name for name, _ in commands()}
-    for name, words in arguments.items():
-        command = [sys.executable, "-m", "stipule", *name.split(), *words]
+    assert set(arguments) | set(tested_elsewhere) == {name for name, _ in commands()}
+    for name, options in arguments.items():
+        command = [sys.executable, "-m", "stipule", *name.split(), *options]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (name, done.stdout[-500:], done.stderr[-500:])
     assert json.loads((tmp_path / "runs" / "quickstart" / "result.json").read_text())["steps"] == 1

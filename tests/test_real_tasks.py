@@ -1,4 +1,4 @@
-"""GSM8K and MATH through the commands, on real problems, with a random model that reads any text."""
+"""The commands on real problems of GSM8K and MATH, with a random model that accepts any text."""
 
 import json
 import os
@@ -19,9 +19,9 @@ FILES = {
 }
 
 
-def stipule(cwd, *words):
+def stipule(cwd, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "stipule", *words],
+        [sys.executable, "-m", "stipule", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -34,20 +34,20 @@ def model(tmp_path_factory):
 
 
 def files(task, folder):
-    """The task's files; of MATH only the test is at hand, so that it is cut in two."""
+    """The files of a task. Only the test split of MATH is available, so it is split in two."""
     if task == "gsm8k":
         return {split: str(SHARED / name) for split, name in FILES[task].items()}
     lines = (SHARED / "math500.jsonl").read_text().splitlines()
-    for split, part in (("train", lines[:-50]), ("test", lines[-50:])):
-        (folder / f"{split}.jsonl").write_text("\n".join(part) + "\n")
+    for split, subset in (("train", lines[:-50]), ("test", lines[-50:])):
+        (folder / f"{split}.jsonl").write_text("\n".join(subset) + "\n")
     return {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
 
 
 @pytest.mark.parametrize("task", ["gsm8k", pytest.param("math", marks=pytest.mark.slow)])
-def test_real_problems_are_anchored_trained_on_and_evaluated(task, model, tmp_path):
-    where = files(task, tmp_path)
+def test_anchors_training_and_evaluation_on_real_problems(task, model, tmp_path):
+    splits = files(task, tmp_path)
     recipe = {
-        "task": {"kind": task, "prompt": "d1", "grading": "d1", **where, "train_problems": 8},
+        "task": {"kind": task, "prompt": "d1", "grading": "d1", **splits, "train_problems": 8},
         "model": {"path": str(model)},
         "sampler": {"gen_length": 32, "steps": 16, "block_length": 16, "temperature": 1.0, "stop_at_eos": False},
         "pruning": {"spatial": {"ratio": 0.1, "source": "pregenerated"}, "temporal": {"cutoff": 0.1}},
@@ -69,14 +69,14 @@ def test_real_problems_are_anchored_trained_on_and_evaluated(task, model, tmp_pa
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["response/anchors"] > 0 for line in lines)
     (row, *_) = [json.loads(t) for t in (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
-    assert "<reasoning>" in row["prompt"] and row["forwards"] < 16
+    assert "<reasoning>" in row["prompt"] and row["nfe"] < 16
 
-    test = [f"task.{split}={path}" for split, path in where.items()]
-    words = ["eval", "run", "--protocol", "d1-128", "--task", task, *test, "--limit", "2"]
-    stipule(tmp_path, *words, "--out", "whole")
+    overrides = [f"task.{split}={path}" for split, path in splits.items()]
+    command = ["eval", "run", "--protocol", "d1-128", "--task", task, *overrides, "--limit", "2"]
+    stipule(tmp_path, *command, "--out", "whole")
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert (result["total"], result["protocol"]["name"], result["task"]) == (2, "d1-128", task)
-    assert result["sampler"] == {"length": 128, "steps": 64, "block": 32, "temperature": 0}
+    assert result["sampler"] == {"gen_length": 128, "steps": 64, "block_length": 32, "temperature": 0}
     assert result["model_calls"] == 2 * 64  # the published loop never stops early
 
 

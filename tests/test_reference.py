@@ -10,10 +10,10 @@ from benchmarks import reference
 from benchmarks.rl_step import finished, recipe
 from benchmarks.subjects import as_anchors, ends
 from stipule.estimators.elbo import Elbo
-from stipule.estimators.token_logps import masked_token_logps, estimate_logps
-from stipule.rollouts.sampler import SemiAutoregressiveSampler, Noise
-from stipule.rollouts.pruning import FixedCutoff
+from stipule.estimators.token_logps import estimate_logps, masked_token_logps
 from stipule.rng import make_generator
+from stipule.rollouts.pruning import FixedCutoff
+from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
 from stipule.training.context import RunContext
 from stipule.training.rl_step import update_policy
 from stipule.types import Prompts

@@ -1,4 +1,4 @@
-"""The docs as a site: built strictly, without a network, and loading nothing from one."""
+"""The docs site builds without warnings or network, and its pages load nothing from the network."""
 
 import re
 import shutil
@@ -14,12 +14,12 @@ pytest.importorskip("furo", reason='the docs extra is not installed: pip install
 ROOT = Path(__file__).parents[1]
 BUILD = """
 import socket, sys
-def refuse(*_): raise OSError("the docs asked for the network")
+def refuse(*_): raise OSError("the docs build opened a connection")
 socket.socket.connect = socket.getaddrinfo = refuse
 from sphinx.cmd.build import main
 sys.exit(main(["-W", "--keep-going", "-q", "-c", "docs/site", *sys.argv[1:]]))
 """
-# What a browser fetches by itself; the href of an <a> is fetched when somebody follows it.
+# Attributes that a browser loads without a click; the href of an <a> needs one.
 LOADS = {
     "script": "src",
     "img": "src",
@@ -45,19 +45,19 @@ def site(tmp_path_factory):
 
 
 class Loads(HTMLParser):
-    """Collects every address that a page loads by itself."""
+    """Collects every address that a page loads without a click."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.addresses = []
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.found += [given[name] for name in (LOADS.get(tag), "srcset", "poster") if name in given]
-        self.found += re.findall(r"url\(([^)]+)\)", given.get("style") or "")
+        values = dict(attributes)
+        self.addresses += [values[name] for name in (LOADS.get(tag), "srcset", "poster") if name in values]
+        self.addresses += re.findall(r"url\(([^)]+)\)", values.get("style") or "")
 
 
-def test_every_page_is_there_and_the_readme_is_the_front_door(site):
+def test_every_page_is_built_and_the_readme_is_the_index(site):
     pages = [Path("README"), Path("CONTRIBUTING"), Path("CHANGELOG")]
     pages += [page.relative_to(ROOT).with_suffix("") for page in (ROOT / "docs").glob("*.md")]
     for page in pages:
@@ -73,13 +73,13 @@ def test_links_between_readme_and_docs_become_links_between_pages(site):
 
 
 def test_the_site_loads_nothing_from_the_network(site):
-    seen = 0
+    count = 0
     for page in site.rglob("*.html"):
         loads = Loads()
         loads.feed(page.read_text())
-        seen += len(loads.found)
-        assert not [address for address in loads.found if re.match(r"\s*[\"']?(https?:)?//", address)], page
-    assert seen > 100  # styles, scripts and pictures of every page
+        count += len(loads.addresses)
+        assert not [address for address in loads.addresses if re.match(r"\s*[\"']?(https?:)?//", address)], page
+    assert count > 100  # styles, scripts and pictures of every page
     for style in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text()), style
 

@@ -1,4 +1,4 @@
-"""Small subjects with known answers."""
+"""Tiny models and rollouts with known answers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ COUNTDOWN = Countdown(
 
 
 def random_policy(seed: int = 0) -> MaskedPolicy:
-    """Random weights, enlarged until the logits of a position depend strongly on the others."""
+    """A model with random weights, scaled up until the logits of a position depend strongly on the others."""
     policy = new_policy(Shape(width=32, layers=2, heads=2, mlp=64), COUNTDOWN, seed=seed, autocast=False)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if parameter.ndim == 2:
                 parameter.mul_(20 if "lm_head" in name or "embed" in name else 8)
-        # A trained model never predicts the mask; give the random one that much sense.
-        head = policy.unwrapped_model.get_output_embeddings().weight
-        head[policy.mask_id] = 0
+        # A trained model never predicts the mask token, so its row of the LM head is 0 here.
+        lm_head = policy.unwrapped_model.get_output_embeddings().weight
+        lm_head[policy.mask_id] = 0
     return policy
 
 
@@ -38,17 +38,17 @@ def prompts(policy: MaskedPolicy, count: int = 3) -> Prompts:
 
 
 def anchored(policy: MaskedPolicy, rows: int, length: int, count: int, seed: int = 0) -> Anchors:
-    """`count` random anchors in each row, ordinary words at random places."""
+    """`count` random anchors in each row, ordinary tokens at random positions."""
     generator = torch.Generator().manual_seed(seed)
-    fixed = torch.rand(rows, length, generator=generator).argsort(1).argsort(1) < count
-    tokens = torch.randint(4, policy.vocab_size, (rows, length), generator=generator)
-    return Anchors(tokens, fixed)
+    fixed_mask = torch.rand(rows, length, generator=generator).argsort(1).argsort(1) < count
+    token_ids = torch.randint(4, policy.vocab_size, (rows, length), generator=generator)
+    return Anchors(token_ids, fixed_mask)
 
 
 class ConsistentPolicy:
     """A masked model whose conditionals all come from one joint table over V^L: its ELBO is log p, exactly.
 
-    Token ids 0 .. V-1 are words, V is the mask. "States" are log-probabilities, the head is the identity.
+    Token ids 0 .. V-1 are words, V is the mask. "Hidden states" are log-probabilities; the LM head is the identity.
     """
 
     def __init__(self, length: int, words: int, seed: int = 0, coupling: float = 2.0):
@@ -64,28 +64,28 @@ class ConsistentPolicy:
     def conditional(self, row: tuple[int, ...], position: int) -> torch.Tensor:
         """log p(x_position | the tokens of `row` that are not the mask)."""
         index = tuple(slice(None) if token == self.mask_id else token for token in row)
-        kept = self.joint[index]
-        hidden = [i for i, token in enumerate(row) if token == self.mask_id]
-        others = [axis for axis, i in enumerate(hidden) if i != position]
-        marginal = kept.sum(dim=others) if others else kept
+        table = self.joint[index]
+        masked = [i for i, token in enumerate(row) if token == self.mask_id]
+        others = [axis for axis, i in enumerate(masked) if i != position]
+        marginal = table.sum(dim=others) if others else table
         return (marginal / marginal.sum()).log()
 
-    def hidden_states(self, tokens, attend, at, count):
-        """Every row's conditionals at the positions asked for."""
-        responses, asked = tokens[:, -self.length :], at[:, -self.length :]
-        rows = [
+    def hidden_states(self, input_ids, attention_mask, position_mask, num_positions):
+        """Conditional log-probabilities at the positions of `position_mask`, row by row."""
+        completions, wanted = input_ids[:, -self.length :], position_mask[:, -self.length :]
+        logps = [
             self.conditional(tuple(row), position)
-            for row, flags in zip(responses.tolist(), asked.tolist(), strict=True)
+            for row, flags in zip(completions.tolist(), wanted.tolist(), strict=True)
             for position, flag in enumerate(flags)
             if flag
         ]
-        return torch.stack(rows).float() if rows else torch.zeros(0, self.words)
+        return torch.stack(logps).float() if logps else torch.zeros(0, self.words)
 
-    def lm_head(self, states):
-        return states
+    def lm_head(self, hidden_states):
+        return hidden_states
 
-    def logits(self, tokens, attend, at, count=None):
-        return self.hidden_states(tokens, attend, at, count)
+    def logits(self, input_ids, attention_mask, position_mask, num_positions=None):
+        return self.hidden_states(input_ids, attention_mask, position_mask, num_positions)
 
     def new_kv_cache(self, rows, width):
         raise NotImplementedError("no keys and values")
@@ -96,17 +96,17 @@ class ConsistentPolicy:
     decode = reference = encode
 
     def log_p(self, row: tuple[int, ...], given: tuple[bool, ...] | None = None) -> float:
-        """log p(row), or of the tokens not in `given` conditional on those in it."""
-        whole = math.log(self.joint[row])
+        """log p(row); with `given`, log p of the other tokens conditional on the given ones."""
+        log_joint = math.log(self.joint[row])
         if given is None or not any(given):
-            return whole
+            return log_joint
         index = tuple(token if g else slice(None) for token, g in zip(row, given, strict=True))
-        return whole - math.log(self.joint[index].sum())
+        return log_joint - math.log(self.joint[index].sum())
 
-    def masked_sum(self, row: tuple[int, ...], hidden: tuple[int, ...]) -> float:
-        """S(M): summed log-probability of the hidden tokens given the rest."""
-        seen = tuple(self.mask_id if i in hidden else token for i, token in enumerate(row))
-        return sum(float(self.conditional(seen, i)[row[i]]) for i in hidden)
+    def masked_sum(self, row: tuple[int, ...], masked: tuple[int, ...]) -> float:
+        """S(M): summed log-probability of the masked tokens given the rest."""
+        noisy = tuple(self.mask_id if i in masked else token for i, token in enumerate(row))
+        return sum(float(self.conditional(noisy, i)[row[i]]) for i in masked)
 
 
 def subsets(positions: list[int]) -> Callable[[], itertools.chain[tuple[int, ...]]]:
@@ -116,17 +116,19 @@ def subsets(positions: list[int]) -> Callable[[], itertools.chain[tuple[int, ...
     )
 
 
-def response(tokens: list[list[int]], free: list[list[bool]] | None = None, live=None) -> Rollouts:
-    """Finished responses with a one-token prompt."""
-    x = torch.tensor(tokens)
-    every = torch.ones_like(x, dtype=torch.bool)
+def response(
+    completion_ids: list[list[int]], sampled_mask: list[list[bool]] | None = None, completion_mask=None
+) -> Rollouts:
+    """Finished rollouts with a prompt of one token."""
+    tokens = torch.tensor(completion_ids)
+    every = torch.ones_like(tokens, dtype=torch.bool)
     return Rollouts(
         prompt_ids=torch.zeros(len(tokens), 1, dtype=torch.long),
         prompt_mask=torch.ones(len(tokens), 1, dtype=torch.bool),
-        completion_ids=x,
-        sampled_mask=every if free is None else torch.tensor(free),
-        completion_mask=every if live is None else torch.tensor(live),
-        unmask_step=torch.zeros_like(x),
-        confidence=torch.ones_like(x, dtype=torch.float32),
+        completion_ids=tokens,
+        sampled_mask=every if sampled_mask is None else torch.tensor(sampled_mask),
+        completion_mask=every if completion_mask is None else torch.tensor(completion_mask),
+        unmask_step=torch.zeros_like(tokens),
+        confidence=torch.ones_like(tokens, dtype=torch.float32),
         nfe=torch.ones(len(tokens), dtype=torch.long),
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Four machines of 8 GPUs: sbatch recipes/launch/slurm.sh my.yaml --out /shared/runs/a
-# After a preemption or a failed machine the job is put back and goes on from its last checkpoint.
+# After a preemption or a machine failure the job is requeued and continues from its last checkpoint.
 #SBATCH --job-name=stipule
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -10,7 +10,7 @@
 #SBATCH --requeue
 set -euo pipefail
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export ACCELERATE_USE_FSDP=true FSDP_VERSION=2 FSDP_RESHARD_AFTER_FORWARD=true  # leave out to keep the model whole on each GPU
+export ACCELERATE_USE_FSDP=true FSDP_VERSION=2 FSDP_RESHARD_AFTER_FORWARD=true  # leave out to keep the whole model on each GPU
 again=()
 [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && again=(--resume)
 exec srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node 8 \

@@ -1,4 +1,4 @@
-"""`python -m stipule` is the `stipule` command."""
+"""`python -m stipule` runs the `stipule` command."""
 
 from stipule.cli import main
 

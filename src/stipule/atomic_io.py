@@ -1,4 +1,4 @@
-"""Writing so that a file or folder is whole or not there: a temporary name beside it, then one rename."""
+"""Atomic writes: a file or folder is written under a temporary name and then renamed, so it is never half-written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stipule.errors import RecipeError, StipuleError
 
 
 def require_unused(path: Path) -> None:
-    """Raises RecipeError if there is anything at `path`: what was made before is never overwritten."""
+    """Raises RecipeError if `path` is a file or a folder with content; existing results are never overwritten."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise RecipeError(f"{path} already exists and was left as it is; give another place with --out")
+        raise RecipeError(f"{path} already exists and was not changed; give another path with --out")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path and moves the result to `path`; on failure `path` stays as it was.
 
-    Raises StipuleError if the disk refuses (full, read-only, quota).
+    Raises StipuleError if the disk is full, read-only or over its quota.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
@@ -33,7 +33,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Like `replace_file`, for a folder that does not exist yet or is to be replaced whole."""
+    """Like `replace_file`, for a folder. An existing folder is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -53,18 +53,18 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def is_disk_error(cause: BaseException) -> bool:
-    """Whether an error is the disk's: an OSError, or the same told in words by a library written in Rust."""
+    """Whether the disk caused an error: an OSError, or an exception of a Rust library with its message."""
     return isinstance(cause, OSError) or "os error" in str(cause) or "I/O error" in str(cause)
 
 
 def write_error(path: Path, cause: BaseException) -> StipuleError:
-    """The message for a disk that did not take a file."""
+    """The error for a file that could not be written."""
     return StipuleError(
-        f"could not write {path}: {cause}; nothing that was there has changed; free some space or "
-        "choose another --out, then go on with --resume"
+        f"could not write {path}: {cause}; existing files were not changed; free some space or "
+        "choose another --out, then continue with --resume"
     )
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb") as handle:  # a rename must not reach the disk before the bytes do
+    with file.open("rb") as handle:  # the bytes must be on the disk before the rename
         os.fsync(handle.fileno())

@@ -1,25 +1,25 @@
-"""What can go wrong for a user, as few names as the command line needs to tell apart."""
+"""Errors that a user can cause or must handle. The command line prints their message without a traceback."""
 
 
 class StipuleError(Exception):
-    """Something the user can mend; the message says what was given, what is allowed, what to do."""
+    """An error that the user can fix; the message says what was given, what is allowed and what to do."""
 
 
 class RecipeError(StipuleError, ValueError):
-    """A recipe, an override or an argument that cannot work."""
+    """An invalid recipe, override or argument."""
 
 
 class CheckpointError(StipuleError):
-    """A model, anchor or run folder that is missing, incomplete or of another kind than needed."""
+    """A model, anchor file or run folder that is missing, damaged or of the wrong kind."""
 
 
 class DivergenceError(StipuleError):
-    """Training met a loss or gradient that is not a number; the step's rollouts were saved."""
+    """A loss or gradient of training is not finite; the rollouts of the step were saved."""
 
 
 class RewardError(StipuleError):
-    """A reward that is not a finite number; nothing was learned from its step."""
+    """A reward is not finite; its step did not update the weights."""
 
 
 class AlarmError(StipuleError):
-    """A run that its alarms have ended (`alarms.stop`); the message names the checkpoint to go back to."""
+    """An alarm stopped the run (`alarms.stop`); the message names the checkpoint to go back to."""

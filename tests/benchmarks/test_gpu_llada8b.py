@@ -16,4 +16,4 @@ def test_a_step_of_every_kind_is_timed_and_its_calls_are_the_planned_ones(tmp_pa
     for row in rows:
         assert row["calls"]["rollout"] == row["planned_calls"]["rollout"] == 2 * 3 * 30  # (64 - 3 - 3) / 2 + 1
         assert row["calls"]["update"] <= row["planned_calls"]["update"]
-        assert 0 < row["share_of_matmul"]["rollout"] < 1
+        assert 0 < row["fraction_of_matmul"]["rollout"] < 1

@@ -1,27 +1,33 @@
-"""Recipes: what is wrong is said before any model loads."""
+"""Recipes: parsing, inheritance, overrides, and errors before any model loads."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
-from stipule.errors import RecipeError
-from stipule.plan.shape import published_config
 from stipule.config.protocol import load_protocol
 from stipule.config.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, recipe_folder, recipe_for_model
+from stipule.errors import CheckpointError, RecipeError
+from stipule.plan.shape import published_config
 from stipule.training.cost import static_memory, step_cost
 from stipule.training.pretrain import PretrainRecipe
+from stipule.training.run_folder import FORMAT
 
 SUDOKU = {"task": {"kind": "sudoku"}}
 
 
 @pytest.mark.parametrize(
-    ("data", "overrides", "words"),
+    ("data", "overrides", "message"),
     [
-        ({"trainin": {}}, [], "trainin is not a key of a recipe; did you mean training?"),
-        ({"sampler": {"blok": 3}}, [], "sampler.blok is not a key of sampler; did you mean block?"),
-        ({"task": {"kind": "sudoko"}}, [], "kind is 'sudoko'; allowed: sudoku, countdown"),
-        ({"task": {}}, [], "say which kind is meant"),
+        ({"trainin": {}}, [], "trainin is not a setting of a recipe; did you mean training? allowed: task, model"),
+        (
+            {"sampler": {"blok_length": 3}},
+            [],
+            "sampler.blok_length is not a setting of sampler; did you mean block_length?",
+        ),
+        ({"task": {"kind": "sudoko"}}, [], "task.kind is 'sudoko'; allowed: sudoku, countdown"),
+        ({"task": {}}, [], "task.kind is missing; allowed: sudoku, countdown"),
         ({}, ["model.lora.rnk=2"], "did you mean rank?"),
         ({}, ["pruning.spatial.ratio=1.2"], "must lie in [0, 1); try 0.05"),
         ({}, ["pruning.spatial.ratio=0.1", "pruning.spatial.source=none"], "there is no source of anchors"),
@@ -36,41 +42,45 @@ SUDOKU = {"task": {"kind": "sudoku"}}
         ({}, ["sampler=3"], "sampler is 3"),
     ],
 )
-def test_a_wrong_recipe_says_what_to_do(data, overrides, words):
+def test_an_invalid_recipe_says_what_to_do(data, overrides, message):
     with pytest.raises(RecipeError) as error:
         parse_recipe(SUDOKU | data, overrides)
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 def test_yaml_1_1_numbers_and_overrides_are_read_as_numbers():
-    found = parse_recipe(SUDOKU | {"optimizer": {"learning_rate": "3e-6"}}, ["optimizer.weight_decay=1e-2"])
-    assert (found.optimizer.learning_rate, found.optimizer.weight_decay) == (3e-6, 0.01)
+    recipe = parse_recipe(SUDOKU | {"optimizer": {"learning_rate": "3e-6"}}, ["optimizer.weight_decay=1e-2"])
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.weight_decay) == (3e-6, 0.01)
 
 
-def test_a_resolved_recipe_loads_as_itself(tmp_path):
-    found = load_recipe("quickstart", ["model.lora.rank=4", "training.seed=7"])
-    (tmp_path / "again.yaml").write_text(dump_recipe(found))
-    assert load_recipe(str(tmp_path / "again.yaml")) == found
+def test_a_dumped_recipe_loads_as_the_same_recipe(tmp_path):
+    recipe = load_recipe("quickstart", ["model.lora.rank=4", "training.seed=7"])
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
 
 
 def test_a_child_changes_only_what_it_names(tmp_path):
     (tmp_path / "parent.yaml").write_text(
-        "task: {kind: sudoku, blanks: [6, 8]}\nsampler: {length: 16, steps: 16, block: 8}\n"
+        "task: {kind: sudoku, blanks: [6, 8]}\nsampler: {gen_length: 16, steps: 16, block_length: 8}\n"
     )
     (tmp_path / "child.yaml").write_text("extends: parent.yaml\nsampler: {steps: 8}\n")
-    found = load_recipe(str(tmp_path / "child.yaml"))
-    assert (found.sampler.gen_length, found.sampler.steps, found.task.blanks) == (16, 8, (6, 8))
+    recipe = load_recipe(str(tmp_path / "child.yaml"))
+    assert (recipe.sampler.gen_length, recipe.sampler.steps, recipe.task.blanks) == (16, 8, (6, 8))
     (tmp_path / "other.yaml").write_text("extends: parent.yaml\ntask: {kind: countdown}\n")
     assert load_recipe(str(tmp_path / "other.yaml")).task.kind == "countdown"
 
 
 def test_defaults_are_table_8():
-    found = parse_recipe(SUDOKU)
-    assert (found.optimizer.learning_rate, found.optimizer.beta1, found.optimizer.beta2) == (3e-6, 0.9, 0.99)
-    assert (found.optimizer.weight_decay, found.training.num_iterations, found.training.num_generations) == (0.1, 4, 6)
-    assert (found.objective.epsilon, found.objective.beta, found.estimator.num_samples) == (0.2, 0.04, 3)
-    assert (found.sampler.gen_length, found.sampler.temperature) == (256, 0.9)
-    assert found.training.prompts_per_step * found.training.num_generations == 6 * 2  # batch x accumulation
+    recipe = parse_recipe(SUDOKU)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.beta1, recipe.optimizer.beta2) == (3e-6, 0.9, 0.99)
+    assert (recipe.optimizer.weight_decay, recipe.training.num_iterations, recipe.training.num_generations) == (
+        0.1,
+        4,
+        6,
+    )
+    assert (recipe.objective.epsilon, recipe.objective.beta, recipe.estimator.num_samples) == (0.2, 0.04, 3)
+    assert (recipe.sampler.gen_length, recipe.sampler.temperature) == (256, 0.9)
+    assert recipe.training.prompts_per_step * recipe.training.num_generations == 6 * 2  # batch x accumulation
 
 
 def test_every_shipped_recipe_is_valid():
@@ -91,12 +101,12 @@ def test_every_shipped_recipe_is_valid():
         assert step_cost(recipe).total > 0 and static_memory(recipe, shape).weights > 0
 
 
-def test_recipes_of_the_paper_say_which_row_and_what_is_expected():
+def test_recipes_of_the_paper_name_their_row_and_its_result():
     paths = sorted((recipe_folder() / "paper").glob("*.yaml"))
     assert {int(path.name[5]) for path in paths} == {2, 3, 4, 5, 6, 7}
     for path in paths:
         first = path.read_text().splitlines()[0]
-        expected = r"\d\d\.\d\d % after [\d,]+ s there; A800 80GB \(8 assumed\); not run by us\."
+        expected = r"\d\d\.\d\d % after [\d,]+ s in the paper; A800 80GB \(8 assumed\); not run yet\."
         assert re.fullmatch(rf"# Table {path.name[5]}, .*: {expected}", first), path
 
 
@@ -113,6 +123,43 @@ def test_every_method_and_task_of_llada_8b_has_a_recipe_with_and_without_pruning
             assert (step_cost(plain).nfe_per_rollout, step_cost(pruned).nfe_per_rollout) == (128, 117)
 
 
-def test_a_recipe_that_is_not_there_names_the_nearest():
+def test_an_unknown_recipe_name_gets_the_nearest_one():
     with pytest.raises(RecipeError, match="did you mean quickstart.yaml"):
         load_recipe("quikstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "sampler.length=32",
+            "sampler.length is not a setting of sampler; did you mean gen_length? allowed: gen_length",
+        ),
+        ("sampler.block=8", "sampler.block is not a setting of sampler; allowed: gen_length, steps, block_length"),
+        ("training.group=4", "allowed: steps, prompts_per_step, num_generations, num_iterations"),
+        ("training.problems=4", "allowed: steps, prompts_per_step"),
+        ("estimator.samples=2", "estimator.samples is not a setting of estimator elbo; did you mean num_samples?"),
+        ("objective.clip=0.1", "allowed: kind, epsilon, epsilon_high"),
+        ("credit.scale=false", "credit is not a setting of a recipe; allowed: task, model"),
+    ],
+)
+def test_an_earlier_name_of_a_setting_is_refused_with_the_allowed_names(override, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("quickstart", [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("written", [{"stipule": "0.1.0"}, {"format": FORMAT - 1}])
+def test_a_run_folder_of_an_earlier_format_is_refused(written, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart")))
+    (tmp_path / "environment.json").write_text(json.dumps({"format": FORMAT}))
+    assert recipe_for_model(str(tmp_path)).task.kind == "sudoku"
+    (tmp_path / "environment.json").write_text(json.dumps(written))
+    with pytest.raises(CheckpointError, match="earlier version of stipule"):
+        recipe_for_model(str(tmp_path))
+
+
+def test_a_pretrained_model_with_earlier_setting_names_is_refused(tmp_path):
+    (tmp_path / "pretrain.yaml").write_text("name: x\ntask: {kind: sudoku}\npretraining: {length: 16}\n")
+    with pytest.raises(RecipeError, match="pretraining.length is not a setting.*did you mean gen_length.*pre-train"):
+        recipe_for_model(str(tmp_path))

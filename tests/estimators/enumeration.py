@@ -1,4 +1,4 @@
-"""All masks of a short response at once: what an estimator's mean must be, and what its draws average to."""
+"""Enumerates all masks of a short response: the exact mean of an estimator, and the average of its samples."""
 
 from __future__ import annotations
 
@@ -8,67 +8,69 @@ import math
 import numpy
 import torch
 
-from stipule.estimators.token_logps import masked_token_logps
 from stipule.estimators.mask_samples import make_mask_samples
+from stipule.estimators.token_logps import masked_token_logps
 from tests.toys import ConsistentPolicy, response
 
-LENGTH, WORDS = 5, 3
-ROW = (1, 0, 2, 2, 1)
-TOY = ConsistentPolicy(LENGTH, WORDS)
-SETS = [tuple(s) for size in range(LENGTH + 1) for s in itertools.combinations(range(LENGTH), size)]
+LENGTH, VOCABULARY = 5, 3
+COMPLETION = (1, 0, 2, 2, 1)
+TOY = ConsistentPolicy(LENGTH, VOCABULARY)
+SUBSETS = [tuple(s) for size in range(LENGTH + 1) for s in itertools.combinations(range(LENGTH), size)]
 
 
-def code(hidden: torch.Tensor) -> torch.Tensor:
+def code(masked: torch.Tensor) -> torch.Tensor:
     """A set of positions as one number."""
-    return (hidden.long() << torch.arange(LENGTH)).sum(-1)
+    return (masked.long() << torch.arange(LENGTH)).sum(-1)
 
 
 def table() -> torch.Tensor:
-    """log p(x0_i | the rest of ROW) for every set of hidden positions and every i in it, by the scoring path."""
-    hidden = torch.zeros(len(SETS), 1, LENGTH, dtype=torch.bool)
-    for index, members in enumerate(SETS):
-        hidden[index, 0, list(members)] = True
-    one = response([list(ROW)])
-    logp = masked_token_logps(TOY, one, make_mask_samples(one, hidden, hidden.float()))[:, 0].double()
-    found = torch.zeros(2**LENGTH, LENGTH, dtype=torch.float64)
-    found[code(hidden[:, 0])] = logp
-    return found
+    """log p(x0_i | the rest of COMPLETION), by the library, for every set of masked positions and every i in it."""
+    masked = torch.zeros(len(SUBSETS), 1, LENGTH, dtype=torch.bool)
+    for index, members in enumerate(SUBSETS):
+        masked[index, 0, list(members)] = True
+    one = response([list(COMPLETION)])
+    logp = masked_token_logps(TOY, one, make_mask_samples(one, masked, masked.float()))[:, 0].double()
+    result = torch.zeros(2**LENGTH, LENGTH, dtype=torch.float64)
+    result[code(masked[:, 0])] = logp
+    return result
 
 
 TABLE = table()
 
 
-def copies(rows: int, free=None, live=None, revealed=None):
+def copies(rows: int, sampled_mask=None, completion_mask=None, unmask_step=None):
     """The same response many times over."""
     many = response(
-        [list(ROW)] * rows, free=None if free is None else [free] * rows, live=None if live is None else [live] * rows
+        [list(COMPLETION)] * rows,
+        sampled_mask=None if sampled_mask is None else [sampled_mask] * rows,
+        completion_mask=None if completion_mask is None else [completion_mask] * rows,
     )
-    if revealed is not None:
-        many.unmask_step[:] = torch.tensor(revealed)
+    if unmask_step is not None:
+        many.unmask_step[:] = torch.tensor(unmask_step)
     return many
 
 
-def draws(estimator, responses, updates=1, update=0, advantage=1.0, seed=0):
-    """Scores of one update's views, [B, L] in double precision."""
-    views = estimator.sample_masks(responses, updates, torch.Generator().manual_seed(seed))[update]
-    logp = TABLE[code(views.masked)] * (views.loss_weights != 0)
-    return estimator.combine(logp.float(), views, torch.full((len(responses),), advantage)).double()
+def estimates(estimator, rollouts, updates=1, update=0, advantage=1.0, seed=0):
+    """Estimated log-probabilities of the tokens in one update, [B, L] in double precision."""
+    mask_samples = estimator.sample_masks(rollouts, updates, torch.Generator().manual_seed(seed))[update]
+    logp = TABLE[code(mask_samples.masked)] * (mask_samples.loss_weights != 0)
+    return estimator.combine(logp.float(), mask_samples, torch.full((len(rollouts),), advantage)).double()
 
 
-def mean(estimator, responses, **more):
-    """Mean score of each token with its standard error."""
-    scores = draws(estimator, responses, **more)
-    return scores.mean(0), scores.std(0) / math.sqrt(len(scores))
+def mean(estimator, rollouts, **more):
+    """Mean estimate of each token with its standard error."""
+    logps = estimates(estimator, rollouts, **more)
+    return logps.mean(0), logps.std(0) / math.sqrt(len(logps))
 
 
-def agree(found, error, target, sigmas=4.5):
-    """Whether every token's mean is its target within the noise, and the noise small enough to say something."""
+def agree(result, error, target, sigmas=4.5):
+    """Asserts that every token's mean equals its target within the noise, and that the noise is small."""
     assert float(error.max()) < 0.05 * float(target.abs().max())
-    assert bool(((found - target).abs() <= sigmas * error + 1e-6).all()), (found, target, error)
+    assert bool(((result - target).abs() <= sigmas * error + 1e-6).all()), (result, target, error)
 
 
-def chance(members, positions, t):
-    """P(exactly these of `positions` are hidden) when each is with probability t."""
+def probability(members, positions, t):
+    """P(exactly these of `positions` are masked) when each position is masked with probability t."""
     return t ** len(members) * (1 - t) ** (len(positions) - len(members))
 
 
@@ -84,14 +86,14 @@ def subsets_of(positions):
 
 
 def vector(members) -> torch.Tensor:
-    """Log-probabilities of the members of a hidden set, 0 elsewhere."""
-    hidden = torch.zeros(LENGTH, dtype=torch.bool)
-    hidden[list(members)] = True
-    return TABLE[code(hidden)]
+    """Log-probabilities of the members of a masked set, 0 elsewhere."""
+    masked = torch.zeros(LENGTH, dtype=torch.bool)
+    masked[list(members)] = True
+    return TABLE[code(masked)]
 
 
 def elbo_of_tokens(positions) -> torch.Tensor:
-    """Eq. 3 token by token: sum over the sets M of these positions, all others seen."""
+    """Eq. 3 token by token: sum over the sets M of these positions; all others are unmasked."""
     n = len(positions)
     total = torch.zeros(LENGTH, dtype=torch.float64)
     for members in subsets_of(positions):

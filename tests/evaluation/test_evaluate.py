@@ -1,4 +1,4 @@
-"""Intervals against tables, evaluation against what the bundled base is known to do."""
+"""Intervals compared with published tables; evaluation of the bundled base model."""
 
 import pytest
 
@@ -11,19 +11,19 @@ from stipule.tasks.sudoku import Sudoku
 SUDOKU = Sudoku(prompt="compact", blanks=(6, 11), train_problems=12, test_problems=64)
 
 
-def test_wilson_is_the_published_interval():
+def test_wilson_matches_the_published_intervals():
     # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for counts, wanted in {
+    for counts, expected in {
         (81, 263): (0.2553, 0.3662),
         (15, 148): (0.0624, 0.1605),
         (0, 20): (0.0, 0.1611),
         (1, 29): (0.0061, 0.1718),
     }.items():
-        assert wilson(*counts) == pytest.approx(wanted, abs=1e-4)
+        assert wilson(*counts) == pytest.approx(expected, abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_evaluation_is_greedy_whatever_the_sampler_and_its_portions_are():
+def test_evaluation_is_greedy_for_every_sampler_and_batch_size():
     policy = load_policy(ModelConfig(path="tiny/sudoku", attention="eager"))
     problems = SUDOKU.problems("test")
     first = evaluate(
@@ -31,16 +31,16 @@ def test_evaluation_is_greedy_whatever_the_sampler_and_its_portions_are():
         SUDOKU,
         problems,
         SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, temperature=1.0),
-        rows=64,
+        batch_size=64,
     )
     again = evaluate(
         policy,
         SUDOKU,
         problems,
         SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, remasking="random"),
-        rows=24,
+        batch_size=24,
     )
     assert first.texts == again.texts
     assert first.solved == sum(first.correct)
     assert (first.total, first.model_calls) == (64, 64 * 16)
-    assert first.solved / 64 < 0.2  # the base has a bad habit
+    assert first.solved / 64 < 0.2  # the base was trained on demonstrations with mistakes

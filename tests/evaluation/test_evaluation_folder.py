@@ -12,30 +12,30 @@ from tests.toys import COUNTDOWN, random_policy
 
 SAMPLER = SemiAutoregressiveSampler(gen_length=24, steps=12, block_length=12)
 PROBLEMS = COUNTDOWN.problems("test")[:20]
-ASKED = {"task": "countdown", "split_hash": split_hash(PROBLEMS)}
+REQUEST = {"task": "countdown", "split_hash": split_hash(PROBLEMS)}
 
 
-def responses(place):
+def responses(path):
     return [
         {k: v for k, v in json.loads(line).items() if k != "seconds"}
-        for line in (place / "responses.jsonl").read_text().splitlines()
+        for line in (path / "responses.jsonl").read_text().splitlines()
     ]
 
 
-def evaluated(place, rows, policy=None, asked=ASKED):
-    return EvaluationFolder(place, asked).run(policy or random_policy(), COUNTDOWN, PROBLEMS, SAMPLER, rows)
+def evaluated(path, batch_size, policy=None, request=REQUEST):
+    return EvaluationFolder(path, request).run(policy or random_policy(), COUNTDOWN, PROBLEMS, SAMPLER, batch_size)
 
 
 def test_responses_do_not_depend_on_the_batch_size(tmp_path):
-    for rows in (1, 7, 64):
-        evaluated(tmp_path / str(rows), rows)
+    for batch_size in (1, 7, 64):
+        evaluated(tmp_path / str(batch_size), batch_size)
     assert responses(tmp_path / "1") == responses(tmp_path / "7") == responses(tmp_path / "64")
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_broke_off(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = evaluated(whole, 6)
-    folder = EvaluationFolder(broken, ASKED)
+def test_an_interrupted_evaluation_continues_with_the_remaining_problems(tmp_path):
+    complete, interrupted = tmp_path / "complete", tmp_path / "interrupted"
+    result = evaluated(complete, 6)
+    folder = EvaluationFolder(interrupted, REQUEST)
 
     def stop(done, total):
         if done >= 12:
@@ -43,44 +43,51 @@ def test_an_interrupted_evaluation_goes_on_where_it_broke_off(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         folder.run(random_policy(), COUNTDOWN, PROBLEMS, SAMPLER, 6, stop)
-    with (broken / "responses.jsonl").open("a") as file:
-        file.write('{"key": "half a li')  # as a killed process leaves it
+    with (interrupted / "responses.jsonl").open("a") as file:
+        file.write('{"key": "half a li')  # as after a killed process
     with pytest.raises(CheckpointError, match="not a finished evaluation"):
-        read_correct(broken)
-    asked = []
-    again = EvaluationFolder(broken, ASKED).run(
-        random_policy(), COUNTDOWN, PROBLEMS, SAMPLER, 6, lambda done, total: asked.append(done)
+        read_correct(interrupted)
+    counts = []
+    again = EvaluationFolder(interrupted, REQUEST).run(
+        random_policy(), COUNTDOWN, PROBLEMS, SAMPLER, 6, lambda done, total: counts.append(done)
     )
-    assert asked == [18, 20]  # 12 were there
-    assert responses(broken) == responses(whole)
+    assert counts == [18, 20]  # 12 responses existed before
+    assert responses(interrupted) == responses(complete)
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-def test_a_folder_with_something_else_is_left_as_it_is(tmp_path):
+def test_a_folder_with_other_files_is_not_changed(tmp_path):
     evaluated(tmp_path / "a", 20)
     with pytest.raises(RecipeError, match="differs in task"):
-        EvaluationFolder(tmp_path / "a", {**ASKED, "task": "sudoku"})
+        EvaluationFolder(tmp_path / "a", {**REQUEST, "task": "sudoku"})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("x")
     with pytest.raises(RecipeError, match="left as it is"):
-        EvaluationFolder(tmp_path / "b", ASKED)
+        EvaluationFolder(tmp_path / "b", REQUEST)
     assert (tmp_path / "b" / "thesis.tex").read_text() == "x"
 
 
-def test_damage_in_the_middle_is_named(tmp_path):
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "asked.json").write_text(json.dumps(REQUEST))
+    with pytest.raises(RecipeError, match="earlier version of stipule.*with --out, or delete the folder"):
+        EvaluationFolder(tmp_path, REQUEST)
+    assert [path.name for path in tmp_path.iterdir()] == ["asked.json"]
+
+
+def test_the_error_names_a_damaged_line(tmp_path):
     evaluated(tmp_path / "a", 20)
-    place = tmp_path / "a" / "responses.jsonl"
-    place.write_text("nonsense\n" + place.read_text())
+    path = tmp_path / "a" / "responses.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(CheckpointError, match="line 1 is not JSON"):
         read_correct(tmp_path / "a")
 
 
-def finished(place, correct, asked=ASKED):
-    place.mkdir()
-    (place / "result.json").write_text(json.dumps(asked))
+def finished(path, correct, request=REQUEST):
+    path.mkdir()
+    (path / "result.json").write_text(json.dumps(request))
     lines = [json.dumps({"key": str(i), "correct": c}) for i, c in enumerate(correct)]
-    (place / "responses.jsonl").write_text("\n".join(lines) + "\n")
-    return place
+    (path / "responses.jsonl").write_text("\n".join(lines) + "\n")
+    return path
 
 
 def test_two_evaluations_are_compared_problem_by_problem(tmp_path):
@@ -95,8 +102,8 @@ def test_two_evaluations_are_compared_problem_by_problem(tmp_path):
 
 def test_seeds_are_paired_and_give_a_mean_with_an_interval(tmp_path):
     methods = []
-    for name, shares in (("a", (40, 42, 44)), ("b", (50, 52, 60))):
-        methods.append([finished(tmp_path / f"{name}{n}", [True] * n + [False] * (100 - n)) for n in shares])
+    for name, counts in (("a", (40, 42, 44)), ("b", (50, 52, 60))):
+        methods.append([finished(tmp_path / f"{name}{n}", [True] * n + [False] * (100 - n)) for n in counts])
     (row,) = compare_all(methods)
     assert row["differences"] == pytest.approx([0.10, 0.10, 0.16])
     assert row["difference"] == pytest.approx(0.12)
@@ -106,11 +113,11 @@ def test_seeds_are_paired_and_give_a_mean_with_an_interval(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"sampler": {"gen_length": 128}}, {"grading": "d1"}])
-def test_evaluations_of_different_things_are_refused_unless_told(tmp_path, other):
+def test_evaluations_with_different_settings_need_across_settings(tmp_path, other):
     first = finished(tmp_path / "a", [True, False])
-    second = finished(tmp_path / "b", [True, True], {**ASKED, **other})
-    with pytest.raises(RecipeError, match="asked different things"):
+    second = finished(tmp_path / "b", [True, True], {**REQUEST, **other})
+    with pytest.raises(RecipeError, match="evaluated with different settings"):
         compare_all([[first], [second]])
-    assert compare_all([[first], [second]], across=True)[0]["difference"] == 0.5
+    assert compare_all([[first], [second]], across_settings=True)[0]["difference"] == 0.5
     with pytest.raises(RecipeError, match="two evaluations or more"):
         compare_all([[first]])

@@ -1,4 +1,4 @@
-"""The theorems where their assumptions hold, and each named failure where they do not."""
+"""The theorems where their assumptions hold, and a counterexample for each assumption that fails."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from stipule.evaluation.theory import (
     variance_bound,
     variance_split,
 )
-from stipule.objectives.ratio import clipped_surrogate
+from stipule.objectives.loss_terms import clipped_surrogate
 from stipule.rollouts.schedule import num_anchors, unmask_schedule
 from tests.toys import ConsistentPolicy, response, subsets
 
@@ -26,11 +26,11 @@ LOGP = torch.tensor([-0.1, -0.2, -0.7, -1.5, -0.4, -2.0, -0.05, -1.0])
 N = len(LOGP)
 
 
-def context_free(form, logp=LOGP, rows=200_000, free=None):
-    """Single-draw estimates of a policy whose log-probabilities are `logp` whatever is hidden."""
-    many = response([[0] * len(logp)] * rows, free=None if free is None else [free] * rows)
-    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
-    return (views.loss_weights * logp).sum((0, 2)).double()
+def context_free(estimator, logp=LOGP, rows=200_000, sampled_mask=None):
+    """Single-draw estimates of a policy whose log-probabilities are `logp` under every mask."""
+    rollouts = response([[0] * len(logp)] * rows, sampled_mask=None if sampled_mask is None else [sampled_mask] * rows)
+    (masks,) = estimator.sample_masks(rollouts, 1, torch.Generator().manual_seed(0))
+    return (masks.loss_weights * logp).sum((0, 2)).double()
 
 
 # Theorem 4.1
@@ -39,15 +39,17 @@ def context_free(form, logp=LOGP, rows=200_000, free=None):
 @pytest.mark.parametrize(("gamma", "cutoff"), list(itertools.product((0.0, 0.05, 0.1, 0.2), repeat=2)))
 @pytest.mark.parametrize(("length", "steps", "block"), [(256, 128, 32), (256, 256, 256), (64, 32, 16), (16, 16, 16)])
 def test_the_schedule_costs_what_theorem_4_1_says(gamma, cutoff, length, steps, block):
-    fixed, blocks = num_anchors(gamma, length), length // block
-    masks = tuple(block - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks))
-    calls = unmask_schedule(masks, length, steps, block, cutoff, "global").nfe
-    assert abs(calls - pruned_calls(steps, gamma, cutoff)) <= 1.5  # rounding of m, of the cut and of the last call
+    num_fixed, num_blocks = num_anchors(gamma, length), length // block
+    masks_per_block = tuple(
+        block - (num_fixed * (b + 1) // num_blocks - num_fixed * b // num_blocks) for b in range(num_blocks)
+    )
+    nfe = unmask_schedule(masks_per_block, length, steps, block, cutoff, "global").nfe
+    assert abs(nfe - pruned_calls(steps, gamma, cutoff)) <= 1.5  # rounding of anchors, cutoff and last call
 
 
-def test_theorem_4_1_fails_for_a_cut_off_inside_small_blocks():
-    calls = unmask_schedule((32,) * 8, 256, 128, 32, 0.05, "block").nfe
-    assert calls == 136  # 31 tokens at 2 a call and one call for the last, in each of 8 blocks: dearer than unpruned
+def test_theorem_4_1_fails_for_a_cutoff_in_small_blocks():
+    nfe = unmask_schedule((32,) * 8, 256, 128, 32, 0.05, "block").nfe
+    assert nfe == 136  # in each of 8 blocks 31 tokens at 2 a call, and one call for the last: more than unpruned
     assert pruned_calls(128, 0.0, 0.05) < 123
 
 
@@ -55,67 +57,67 @@ def test_theorem_4_1_fails_for_a_cut_off_inside_small_blocks():
 
 
 @pytest.mark.parametrize(("masks", "t_min"), [("bernoulli", 0.1), ("exact", 0.0), ("rao_blackwell", 0.0)])
-def test_the_closed_forms_are_the_measured_variance(masks, t_min):
-    drawn = context_free(Elbo(num_samples=1, masks=masks, t_min=t_min))
+def test_the_closed_forms_match_the_measured_variance(masks, t_min):
+    estimates = context_free(Elbo(num_samples=1, masks=masks, t_min=t_min))
     split = context_free_split(LOGP, masks, t_min)
-    assert float(drawn.var()) == pytest.approx(split.total, rel=0.03)
-    assert float(drawn.mean()) == pytest.approx(float(LOGP.sum()), rel=0.01)
+    assert float(estimates.var()) == pytest.approx(split.total, rel=0.03)
+    assert float(estimates.mean()) == pytest.approx(float(LOGP.sum()), rel=0.01)
 
 
-def test_the_nested_design_finds_both_parts():
+def test_the_split_recovers_both_parts():
     generator = torch.Generator().manual_seed(0)
-    levels = torch.randn(20_000, 1, generator=generator)
-    split = variance_split(3 * levels + 2 * torch.randn(20_000, 3, generator=generator))
+    ratio_effect = torch.randn(20_000, 1, generator=generator)
+    split = variance_split(3 * ratio_effect + 2 * torch.randn(20_000, 3, generator=generator))
     assert (split.time, split.noise) == (pytest.approx(9, rel=0.05), pytest.approx(4, rel=0.05))
 
 
-def test_assumption_4_2_fails_without_a_least_share_of_masks():
+def test_assumption_4_2_fails_without_a_minimum_mask_ratio():
     variances = [context_free_split(LOGP, "bernoulli", t).total for t in (1e-2, 1e-4, 1e-6, 1e-8)]
     steps = [b - a for a, b in itertools.pairwise(variances)]
-    # It grows as ln(1/t_min) without end, by the same amount for every factor of 100.
+    # It grows as ln(1/t_min) without bound, by the same amount for every factor of 100.
     assert steps == pytest.approx([math.log(100) * float(LOGP.square().sum())] * 3, rel=0.1)
     assert context_free_split(LOGP, "bernoulli", 0.0).total == math.inf
 
 
 def test_eq_15_holds_in_the_mean_over_random_anchors_of_a_context_free_policy():
-    whole = context_free_split(LOGP, "bernoulli", 0.1).noise
+    unpruned = context_free_split(LOGP, "bernoulli", 0.1).noise
     for fixed in (1, 2, 4):
-        left = [
-            context_free_split(LOGP[list(kept)], "bernoulli", 0.1).noise
-            for kept in itertools.combinations(range(N), N - fixed)
+        noises = [
+            context_free_split(LOGP[list(sampled)], "bernoulli", 0.1).noise
+            for sampled in itertools.combinations(range(N), N - fixed)
         ]
-        assert sum(left) / len(left) / whole == pytest.approx(spatial_ratio(N, fixed), rel=1e-6)
+        assert sum(noises) / len(noises) / unpruned == pytest.approx(spatial_ratio(N, fixed), rel=1e-6)
 
 
 def test_eq_15_fails_for_confident_anchors():
     confident = LOGP.argsort(descending=True)
-    left = context_free_split(LOGP[confident[2:]], "bernoulli", 0.1).noise
-    assert left / context_free_split(LOGP, "bernoulli", 0.1).noise > 0.99 > spatial_ratio(N, 2)
+    pruned = context_free_split(LOGP[confident[2:]], "bernoulli", 0.1).noise
+    assert pruned / context_free_split(LOGP, "bernoulli", 0.1).noise > 0.99 > spatial_ratio(N, 2)
 
 
-def exact_variance(toy, row, free):
+def exact_variance(toy, row, sampled_mask):
     """Variance of one draw with an exact count, by enumeration."""
-    positions = [i for i, f in enumerate(free) if f]
+    positions = [i for i, f in enumerate(sampled_mask) if f]
     n = len(positions)
     moments = [0.0, 0.0]
-    for hidden in subsets(positions)():
-        k = len(hidden)
-        chance = 1 / (n * math.comb(n, k))
-        value = n / k * toy.masked_sum(row, hidden)
-        moments[0] += chance * value
-        moments[1] += chance * value**2
+    for masked in subsets(positions)():
+        k = len(masked)
+        probability = 1 / (n * math.comb(n, k))
+        value = n / k * toy.masked_sum(row, masked)
+        moments[0] += probability * value
+        moments[1] += probability * value**2
     return moments[1] - moments[0] ** 2
 
 
-def test_theorem_4_3_is_not_strict_fixing_a_token_can_raise_the_variance():
+def test_an_anchor_can_raise_the_variance_against_theorem_4_3():
     toy = ConsistentPolicy(4, 3, seed=1)
-    worse = better = 0
+    higher = lower = 0
     for row in itertools.product(range(3), repeat=4):
-        whole = exact_variance(toy, row, [True] * 4)
+        unpruned = exact_variance(toy, row, [True] * 4)
         for fixed in range(4):
             pruned = exact_variance(toy, row, [i != fixed for i in range(4)])
-            worse, better = worse + (pruned > whole), better + (pruned < whole)
-    assert better > worse > 0  # usually lower, not always
+            higher, lower = higher + (pruned > unpruned), lower + (pruned < unpruned)
+    assert lower > higher > 0  # usually lower, not always
 
 
 # Eq. 16 to 18, theorem 4.4
@@ -131,7 +133,7 @@ BOUNDED = [
 
 
 @pytest.mark.parametrize("values", BOUNDED)
-def test_the_exponential_of_a_bounded_variable_obeys_eq_16_and_17(values):
+def test_the_exponential_of_a_bounded_variable_satisfies_eq_16_and_17(values):
     x = values.double()
     bound, variance = float(x.abs().max()), float(x.var(correction=0))
     assert abs(float(x.exp().mean()) - math.exp(float(x.mean()))) <= exponential_bias(bound, variance)
@@ -149,31 +151,31 @@ def test_the_clipped_surrogate_is_lipschitz():
         gain = clipped_surrogate(ratio, torch.full_like(ratio, advantage), 0.2, 0.2)
         slope = (gain.diff() / ratio.diff()).abs().max()
         assert float(slope) <= surrogate_lipschitz(advantage) * 1.001
-        assert float(slope) == pytest.approx(abs(advantage), rel=1e-3)  # and reached
+        assert float(slope) == pytest.approx(abs(advantage), rel=1e-3)  # the bound is reached
 
 
-def differences(t_min, rows=200_000, scale=0.05, common=True):
-    """dB of one draw between two context-free policies, with shared masks or with masks of their own."""
-    many = response([[0] * N] * rows)
-    form = Elbo(num_samples=1, masks="bernoulli", t_min=t_min)
-    (views,) = form.sample_masks(many, 1, torch.Generator().manual_seed(0))
-    (others,) = form.sample_masks(many, 1, torch.Generator().manual_seed(1))
+def differences(t_min, rows=200_000, scale=0.05, shared_masks=True):
+    """dB of one draw between two context-free policies, with shared or independent masks."""
+    rollouts = response([[0] * N] * rows)
+    estimator = Elbo(num_samples=1, masks="bernoulli", t_min=t_min)
+    (masks,) = estimator.sample_masks(rollouts, 1, torch.Generator().manual_seed(0))
+    (other_masks,) = estimator.sample_masks(rollouts, 1, torch.Generator().manual_seed(1))
     new = LOGP + scale * torch.sin(torch.arange(N) * 2.0)
-    old = views if common else others
-    return ((views.loss_weights * new).sum((0, 2)) - (old.loss_weights * LOGP).sum((0, 2))).double()
+    old_masks = masks if shared_masks else other_masks
+    return ((masks.loss_weights * new).sum((0, 2)) - (old_masks.loss_weights * LOGP).sum((0, 2))).double()
 
 
 @pytest.mark.parametrize("advantage", [1.5, -0.8])
 def test_theorem_4_4_bounds_the_loss_where_the_difference_is_bounded(advantage):
-    drawn = differences(t_min=0.2)
-    bound, variance, truth = float(drawn.abs().max()), float(drawn.var()), float(drawn.mean())
+    sampled = differences(t_min=0.2)
+    bound, variance, mean = float(sampled.abs().max()), float(sampled.var()), float(sampled.mean())
 
     def loss(x):
         ratio = torch.as_tensor(x, dtype=torch.float64).exp()
         return clipped_surrogate(ratio, torch.full_like(ratio, advantage), 0.2, 0.2)
 
-    assert 0 < abs(float(loss(drawn).mean() - loss(truth))) <= bias_bound(advantage, bound, variance)
-    assert 0 < float(loss(drawn).var()) <= variance_bound(advantage, bound, variance)
+    assert 0 < abs(float(loss(sampled).mean() - loss(mean))) <= bias_bound(advantage, bound, variance)
+    assert 0 < float(loss(sampled).var()) <= variance_bound(advantage, bound, variance)
 
 
 def test_theorem_4_4_has_no_bound_for_the_unbounded_estimator():
@@ -183,8 +185,8 @@ def test_theorem_4_4_has_no_bound_for_the_unbounded_estimator():
     assert largest[2] > 3 * largest[1]
 
 
-def test_common_masks_make_the_difference_zero_with_anchors_or_without():
+def test_shared_masks_make_the_difference_zero():
     assert float(differences(0.1, scale=0.0).abs().max()) == 0.0
-    alone = differences(0.1, scale=0.0, common=False)
+    independent = differences(0.1, scale=0.0, shared_masks=False)
     twice = 2 * context_free_split(LOGP, "bernoulli", 0.1).total
-    assert float(alone.var()) == pytest.approx(twice, rel=0.05)  # what theorem 4.3 lowers, and nobody uses
+    assert float(independent.var()) == pytest.approx(twice, rel=0.05)  # only this variance falls by theorem 4.3

@@ -1,4 +1,4 @@
-"""Tiny checkpoints in the layout that each family was published in: tensor names and config fields written by hand."""
+"""Tiny checkpoints in the published layout of each family: tensor names and config fields are written by hand."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from stipule.models.tiny_tokenizer import build_tokenizer
 from tests.toys import COUNTDOWN
 
-WIDTH, LAYERS, HEADS, PAIRS, MLP, EXPERTS = 32, 2, 4, 2, 48, 4
+WIDTH, LAYERS, HEADS, KV_HEADS, MLP, EXPERTS = 32, 2, 4, 2, 48, 4
 NAMES = (
     "llada",
     "illada",
@@ -29,26 +29,26 @@ SHIFTED = ("dream", "a2d_llama")
 
 @cache
 def tokenizer():
-    """The toy's closed list of words: end-of-text 0, mask 1, start 2, end of turn 3."""
-    words = COUNTDOWN.vocabulary
-    return build_tokenizer(words.words, words.pattern)
+    """The tokenizer of the toy task: end-of-text 0, mask 1, start 2, end of turn 3, then the words."""
+    vocabulary = COUNTDOWN.vocabulary
+    return build_tokenizer(vocabulary.words, vocabulary.pattern)
 
 
-def choice(name):
-    """What a recipe has to say of it beyond its path."""
+def settings(name):
+    """The settings of `model` that a recipe needs besides the path."""
     if not name.startswith("a2d"):
         return {}
-    return {"family": "a2d", "mask_id": 1, "shift": name in SHIFTED}
+    return {"family": "a2d", "mask_id": 1, "shift_logits": name in SHIFTED}
 
 
 def write(name: str, folder: Path, seed: int = 0):
-    """The checkpoint, and its tensors and configuration."""
-    vocabulary = len(tokenizer())
-    config = {**_config(name), "vocab_size": vocabulary}
+    """Writes the checkpoint; returns its tensors and its configuration."""
+    vocab_size = len(tokenizer())
+    config = {**_config(name), "vocab_size": vocab_size}
     if "embedding_size" in config:
-        config["embedding_size"] = vocabulary
+        config["embedding_size"] = vocab_size
     torch.manual_seed(seed)
-    tensors = {key: _draw(key, shape) for key, shape in _shapes(name, vocabulary).items()}
+    tensors = {key: _random_tensor(key, shape) for key, shape in _shapes(name, vocab_size).items()}
     folder.mkdir(parents=True)
     tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
@@ -57,13 +57,13 @@ def write(name: str, folder: Path, seed: int = 0):
 
 
 def copy_without(source: Path, folder: Path, *names: str) -> Path:
-    """The checkpoint again, without some of its files."""
+    """A copy of the checkpoint without some of its files."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*names))
     return folder
 
 
-def _draw(key, shape):
-    """Norms near 1, matrices large enough that every logit depends on every token."""
+def _random_tensor(key, shape):
+    """Weights of norms are near 1; matrices are large enough that every logit depends on every token."""
     if ("norm" in key.lower() or "ln_f" in key) and ("weight" in key or "gamma" in key):
         return 1 + torch.randn(shape) / 8
     return torch.randn(shape) / (4 if len(shape) > 1 else 16)
@@ -81,8 +81,8 @@ def _config(name):
             "pad_token_id": 0, "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
         }  # fmt: skip
     causal = {
-        "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": PAIRS,
-        "intermediate_size": MLP, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "intermediate_size": MLP, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0, "tie_word_embeddings": False, "attention_dropout": 0.0, "use_cache": True,
         "eos_token_id": 0, "bos_token_id": 2, "torch_dtype": "float32", "transformers_version": "4.46.2",
     }  # fmt: skip
@@ -136,7 +136,7 @@ def _shapes(name, v):
     if name in ("bert", "roberta"):
         return _bert(name, v, d, f)
     if name == "modernbert":
-        found = {
+        shapes = {
             "model.embeddings.tok_embeddings.weight": (v, d),
             "model.embeddings.norm.weight": (d,),
             "model.final_norm.weight": (d,),
@@ -147,22 +147,23 @@ def _shapes(name, v):
         for n in range(LAYERS):
             block = {"attn.Wqkv": (3 * d, d), "attn.Wo": (d, d), "mlp.Wi": (2 * f, d), "mlp.Wo": (d, f)}
             block |= {"mlp_norm": (d,)} | ({"attn_norm": (d,)} if n else {})
-            found |= {f"model.layers.{n}.{key}.weight": shape for key, shape in block.items()}
-        return found
-    head = 16 if name == "a2d_qwen3" else d // HEADS
-    pairs = HEADS if name == "llada_moe" else PAIRS
-    found = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
-    if name != "a2d_qwen3":  # that one is tied
-        found["lm_head.weight"] = (v, d)
+            shapes |= {f"model.layers.{n}.{key}.weight": shape for key, shape in block.items()}
+        return shapes
+    head_dim = 16 if name == "a2d_qwen3" else d // HEADS
+    kv_heads = HEADS if name == "llada_moe" else KV_HEADS
+    shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
+    if name != "a2d_qwen3":  # its LM head is tied to the embedding
+        shapes["lm_head.weight"] = (v, d)
     for n in range(LAYERS):
         block = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
-        attention = {"q_proj": (HEADS * head, d), "k_proj": (pairs * head, d), "v_proj": (pairs * head, d)}
+        key_value = (kv_heads * head_dim, d)
+        attention = {"q_proj": (HEADS * head_dim, d), "k_proj": key_value, "v_proj": key_value}
         block |= {f"self_attn.{key}.weight": shape for key, shape in attention.items()}
-        block["self_attn.o_proj.weight"] = (d, HEADS * head)
+        block["self_attn.o_proj.weight"] = (d, HEADS * head_dim)
         if name in ("dream", "a2d_qwen2"):
             block |= {f"self_attn.{key}.bias": shape[:1] for key, shape in attention.items()}
         if name in ("llada_moe", "a2d_qwen3"):
-            block |= {f"self_attn.{key}_norm.weight": (head,) for key in "qk"}
+            block |= {f"self_attn.{key}_norm.weight": (head_dim,) for key in "qk"}
         mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
         if name == "llada_moe":
             block["mlp.gate.weight"] = (EXPERTS, d)
@@ -170,24 +171,26 @@ def _shapes(name, v):
                 block |= {f"mlp.experts.{e}.{k}.weight": tuple(16 if x == f else x for x in s) for k, s in mlp.items()}
         else:
             block |= {f"mlp.{key}.weight": shape for key, shape in mlp.items()}
-        found |= {f"model.layers.{n}.{key}": shape for key, shape in block.items()}
-    return found
+        shapes |= {f"model.layers.{n}.{key}": shape for key, shape in block.items()}
+    return shapes
 
 
 def llada_shapes(v, d, f, layers):
-    """LLaDA's own names, by rule."""
+    """Names and shapes of LLaDA's published tensors."""
     block = {"attn_norm": (d,), "ff_norm": (d,), "q_proj": (d, d), "k_proj": (d, d), "v_proj": (d, d)}
     block |= {"attn_out": (d, d), "ff_proj": (f, d), "up_proj": (f, d), "ff_out": (d, f)}
-    found = {f"model.transformer.blocks.{n}.{key}.weight": shape for n in range(layers) for key, shape in block.items()}
-    return found | {f"model.transformer.{k}.weight": (d,) if k == "ln_f" else (v, d) for k in ("wte", "ln_f", "ff_out")}
+    shapes = {f"model.transformer.blocks.{n}.{k}.weight": shape for n in range(layers) for k, shape in block.items()}
+    return shapes | {
+        f"model.transformer.{k}.weight": (d,) if k == "ln_f" else (v, d) for k in ("wte", "ln_f", "ff_out")
+    }
 
 
 def _bert(name, v, d, f):
-    """BERT's first release still says gamma and beta, and carries a pooler that nobody asks."""
+    """BERT's first release has the names gamma and beta, and a pooler that is not used."""
     scale, offset = ("gamma", "beta") if name == "bert" else ("weight", "bias")
     linear = {"attention.self.query": (d, d), "attention.self.key": (d, d), "attention.self.value": (d, d)}
     linear |= {"attention.output.dense": (d, d), "intermediate.dense": (f, d), "output.dense": (d, f)}
-    found = {
+    shapes = {
         f"{name}.embeddings.word_embeddings.weight": (v, d),
         f"{name}.embeddings.position_embeddings.weight": (64, d),
         f"{name}.embeddings.token_type_embeddings.weight": (2, d),
@@ -197,14 +200,14 @@ def _bert(name, v, d, f):
         f"{name}.pooler.dense.bias": (d,),
     }
     for n in range(LAYERS):
-        at = f"{name}.encoder.layer.{n}."
-        found |= {f"{at}{key}.weight": shape for key, shape in linear.items()}
-        found |= {f"{at}{key}.bias": shape[:1] for key, shape in linear.items()}
-        found |= {f"{at}{k}.LayerNorm.{w}": (d,) for k in ("attention.output", "output") for w in (scale, offset)}
+        prefix = f"{name}.encoder.layer.{n}."
+        shapes |= {f"{prefix}{key}.weight": shape for key, shape in linear.items()}
+        shapes |= {f"{prefix}{key}.bias": shape[:1] for key, shape in linear.items()}
+        shapes |= {f"{prefix}{k}.LayerNorm.{w}": (d,) for k in ("attention.output", "output") for w in (scale, offset)}
     if name == "roberta":
         head = {"dense.weight": (d, d), "dense.bias": (d,), "layer_norm.weight": (d,), "layer_norm.bias": (d,)}
-        return found | {f"lm_head.{key}": shape for key, shape in (head | {"bias": (v,)}).items()}
+        return shapes | {f"lm_head.{key}": shape for key, shape in (head | {"bias": (v,)}).items()}
     head = {"transform.dense.weight": (d, d), "transform.dense.bias": (d,), "bias": (v,)}
     head |= {f"transform.LayerNorm.{w}": (d,) for w in (scale, offset)}
-    found |= {f"cls.predictions.{key}": shape for key, shape in head.items()}
-    return found | {"cls.seq_relationship.weight": (2, d), "cls.seq_relationship.bias": (2,)}
+    shapes |= {f"cls.predictions.{key}": shape for key, shape in head.items()}
+    return shapes | {"cls.seq_relationship.weight": (2, d), "cls.seq_relationship.bias": (2,)}

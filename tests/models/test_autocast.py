@@ -1,4 +1,4 @@
-"""Autocast done once is autocast, for less."""
+"""Rounding frozen matrices once gives the results of autocast."""
 
 from dataclasses import replace
 
@@ -9,22 +9,22 @@ from stipule.models import autocast, loading
 from stipule.models.loading import LoRA, ModelConfig, load_policy
 from tests.models import published
 
-CHOICE = ModelConfig(path="", lora=LoRA(rank=4, alpha=4), autocast=True)
-TOKENS = torch.randint(4, 20, (2, 12), generator=torch.Generator().manual_seed(0))
-EVERY = torch.ones_like(TOKENS, dtype=torch.bool)
+CONFIG = ModelConfig(path="", lora=LoRA(rank=4, alpha=4), autocast=True)
+INPUT_IDS = torch.randint(4, 20, (2, 12), generator=torch.Generator().manual_seed(0))
+EVERY = torch.ones_like(INPUT_IDS, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("published") / "llada"
-    published.write("llada", place)
-    return str(place)
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "llada"
+    published.write("llada", folder)
+    return str(folder)
 
 
-def loaded(place, eased, monkeypatch, attention="eager"):
-    if not eased:
-        monkeypatch.setattr(loading, "ease_autocast", lambda policy: None)
-    policy = load_policy(replace(CHOICE, path=place, attention=attention, **published.choice("llada")), seed=1)
+def load(path, prepared, monkeypatch, attention="eager"):
+    if not prepared:
+        monkeypatch.setattr(loading, "prepare_autocast", lambda policy: None)
+    policy = load_policy(replace(CONFIG, path=path, attention=attention, **published.settings("llada")), seed=1)
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(3)
     for name, parameter in policy.trainable_parameters().items():
@@ -34,44 +34,46 @@ def loaded(place, eased, monkeypatch, attention="eager"):
 
 
 def logits_and_gradients(policy):
-    logits = policy.logits(TOKENS, None, EVERY)
+    logits = policy.logits(INPUT_IDS, None, EVERY)
     logits.square().sum().backward()
-    return logits.detach(), [p.grad for p in policy.trainable().values()]
+    return logits.detach(), [p.grad for p in policy.trainable_parameters().values()]
 
 
-def test_rounding_once_gives_the_same_bits(place, monkeypatch):
-    every_call, once = (loaded(place, eased, monkeypatch) for eased in (False, True))
+def test_rounding_once_gives_the_same_bits(path, monkeypatch):
+    every_call, once = (load(path, prepared, monkeypatch) for prepared in (False, True))
     assert once.fingerprint() == every_call.fingerprint()
-    wanted, gradients = logits_and_gradients(every_call)
-    found, again = logits_and_gradients(once)
-    assert torch.equal(found, wanted)
-    assert all(torch.equal(one, other) for one, other in zip(again, gradients, strict=True))
-    matrices = [m.weight for n, m in once.core.named_modules() if n.endswith(("base_layer", "lm_head"))]
+    expected_logits, expected_gradients = logits_and_gradients(every_call)
+    logits, gradients = logits_and_gradients(once)
+    assert torch.equal(logits, expected_logits)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, expected_gradients, strict=True))
+    network = once.unwrapped_model
+    matrices = [m.weight for n, m in network.named_modules() if n.endswith(("base_layer", "lm_head"))]
     assert len(matrices) > 1 and {w.dtype for w in matrices} == {torch.bfloat16}
-    rest = {n: p.dtype for n, p in once.core.named_parameters() if "lora_" in n or "embed" in n or "norm" in n}
-    assert rest and set(rest.values()) == {torch.float32}
+    others = {n: p.dtype for n, p in network.named_parameters() if "lora_" in n or "embed" in n or "norm" in n}
+    assert others and set(others.values()) == {torch.float32}
     with once.reference(), every_call.reference():
-        assert torch.equal(once.logits(TOKENS, None, EVERY), every_call.logits(TOKENS, None, EVERY))
+        assert torch.equal(once.logits(INPUT_IDS, None, EVERY), every_call.logits(INPUT_IDS, None, EVERY))
 
 
-def test_fused_attention_stays_in_float32_on_a_cpu(place, monkeypatch):
-    seen = []
-    plain = autocast.sdpa_attention_forward
+def test_fused_attention_stays_in_float32_on_a_cpu(path, monkeypatch):
+    dtypes = []
+    original = autocast.sdpa_attention_forward
     monkeypatch.setattr(
         autocast,
         "sdpa_attention_forward",
-        lambda m, q, *rest, **named: seen.append(q.dtype) or plain(m, q, *rest, **named),
+        lambda m, q, *args, **kwargs: dtypes.append(q.dtype) or original(m, q, *args, **kwargs),
     )
-    policy = load_policy(replace(CHOICE, path=place, **published.choice("llada")), seed=1)
-    found = policy.logits(TOKENS, None, EVERY)
-    padding = torch.arange(12)[None] >= torch.tensor([[0], [5]])
-    padded = policy.logits(TOKENS, padding, padding)
-    assert len(seen) >= 4 and set(seen) == {torch.float32}
-    exact = load_policy(replace(CHOICE, path=place, autocast=False, **published.choice("llada")), seed=1)
-    for one, other in (found, exact.logits(TOKENS, None, EVERY)), (padded, exact.logits(TOKENS, padding, padding)):
+    policy = load_policy(replace(CONFIG, path=path, **published.settings("llada")), seed=1)
+    logits = policy.logits(INPUT_IDS, None, EVERY)
+    attention_mask = torch.arange(12)[None] >= torch.tensor([[0], [5]])
+    padded_logits = policy.logits(INPUT_IDS, attention_mask, attention_mask)
+    assert len(dtypes) >= 4 and set(dtypes) == {torch.float32}
+    exact = load_policy(replace(CONFIG, path=path, autocast=False, **published.settings("llada")), seed=1)
+    exact_padded_logits = exact.logits(INPUT_IDS, attention_mask, attention_mask)
+    for one, other in (logits, exact.logits(INPUT_IDS, None, EVERY)), (padded_logits, exact_padded_logits):
         assert float((one - other).abs().max()) < 0.05 * float(other.abs().max())
 
 
-def test_what_is_trained_is_not_rounded(place):
-    policy = load_policy(replace(CHOICE, path=place, lora=None, **published.choice("llada")))
+def test_trainable_weights_are_not_rounded(path):
+    policy = load_policy(replace(CONFIG, path=path, lora=None, **published.settings("llada")))
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}

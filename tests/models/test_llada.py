@@ -1,4 +1,4 @@
-"""LLaDA's published layout in and out, against the stock Llama class; what cannot work is refused."""
+"""LLaDA's published layout is loaded and saved, and compared with the stock Llama class; invalid ones are refused."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ BLOCK = {
 
 @pytest.fixture
 def published(tmp_path):
-    """A checkpoint written by hand in LLaDA's own names, and its tensors."""
+    """A checkpoint with LLaDA's tensor names, written by hand: its folder, tensors and configuration."""
     torch.manual_seed(0)
     save_policy(random_policy(), tmp_path / "tokenizer", "x")
     folder = tmp_path / "llada"
@@ -59,7 +59,7 @@ def published(tmp_path):
 
 
 def stock(tensors, config):
-    """The same weights in transformers' Llama, renamed here by hand."""
+    """The same weights in transformers' Llama; tensors are renamed here by hand."""
     names = {f"model.transformer.{a}.weight": f"{b}.weight" for a, b in TOP.items()}
     for layer in range(2):
         names |= {
@@ -83,35 +83,35 @@ def stock(tensors, config):
     return llama
 
 
-def test_a_published_checkpoint_gives_the_stock_classs_logits(published):
+def test_a_published_checkpoint_gives_the_logits_of_the_stock_class(published):
     folder, tensors, config = published
     policy = load_policy(ModelConfig(path=str(folder)))
-    tokens = torch.randint(0, config["vocab_size"], (3, 9))
-    at = torch.rand(3, 9) < 0.5
+    input_ids = torch.randint(0, config["vocab_size"], (3, 9))
+    position_mask = torch.rand(3, 9) < 0.5
     with torch.no_grad():
-        found = policy.logits(tokens, None, at)
-        assert torch.equal(found, policy.logits(tokens, None, at, int(at.sum())))
-        assert torch.allclose(found, stock(tensors, config)(tokens).logits[at], atol=1e-5)
+        logits = policy.logits(input_ids, None, position_mask)
+        assert torch.equal(logits, policy.logits(input_ids, None, position_mask, int(position_mask.sum())))
+        assert torch.allclose(logits, stock(tensors, config)(input_ids).logits[position_mask], atol=1e-5)
 
 
-def test_it_is_written_back_with_the_same_names_values_and_fields(published, tmp_path):
+def test_a_saved_model_has_the_same_tensors_and_config(published, tmp_path):
     folder, tensors, config = published
-    save_policy(load_policy(ModelConfig(path=str(folder))), tmp_path / "again", str(folder))
-    again = load_file(tmp_path / "again" / "model.safetensors")
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
-    assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+    save_policy(load_policy(ModelConfig(path=str(folder))), tmp_path / "saved", str(folder))
+    saved_tensors = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved_tensors.keys() == tensors.keys()
+    assert all(torch.equal(saved_tensors[name], tensors[name]) for name in tensors)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text()) == config
 
 
-def test_padding_shifts_no_logit(policy):
-    tokens = torch.randint(4, policy.vocab_size, (1, 7))
-    padded = torch.cat([torch.full((1, 3), policy.pad_id), tokens], 1)
-    attend = torch.arange(10)[None] >= 3
-    at = torch.ones(1, 7, dtype=torch.bool)
+def test_padding_changes_no_logit(policy):
+    input_ids = torch.randint(4, policy.vocab_size, (1, 7))
+    padded = torch.cat([torch.full((1, 3), policy.pad_id), input_ids], 1)
+    attention_mask = torch.arange(10)[None] >= 3
+    every = torch.ones(1, 7, dtype=torch.bool)
     with torch.no_grad():
-        plain = policy.logits(tokens, None, at)
-        shifted = policy.logits(padded, attend, torch.cat([torch.zeros(1, 3, dtype=torch.bool), at], 1))
-    assert torch.allclose(plain, shifted, atol=1e-3)
+        logits = policy.logits(input_ids, None, every)
+        padded_logits = policy.logits(padded, attention_mask, attention_mask)
+    assert torch.allclose(logits, padded_logits, atol=1e-3)
 
 
 def test_a_causal_model_is_refused(policy):
@@ -125,7 +125,7 @@ def test_a_causal_model_is_refused(policy):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"mask_token_id": 0}, "needs a mask token of its own"),
         ({"mask_token_id": 10**6}, "must be an id of the tokenizer"),
@@ -137,11 +137,11 @@ def test_a_causal_model_is_refused(policy):
         ({"n_layers": 3}, "do not fit"),
     ],
 )
-def test_a_config_that_cannot_be_right_is_refused(published, change, words):
+def test_an_invalid_config_is_refused(published, change, message):
     folder, _, config = published
     config = {k: v for k, v in (config | change).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_policy(ModelConfig(path=str(folder)))
 
 
@@ -158,48 +158,49 @@ def test_truncated_missing_and_pickled_weights_are_refused(published):
         load_policy(ModelConfig(path="nowhere"))
 
 
-def test_lora_changes_the_policy_and_not_its_reference(published, tmp_path):
+def test_lora_changes_the_policy_but_not_its_reference(published, tmp_path):
     folder, _, config = published
     base = load_policy(ModelConfig(path=str(folder)))
     policy = load_policy(ModelConfig(path=str(folder), lora=LoRA(rank=2, alpha=4)), seed=3)
-    names = policy.trainable_parameters()
-    assert len(names) == 2 * 7 * 2  # layers x matrices x (A, B)
-    assert not any("lm_head" in name for name in names)
+    parameters = policy.trainable_parameters()
+    assert len(parameters) == 2 * 7 * 2  # layers x matrices x (A, B)
+    assert not any("lm_head" in name for name in parameters)
     with torch.no_grad():
-        for parameter in names.values():
+        for parameter in parameters.values():
             parameter.add_(0.1)
-    tokens = torch.randint(0, config["vocab_size"], (2, 6))
-    at = torch.ones_like(tokens, dtype=torch.bool)
+    input_ids = torch.randint(0, config["vocab_size"], (2, 6))
+    every = torch.ones_like(input_ids, dtype=torch.bool)
     with torch.no_grad():
-        plain, tuned = base.logits(tokens, None, at), policy.logits(tokens, None, at)
+        base_logits, logits = base.logits(input_ids, None, every), policy.logits(input_ids, None, every)
         with policy.reference():
-            assert torch.allclose(policy.logits(tokens, None, at), plain, atol=1e-5)
-        assert not torch.allclose(tuned, plain, atol=1e-2)
+            assert torch.allclose(policy.logits(input_ids, None, every), base_logits, atol=1e-5)
+        assert not torch.allclose(logits, base_logits, atol=1e-2)
         save_policy(policy, tmp_path / "adapter", str(folder))
-        assert torch.allclose(load_policy(ModelConfig(path=str(tmp_path / "adapter"))).logits(tokens, None, at), tuned)
+        reloaded = load_policy(ModelConfig(path=str(tmp_path / "adapter")))
+        assert torch.allclose(reloaded.logits(input_ids, None, every), logits)
 
 
 def test_full_fine_tuning_keeps_a_frozen_reference(published):
     folder, _, config = published
     policy = load_policy(ModelConfig(path=str(folder)), reference=True)
-    tokens = torch.randint(0, config["vocab_size"], (2, 6))
-    at = torch.ones_like(tokens, dtype=torch.bool)
+    input_ids = torch.randint(0, config["vocab_size"], (2, 6))
+    every = torch.ones_like(input_ids, dtype=torch.bool)
     with torch.no_grad():
-        before = policy.logits(tokens, None, at)
+        before = policy.logits(input_ids, None, every)
         for parameter in policy.model.parameters():
             parameter.add_(0.1)
         with policy.reference():
-            assert torch.equal(policy.logits(tokens, None, at), before)
-        assert not torch.equal(policy.logits(tokens, None, at), before)
+            assert torch.equal(policy.logits(input_ids, None, every), before)
+        assert not torch.equal(policy.logits(input_ids, None, every), before)
     with pytest.raises(CheckpointError, match="no reference"), load_policy(ModelConfig(path=str(folder))).reference():
         pass
 
 
-def test_text_survives_encoding_and_decoding(policy):
+def test_encoding_and_decoding_a_text_gives_the_same_text(policy):
     prompts = policy.encode(["3,7,12=33", "1,2=3"])
-    assert prompts.mask.sum(1).tolist() == [9, 7]
-    assert not bool(prompts.mask[1, 0])
-    ids = policy.tokenizer("7*3=21")["input_ids"]
-    assert policy.decode(torch.tensor([[*ids, policy.eos_id, 7]])) == ["7*3=21"]
-    assert "".join(policy.token_text(i) for i in ids) == "7*3=21"
+    assert prompts.prompt_mask.sum(1).tolist() == [9, 7]
+    assert not bool(prompts.prompt_mask[1, 0])
+    token_ids = policy.tokenizer("7*3=21")["input_ids"]
+    assert policy.decode(torch.tensor([[*token_ids, policy.eos_id, 7]])) == ["7*3=21"]
+    assert "".join(policy.token_text(i) for i in token_ids) == "7*3=21"
     assert policy.token_text(policy.eos_id) == ""

@@ -1,4 +1,4 @@
-"""How a model is held: dropout, checkpointing, placement, precision; none of them changes what it says."""
+"""Dropout, gradient checkpointing, device map, attention and precision; none of them changes the logits."""
 
 import pytest
 import torch
@@ -7,18 +7,18 @@ from stipule.models.loading import LoRA, ModelConfig, load_policy
 from stipule.rng import make_generator
 from tests.models import published
 
-TOKENS = torch.tensor([[4, 5, 1, 6, 1], [7, 1, 8, 9, 4]])
-EVERY = torch.ones_like(TOKENS, dtype=torch.bool)
+INPUT_IDS = torch.tensor([[4, 5, 1, 6, 1], [7, 1, 8, 9, 4]])
+EVERY = torch.ones_like(INPUT_IDS, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("m") / "llada"
-    published.write("llada", place)
-    return str(place)
+    path = tmp_path_factory.mktemp("m") / "llada"
+    published.write("llada", path)
+    return str(path)
 
 
-def stirred(folder, **lora):
+def changed_adapters(folder, **lora):
     policy = load_policy(ModelConfig(path=folder, lora=LoRA(rank=2, alpha=4, **lora)))
     with torch.no_grad():
         for parameter in policy.trainable_parameters().values():
@@ -26,50 +26,50 @@ def stirred(folder, **lora):
     return policy
 
 
-def test_dropout_is_on_in_the_update_pass_alone_and_is_a_function_of_its_noise(folder):
-    policy = stirred(folder, dropout=0.5)
+def test_dropout_is_on_only_in_the_update_pass_and_depends_only_on_its_generator(folder):
+    policy = changed_adapters(folder, dropout=0.5)
     with torch.no_grad():
-        plain = policy.logits(TOKENS, None, EVERY)
+        outside = policy.logits(INPUT_IDS, None, EVERY)
         state = torch.get_rng_state()
         with policy.update_mode(make_generator(0, 1, "dropout")):
-            one = policy.logits(TOKENS, None, EVERY)
+            one = policy.logits(INPUT_IDS, None, EVERY)
         with policy.update_mode(make_generator(0, 1, "dropout")):
-            again = policy.logits(TOKENS, None, EVERY)
+            again = policy.logits(INPUT_IDS, None, EVERY)
         with policy.update_mode(make_generator(0, 2, "dropout")):
-            other = policy.logits(TOKENS, None, EVERY)
+            other = policy.logits(INPUT_IDS, None, EVERY)
         assert torch.equal(torch.get_rng_state(), state)
-        assert torch.equal(policy.logits(TOKENS, None, EVERY), plain)
+        assert torch.equal(policy.logits(INPUT_IDS, None, EVERY), outside)
     assert torch.equal(one, again)
-    assert not torch.allclose(one, plain, atol=1e-3)
+    assert not torch.allclose(one, outside, atol=1e-3)
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-def test_without_dropout_the_update_pass_is_the_sampling_pass(folder):
-    policy = stirred(folder)
+def test_without_dropout_the_update_pass_gives_the_logits_of_sampling(folder):
+    policy = changed_adapters(folder)
     with torch.no_grad(), policy.update_mode(make_generator(0, 1, "dropout")):
-        inside = policy.logits(TOKENS, None, EVERY)
+        inside = policy.logits(INPUT_IDS, None, EVERY)
     with torch.inference_mode():
-        assert torch.equal(inside, policy.logits(TOKENS, None, EVERY))
+        assert torch.equal(inside, policy.logits(INPUT_IDS, None, EVERY))
 
 
-def test_dropouts_of_a_published_config_are_off(tmp_path):
+def test_dropout_of_a_published_config_is_off(tmp_path):
     published.write("bert", tmp_path / "bert")
     policy = load_policy(ModelConfig(path=str(tmp_path / "bert")))
     assert policy.published_config["hidden_dropout_prob"] == 0.1
     with torch.no_grad(), policy.update_mode(make_generator(0, 1, "dropout")):
-        inside = policy.logits(TOKENS, None, EVERY)
+        inside = policy.logits(INPUT_IDS, None, EVERY)
     with torch.no_grad():
-        assert torch.equal(inside, policy.logits(TOKENS, None, EVERY))
+        assert torch.equal(inside, policy.logits(INPUT_IDS, None, EVERY))
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_checkpointing_computes_twice_and_gives_the_same_gradients(folder, lora):
-    found = {}
+def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(folder, lora):
+    num_calls, gradients = {}, {}
     for checkpointing in (False, True):
-        choice = ModelConfig(
+        config = ModelConfig(
             path=folder, gradient_checkpointing=checkpointing, lora=LoRA(rank=2, alpha=4) if lora else None
         )
-        policy = load_policy(choice)
+        policy = load_policy(config)
         if not lora:
             policy.model.requires_grad_(True)
         calls = []
@@ -80,30 +80,31 @@ def test_checkpointing_computes_twice_and_gives_the_same_gradients(folder, lora)
                 if "lora_B" in name:
                     parameter.add_(0.05)
         with policy.update_mode(make_generator(0, 1, "dropout")):
-            policy.logits(TOKENS, None, EVERY).log_softmax(1)[:, 5].sum().backward()
-        gradients = {name: p.grad for name, p in policy.trainable_parameters().items() if p.grad is not None}
-        found[checkpointing] = (len(calls), gradients)
+            policy.logits(INPUT_IDS, None, EVERY).log_softmax(1)[:, 5].sum().backward()
+        parameters = policy.trainable_parameters()
+        gradients[checkpointing] = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        num_calls[checkpointing] = len(calls)
         with torch.inference_mode():
-            policy.logits(TOKENS, None, EVERY)
-        assert len(calls) == found[checkpointing][0] + 1  # nothing is recomputed outside
-    assert (found[False][0], found[True][0]) == (1, 2)
-    assert found[False][1].keys() == found[True][1].keys() and found[False][1]
-    for name, gradient in found[False][1].items():
-        assert torch.allclose(gradient, found[True][1][name], atol=1e-6), name
+            policy.logits(INPUT_IDS, None, EVERY)
+        assert len(calls) == num_calls[checkpointing] + 1  # nothing is recomputed outside of the update pass
+    assert num_calls == {False: 1, True: 2}
+    assert gradients[False].keys() == gradients[True].keys() and gradients[False]
+    for name, gradient in gradients[False].items():
+        assert torch.allclose(gradient, gradients[True][name], atol=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["llada", "dream", "llada_moe", "modernbert"])
-@pytest.mark.parametrize("choice", [{"device_map": "auto"}, {"attention": "eager"}, {"dtype": "bfloat16"}])
-def test_placement_attention_and_precision_leave_the_logits(tmp_path, name, choice):
+@pytest.mark.parametrize("setting", [{"device_map": "auto"}, {"attention": "eager"}, {"dtype": "bfloat16"}])
+def test_device_map_attention_and_precision_keep_the_logits(tmp_path, name, setting):
     published.write(name, tmp_path / name)
-    plain = load_policy(ModelConfig(path=str(tmp_path / name)))
-    other = load_policy(ModelConfig(path=str(tmp_path / name), **choice))
+    default = load_policy(ModelConfig(path=str(tmp_path / name)))
+    other = load_policy(ModelConfig(path=str(tmp_path / name), **setting))
     with torch.no_grad():
-        expected, found = plain.logits(TOKENS, None, EVERY), other.logits(TOKENS, None, EVERY)
-    assert found.dtype == torch.float32
-    if "dtype" in choice:
+        expected, logits = default.logits(INPUT_IDS, None, EVERY), other.logits(INPUT_IDS, None, EVERY)
+    assert logits.dtype == torch.float32
+    if "dtype" in setting:
         assert other.unwrapped_model.dtype == torch.bfloat16
-        # A router may send a token to another expert where two are nearly equal: most logits must agree.
-        assert ((found - expected).abs() < 0.3).float().mean() > 0.9
+        # A router may choose another expert if two are nearly equal, so only most logits must agree.
+        assert ((logits - expected).abs() < 0.3).float().mean() > 0.9
     else:
-        assert torch.allclose(expected, found, atol=1e-4)
+        assert torch.allclose(expected, logits, atol=1e-4)

@@ -1,87 +1,88 @@
-"""What a plan counts is what torch counts and what a run spends."""
+"""The counts of a plan equal those of torch and of a run."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stipule.config.recipe import parse_recipe
 from stipule.estimators.token_logps import masked_token_logps
 from stipule.models.loading import LoRA
-from stipule.plan.shape import PUBLISHED, published_config, shape_of
-from stipule.plan.dummy_model import anchors_of, full_length_rollouts, prompts_of, dummy_policy, mask_samples_of_step
+from stipule.plan.dummy_model import anchors_of, dummy_policy, full_length_rollouts, mask_samples_of_step, prompts_of
 from stipule.plan.flops import count_flops
-from stipule.config.recipe import parse_recipe
+from stipule.plan.shape import PUBLISHED, published_config, shape_of
 from stipule.rng import make_generator
 
 SMALL = [
-    "model.path=tiny/sudoku", "model.attention=eager", "sampler.gen_length=32", "sampler.block_length=16", "sampler.steps=16",
-    "training.micro_batch_size=12", "training.num_iterations=2", "estimator.masks=exact", "sampler.stop_at_eos=false",
+    "model.path=tiny/sudoku", "model.attention=eager", "sampler.gen_length=32", "sampler.block_length=16",
+    "sampler.steps=16", "sampler.stop_at_eos=false", "training.micro_batch_size=12", "training.num_iterations=2",
+    "estimator.masks=exact",
 ]  # fmt: skip
 
 
-def small(*more):
-    return parse_recipe({"task": {"kind": "countdown"}}, [*SMALL, *more])
+def small(*overrides):
+    return parse_recipe({"task": {"kind": "countdown"}}, [*SMALL, *overrides])
 
 
-def counted(work):
+def torch_flops(function):
     with FlopCounterMode(display=False) as counter:
-        work()
+        function()
     return counter.get_total_flops()
 
 
-def test_operations_are_those_that_torch_counts():
+def test_operations_equal_those_that_torch_counts():
     recipe = small()
-    published, _ = published_config(recipe.model.path)
-    work = count_flops(recipe, shape_of(published, recipe.model.lora), 20)
-    policy, responses = dummy_policy(published, recipe.model, "cpu"), full_length_rollouts(recipe, 20, padded=False)
-    views = mask_samples_of_step(recipe, responses)
+    config_json, _ = published_config(recipe.model.path)
+    flops = count_flops(recipe, shape_of(config_json, recipe.model.lora), 20)
+    policy, rollouts = dummy_policy(config_json, recipe.model, "cpu"), full_length_rollouts(recipe, 20, padded=False)
+    mask_samples = mask_samples_of_step(recipe, rollouts)
     with torch.no_grad():
-        assert work.old_logps.operations == counted(lambda: masked_token_logps(policy, responses, views[1]))
-    update = counted(lambda: [masked_token_logps(policy, responses, v).sum().backward() for v in views])
-    assert work.update.operations == update
-    noise = recipe.sampler.sample_noise(len(responses), make_generator(0, 0, "x"))
-    rollout = counted(lambda: recipe.sampler(policy, prompts_of(responses), noise))
-    assert work.rollout.operations == rollout
+        assert flops.old_logps.operations == torch_flops(lambda: masked_token_logps(policy, rollouts, mask_samples[1]))
+    update = torch_flops(lambda: [masked_token_logps(policy, rollouts, m).sum().backward() for m in mask_samples])
+    assert flops.update.operations == update
+    noise = recipe.sampler.sample_noise(len(rollouts), make_generator(0, 0, "x"))
+    rollout = torch_flops(lambda: recipe.sampler(policy, prompts_of(rollouts), noise))
+    assert flops.rollout.operations == rollout
 
 
-def test_under_lora_the_body_counts_once_for_its_inputs_and_adapters_twice_more():
+def test_with_lora_the_backward_pass_counts_one_product_for_the_backbone_and_two_for_adapters():
     recipe = small("model.lora.rank=8", "training.num_iterations=1")
-    published, _ = published_config(recipe.model.path)
-    shape = shape_of(published, recipe.model.lora)
-    work = count_flops(recipe, shape, 20)
-    policy = dummy_policy(published, recipe.model, "cpu")
-    rows, asked = work.update.calls, work.update.head_tokens
-    at = (torch.arange(rows * 52) < asked).view(rows, 52)
+    config_json, _ = published_config(recipe.model.path)
+    shape = shape_of(config_json, recipe.model.lora)
+    flops = count_flops(recipe, shape, 20)
+    policy = dummy_policy(config_json, recipe.model, "cpu")
+    rows, head_tokens = flops.update.calls, flops.update.head_tokens
+    position_mask = (torch.arange(rows * 52) < head_tokens).view(rows, 52)
 
     def update():
-        policy.hidden_states(torch.full((rows, 52), 2), None, at, asked).sum().backward()
+        policy.hidden_states(torch.full((rows, 52), 2), None, position_mask, head_tokens).sum().backward()
 
-    # The first block needs no gradient of its input, which the count does not leave out.
-    assert work.update.backbone + work.update.attention == pytest.approx(counted(update), rel=0.04)
-    # The head is frozen: once forward, once for the gradient of the states.
-    assert work.update.head == 2 * 2 * shape.head * work.update.head_tokens
+    # The first layer needs no gradient of its input, but the plan counts one.
+    assert flops.update.backbone + flops.update.attention == pytest.approx(torch_flops(update), rel=0.04)
+    # The LM head is frozen: one product forward, one for the gradient of the hidden states.
+    assert flops.update.head == 2 * 2 * shape.head * flops.update.head_tokens
 
 
-def test_calls_are_those_that_a_rollout_spends_and_pruning_lowers_them():
-    more = ["pruning.spatial.ratio=0.125", "pruning.temporal.cutoff=0.125"]
-    recipe = small(*more)
-    published, _ = published_config(recipe.model.path)
-    shape = shape_of(published)
-    policy, responses = dummy_policy(published, recipe.model, "cpu"), full_length_rollouts(recipe, 20, padded=False)
-    noise = recipe.sampler.sample_noise(len(responses), make_generator(0, 0, "x"))
-    anchors = anchors_of(recipe, len(responses))
-    found = recipe.sampler(policy, prompts_of(responses), noise, anchors, recipe.pruning.temporal)
+def test_calls_equal_those_of_a_rollout_and_pruning_lowers_them():
+    recipe = small("pruning.spatial.ratio=0.125", "pruning.temporal.cutoff=0.125")
+    config_json, _ = published_config(recipe.model.path)
+    shape = shape_of(config_json)
+    policy, rollouts = dummy_policy(config_json, recipe.model, "cpu"), full_length_rollouts(recipe, 20, padded=False)
+    noise = recipe.sampler.sample_noise(len(rollouts), make_generator(0, 0, "x"))
+    anchors = anchors_of(recipe, len(rollouts))
+    sampled = recipe.sampler(policy, prompts_of(rollouts), noise, anchors, recipe.pruning.temporal)
     pruned, plain = count_flops(recipe, shape, 20), count_flops(small(), shape, 20)
-    assert pruned.rollout.calls == int(found.nfe.sum()) == 12 * 13  # (32 - 4 - 4) / 2 + 1
+    assert pruned.rollout.calls == int(sampled.nfe.sum()) == 12 * 13  # (32 - 4 - 4) / 2 + 1
     assert plain.rollout.calls == 12 * 16
 
 
-def test_a_reference_and_an_old_policy_are_counted_only_where_they_are_scored():
+def test_logps_of_the_reference_and_the_old_policy_are_counted_only_if_they_are_computed():
     shape = shape_of(published_config("tiny/sudoku")[0])
-    spg = ["estimator.kind=spg", "estimator.masks=block", "estimator.block_length=16", "objective.kind=reinforce"]
-    assert count_flops(small(*spg), shape, 20).old.calls == count_flops(small(*spg), shape, 20).reference.calls == 0
+    overrides = ["estimator.kind=spg", "estimator.masks=block", "estimator.block_length=16", "objective.kind=reinforce"]
+    spg = count_flops(small(*overrides), shape, 20)
+    assert spg.old_logps.calls == spg.ref_logps.calls == 0
     grpo = count_flops(small(), shape, 20)
-    # mu = 2, K = 3, 12 rows: one old view set, two of the reference, two updates.
-    assert (grpo.old.calls, grpo.reference.calls, grpo.update.calls) == (36, 72, 72)
+    # mu = 2, K = 3, 12 rows: mask samples of one update for the old policy, of two for the reference, and two updates.
+    assert (grpo.old_logps.calls, grpo.ref_logps.calls, grpo.update.calls) == (36, 72, 72)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_published_sizes_give_the_published_bytes(path, size):
     assert 2 * shape_of(published).parameters == size  # bfloat16
 
 
-def test_adapters_on_seven_and_on_the_four_published_matrices():
+def test_adapters_on_all_seven_and_on_the_four_published_matrices():
     published, _ = published_config("GSAI-ML/LLaDA-8B-Instruct")
     assert shape_of(published, LoRA(rank=128)).adapters == 335_544_320
     assert shape_of(published, LoRA(rank=128, targets="published")).adapters == 167_772_160

@@ -1,4 +1,4 @@
-"""Run folders written by hand, so that a page can be tested without training."""
+"""Run folders written by hand, so that the report page can be tested without training."""
 
 import json
 import math
@@ -15,7 +15,7 @@ RECIPE = {
         "temporal": {"cutoff": 0.125, "scope": "global"},
     },
     "estimator": {"kind": "elbo"},
-    "credit": {"kind": "group_relative"},
+    "advantage": {"kind": "group_relative"},
     "objective": {"kind": "grpo"},
     "training": {"steps": 40, "prompts_per_step": 2, "num_generations": 4, "seed": 0, "rollouts_every": 5},
     "alarms": {},
@@ -24,25 +24,25 @@ RECIPE = {
 HOSTILE = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\u2028]]><!--"
 
 
-def metrics(step, chance, height=0.5):
-    solved = round(8 * min(1.0, max(0.0, height + chance.gauss(0, 0.05)))) / 8
+def metrics(step, rng, reward=0.5):
+    accuracy = round(8 * min(1.0, max(0.0, reward + rng.gauss(0, 0.05)))) / 8
     return {
         "step": step,
-        "reward/mean": solved,
+        "reward/mean": accuracy,
         "reward/frac_nonzero_std": 0.6,
-        "reward/accuracy": solved,
+        "reward/accuracy": accuracy,
         "reward/format": 1.0,
         "response/length": 16.0,
         "response/anchors": 2.0,
         "response/distinct": 0.8,
         "response/copies": 0.0,
         "response/repetition": 0.01,
-        "response/confidence": 0.8 + 0.05 * chance.random(),
-        "policy/loss": chance.gauss(0, 0.01),
+        "response/confidence": 0.8 + 0.05 * rng.random(),
+        "policy/loss": rng.gauss(0, 0.01),
         "policy/ratio": 1.0,
-        "policy/ratio_max": 1.5 + chance.random(),
+        "policy/ratio_max": 1.5 + rng.random(),
         "policy/clip_ratio": 0.1,
-        "variance/estimate": math.exp(chance.gauss(-2, 0.5)),
+        "variance/estimate": math.exp(rng.gauss(-2, 0.5)),
         "policy/grad_norm": 1.0,
         "policy/frac_zero_advantage": 0.2,
         "time/rollout": 0.6,
@@ -58,52 +58,52 @@ def metrics(step, chance, height=0.5):
     }
 
 
-def rollout(step, problem, member, chance, length=16, text=None, pieces=None):
-    """A response: two anchors, one token a call, the last two in one call."""
-    pieces = pieces or [str(chance.randint(1, 4)) for _ in range(length)]
+def rollout(problem, rng, length=16):
+    """A saved response: two anchors, one token per forward pass, the last two in one forward pass."""
+    token_texts = [str(rng.randint(1, 4)) for _ in range(length)]
     order = list(range(length))
-    chance.shuffle(order)
-    revealed = [0] * length
-    for place, index in enumerate(order):
-        revealed[index] = -1 if place < 2 else min(place - 2, length - 4)
-    right = chance.random() < 0.5
+    rng.shuffle(order)
+    unmask_step = [0] * length
+    for rank, position in enumerate(order):
+        unmask_step[position] = -1 if rank < 2 else min(rank - 2, length - 4)
+    correct = rng.random() < 0.5
     return {
         "key": f"problem-{problem}",
         "prompt": "0243000001202030",
-        "response": "".join(pieces) if text is None else text,
-        "reward": 1.0 if right else round(chance.random() * 0.9, 3),
-        "parts": {"solved": float(right), "format": 1.0},
-        "correct": right,
-        "advantage": chance.gauss(0, 1),
-        "tokens": [4] * length,
-        "pieces": pieces,
-        "live": length,
-        "revealed": revealed,
-        "confidence": [round(chance.random(), 4) for _ in range(length)],
-        "forwards": length - 3,
+        "response": "".join(token_texts),
+        "reward": 1.0 if correct else round(rng.random() * 0.9, 3),
+        "parts": {"solved": float(correct), "format": 1.0},
+        "correct": correct,
+        "advantage": rng.gauss(0, 1),
+        "completion_ids": [4] * length,
+        "token_texts": token_texts,
+        "completion_length": length,
+        "unmask_step": unmask_step,
+        "confidence": [round(rng.random(), 4) for _ in range(length)],
+        "nfe": length - 3,
     }
 
 
 def write_run(path, steps=40, every=5, length=16, recipe=RECIPE, rise=0.5, seed=0, hostile=False):
-    chance = random.Random(seed)
-    (path / "rollouts").mkdir(parents=True)
-    kept = {**recipe, "sampler": {"gen_length": length, "steps": length, "block_length": length}}
-    kept["training"] = {**recipe["training"], "steps": steps}
-    (path / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
     from stipule import __version__
+    from stipule.training.run_folder import FORMAT
 
-    (path / "environment.json").write_text(json.dumps({"stipule": __version__, "platform": "test"}))
-    lines = [metrics(step, chance, 0.25 + rise * step / steps) for step in range(1, steps + 1)]
+    rng = random.Random(seed)
+    (path / "rollouts").mkdir(parents=True)
+    saved_recipe = {**recipe, "sampler": {"gen_length": length, "steps": length, "block_length": length}}
+    saved_recipe["training"] = {**recipe["training"], "steps": steps}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(saved_recipe, sort_keys=False))
+    environment = {"format": FORMAT, "stipule": __version__, "platform": "test"}
+    (path / "environment.json").write_text(json.dumps(environment))
+    lines = [metrics(step, rng, 0.25 + rise * step / steps) for step in range(1, steps + 1)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = []
     for step in range(every, steps + 1, every):
-        if rows and length > 64:  # long responses are made once
-            (path / "rollouts" / f"step-{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            continue
-        rows = [rollout(step, problem, member, chance, length) for problem in (1, 2) for member in range(4)]
-        if hostile:
-            rows[0] = {**rows[0], "response": HOSTILE, "pieces": [HOSTILE, *rows[0]["pieces"][1:]]}
-            rows[0] |= {"key": f"problem {HOSTILE}", "prompt": HOSTILE}
         file = path / "rollouts" / f"step-{step:06d}.jsonl"
+        if not rows or length <= 64:  # long responses are made once, to save time
+            rows = [rollout(problem, rng, length) for problem in (1, 2) for _ in range(4)]
+            if hostile:
+                rows[0] = {**rows[0], "response": HOSTILE, "token_texts": [HOSTILE, *rows[0]["token_texts"][1:]]}
+                rows[0] |= {"key": f"problem {HOSTILE}", "prompt": HOSTILE}
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -1,21 +1,23 @@
-"""The page of a run, as a file."""
+"""The report page of a run, as a file."""
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from stipule.errors import RecipeError
+from stipule.errors import CheckpointError, RecipeError
 from stipule.evaluation.statistics import wilson
-from stipule.report.page.build import embedded, gather, page, write_page
+from stipule.report.page.build import json_for_html, page_data, render_page, write_page
 from stipule.report.page.run_reader import read_run
-from stipule.report.page.samples import samples, telling
+from stipule.report.page.samples import select_groups, select_rollouts
 from stipule.report.page.savings import savings
-from stipule.report.page.series import smoothed, thinned
+from stipule.report.page.series import downsample, moving_average
 from stipule.report.page.summary import verdict
+from stipule.training.checkpoint import STATE_FILE, TrainState
 from tests.report.made_runs import HOSTILE, RECIPE, write_run
 
 SOURCE = Path(__file__).parents[2] / "src" / "stipule"
@@ -32,71 +34,81 @@ def rewards(values):
     return [{"step": i + 1, "reward/mean": v, "reward/accuracy": v} for i, v in enumerate(values)]
 
 
-def test_hostile_text_stays_text_and_comes_back_whole(tmp_path):
-    made = gather([write_run(tmp_path / "run", hostile=True)])
-    text = page(made)
-    assert "window.owned" in text  # it is there, as text
+def test_hostile_text_stays_text_and_is_unchanged(tmp_path):
+    data = page_data([write_run(tmp_path / "run", hostile=True)])
+    text = render_page(data)
+    assert "window.owned" in text  # present, but as text
     assert "<script>window" not in text and "onerror='window" not in text.replace("\\u003c", "<").split("<img")[0]
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
-    assert json.loads(block) == made
-    assert any(HOSTILE in piece for piece in made["samples"]["pieces"])
-    assert not set("<>&\u2028\u2029") & set(embedded(made))
+    assert json.loads(block) == data
+    assert any(HOSTILE in text for text in data["rollouts"]["token_texts"])
+    assert not set("<>&\u2028\u2029") & set(json_for_html(data))
 
 
 def test_a_run_name_is_escaped_too(tmp_path):
-    text = page(gather([write_run(tmp_path / "<b>bold")]))
+    text = render_page(page_data([write_run(tmp_path / "<b>bold")]))
     assert "<b>bold" not in text and "&lt;b&gt;bold" in text
 
 
-def test_half_written_lines_are_left_out_and_counted(tmp_path):
+def test_incomplete_lines_are_left_out_and_counted(tmp_path):
     path = write_run(tmp_path / "run")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"no": "step"}\n{"step": 41, "reward/me')
     with next((path / "rollouts").glob("*.jsonl")).open("a") as file:
-        file.write('{"key": "x", "tokens": [1], "revealed": [0], "confidence": []}\n{"key"')
-    made = gather([path])
-    assert made["runs"][0]["steps"] == 40
-    assert any("3 half-written" in note for note in made["runs"][0]["notes"])
-    assert any("2 half-written" in note for note in made["samples"]["notes"])
+        file.write('{"key": "x", "completion_ids": [1], "unmask_step": [0], "confidence": []}\n{"key"')
+    data = page_data([path])
+    assert data["runs"][0]["steps"] == 40
+    assert any("3 incomplete" in note for note in data["runs"][0]["notes"])
+    assert any("2 incomplete" in note for note in data["rollouts"]["notes"])
 
 
-def test_a_run_that_has_not_written_a_step_says_so(tmp_path):
+def test_a_run_without_a_step_is_shown_with_notes(tmp_path):
     path = write_run(tmp_path / "run", steps=4)
     (path / "metrics.jsonl").unlink()
-    made = gather([path])
-    assert "Too early" in made["runs"][0]["verdict"]["words"]
-    assert any("No step" in note for note in made["runs"][0]["notes"])
-    assert any("No responses" in note for note in made["runs"][0]["notes"])
-    assert page(made)
+    data = page_data([path])
+    assert "Too early" in data["runs"][0]["verdict"]["message"]
+    assert any("No step" in note for note in data["runs"][0]["notes"])
+    assert any("No responses" in note for note in data["runs"][0]["notes"])
+    assert render_page(data)
 
 
-def test_a_run_of_an_older_version_is_shown_without_what_it_lacks(tmp_path):
+def test_a_run_with_missing_sections_and_keys_is_shown_without_them(tmp_path):
     recipe = {key: value for key, value in RECIPE.items() if key not in ("alarms", "tracking", "pruning")}
     path = write_run(tmp_path / "run", recipe=recipe)
-    (path / "environment.json").write_text('{"stipule": "0.0.1"}')
+    (path / "environment.json").write_text('{"format": 2, "stipule": "0.0.1"}')
     for file in (path / "rollouts").iterdir():
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        lean = [{k: v for k, v in row.items() if k not in ("pieces", "live", "parts")} for row in rows]
-        file.write_text("".join(json.dumps(row) + "\n" for row in lean))
+        reduced = [
+            {k: v for k, v in row.items() if k not in ("token_texts", "completion_length", "parts")} for row in rows
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in reduced))
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["policy/ratio_max"] = 50.0
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = gather([path])
-    run, group = made["runs"][0], made["samples"]["groups"][0]
-    assert run["made_by"] == "0.0.1" and run["savings"] is None
-    assert [alarm["name"] for alarm in run["alarms"]] == ["ratio"]  # judged by today's defaults
-    assert [made["samples"]["pieces"][t] for t in group["responses"][0]["t"]] == list(rows_text(path))
-    assert page(made)
+    data = page_data([path])
+    run, group = data["runs"][0], data["rollouts"]["groups"][0]
+    assert run["version"] == "0.0.1" and run["savings"] is None
+    assert [alarm["name"] for alarm in run["alarms"]] == ["ratio"]  # by the default limits
+    assert [data["rollouts"]["token_texts"][t] for t in group["responses"][0]["t"]] == list(first_response(path))
+    assert render_page(data)
 
 
-def rows_text(path):
+def first_response(path):
     file = min((path / "rollouts").iterdir())
     return json.loads(file.read_text().splitlines()[0])["response"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="no run folder"):
-        gather([tmp_path])
+        page_data([tmp_path])
+
+
+def test_a_run_of_an_earlier_format_is_refused(tmp_path):
+    path = write_run(tmp_path / "run", steps=4)
+    (path / "environment.json").write_text('{"stipule": "0.0.1"}')
+    with pytest.raises(CheckpointError, match="earlier version"):
+        write_page([path], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_report_is_replaced_and_anything_else_is_not(tmp_path):
@@ -112,48 +124,47 @@ def test_a_report_is_replaced_and_anything_else_is_not(tmp_path):
 @pytest.mark.parametrize("runs", [1, 3])
 def test_thousands_of_steps_stay_below_two_megabytes_and_the_page_says_so(tmp_path, runs):
     paths = [write_run(tmp_path / f"run-{i}", steps=3000, every=25, length=256, seed=i) for i in range(runs)]
-    made = gather(paths)
-    assert len(page(made).encode()) < 2_000_000
-    assert any("3000 steps are drawn as" in note for note in made["runs"][0]["notes"])
-    assert any("of the 120 saved steps are shown" in note for note in made["samples"]["notes"])
-    steps = [group["step"] for group in made["samples"]["groups"] if group["run"] == 0]
+    data = page_data(paths)
+    assert len(render_page(data).encode()) < 2_000_000
+    assert any("3000 steps are drawn as" in note for note in data["runs"][0]["notes"])
+    assert any("of the 120 saved steps" in note for note in data["rollouts"]["notes"])
+    steps = [group["step"] for group in data["rollouts"]["groups"] if group["run"] == 0]
     assert (min(steps), max(steps)) == (25, 3000)
 
 
-def test_a_number_that_is_none_leaves_a_gap(tmp_path):
+def test_a_value_that_is_not_finite_leaves_a_gap(tmp_path):
     run = run_with(tmp_path / "run", [{"step": 1, "a": 1.0}, {"step": 2, "a": float("nan")}, {"step": 3, "a": 3.0}])
-    assert thinned(run.lines, 10) == {"x": [1, 2, 3], "y": {"a": [1.0, None, 3.0]}}
-    assert page(gather([tmp_path / "run"]))
+    assert downsample(run.metrics, 10) == {"x": [1, 2, 3], "y": {"a": [1.0, None, 3.0]}}
+    assert render_page(page_data([tmp_path / "run"]))
 
 
-def test_thinning_averages_and_keeps_the_peak_of_a_maximum():
+def test_downsampling_averages_and_keeps_the_maximum_of_a_maximum():
     lines = [{"step": s, "a": float(s), "b_max": float(s)} for s in (1, 2, 3, 4)]
-    assert thinned(lines, 2) == {"x": [2, 4], "y": {"a": [1.5, 3.5], "b_max": [2.0, 4.0]}}
+    assert downsample(lines, 2) == {"x": [2, 4], "y": {"a": [1.5, 3.5], "b_max": [2.0, 4.0]}}
 
 
-def test_a_share_has_wilsons_interval_over_its_window():
+def test_a_fraction_has_wilsons_interval_over_its_window():
     lines = [{"step": s, "reward/accuracy": 0.25} for s in range(1, 6)]
-    found = smoothed(lines, "reward/accuracy", 8, points=5)
-    low, high = wilson(10, 40)  # the middle step sees all five: 10 of 40 right
-    assert found["x"][2] == 3
-    assert (found["mean"][2], found["low"][2], found["high"][2]) == (0.25, float(f"{low:.4g}"), float(f"{high:.4g}"))
+    curve = moving_average(lines, "reward/accuracy", 8, points=5)
+    low, high = wilson(10, 40)  # the window of the middle step has all five: 10 of 40
+    assert curve["x"][2] == 3
+    assert (curve["mean"][2], curve["low"][2], curve["high"][2]) == (0.25, float(f"{low:.4g}"), float(f"{high:.4g}"))
 
 
-def test_savings_are_the_plans(tmp_path):
-    # L = N = 16, 2 anchors: 14 calls; the last 2 of the masks in one call: 13. 8 rows, 40 steps.
-    found = savings(read_run(write_run(tmp_path / "run"), "run"))
-    assert found == {
+def test_savings_follow_from_the_schedule(tmp_path):
+    # L = N = 16, 2 anchors: 14 forward passes; the last 2 masks in one forward pass: 13. 8 rows, 40 steps.
+    assert savings(read_run(write_run(tmp_path / "run"), "run")) == {
         "unpruned": 16 * 8 * 40,
         "spatial": 2 * 8 * 40,
         "temporal": 1 * 8 * 40,
-        "beyond": 0,
+        "outside_schedule": 0,
         "spent": 13 * 8 * 40,
         "pregeneration": 0,
     }
 
 
 @pytest.mark.parametrize(
-    ("values", "tone", "words"),
+    ("values", "tone", "message"),
     [
         ([0.1, 0.12, 0.1] * 4 + [0.8, 0.82, 0.8] * 4, "good", "levelled off"),
         ([i / 24 for i in range(24)], "good", "still rising"),
@@ -162,24 +173,34 @@ def test_savings_are_the_plans(tmp_path):
         ([0.1, 0.9], "early", "Too early to say: 2 steps"),
     ],
 )
-def test_the_verdict_says_in_words_whether_it_learns(tmp_path, values, tone, words):
-    found = verdict(run_with(tmp_path / "run", rewards(values)), [], None)
-    assert found["tone"] == tone and words in found["words"]
+def test_the_verdict_says_whether_the_run_learns(tmp_path, values, tone, message):
+    result = verdict(run_with(tmp_path / "run", rewards(values)), [], None)
+    assert result["tone"] == tone and message in result["message"]
 
 
-def test_alarms_lead_what_to_look_at(tmp_path):
-    event = {"name": "ratio", "key": "policy/ratio_max", "value": 50.0, "limit": 10.0, "words": "it jumped; lower it"}
+def test_alarms_come_first_among_the_checks(tmp_path):
+    event = {"name": "ratio", "key": "policy/ratio_max", "value": 50.0, "limit": 10.0, "message": "it jumped; lower it"}
     lines = [{**line, **({"alarms": [event]} if line["step"] in (7, 8) else {})} for line in rewards([0.5] * 10)]
     run_with(tmp_path / "run", lines)
-    shown = gather([tmp_path / "run"])["runs"][0]
-    assert shown["verdict"]["look"][0] == "Alarm at step 7, 2 times: it jumped; lower it."
+    data = page_data([tmp_path / "run"])["runs"][0]
+    assert data["verdict"]["checks"][0] == "Alarm at step 7, 2 times: it jumped; lower it."
 
 
-def test_the_calls_of_the_one_step_cut_are_marked(tmp_path):
+def test_the_forward_passes_of_the_one_step_cut_are_marked(tmp_path):
     run = read_run(write_run(tmp_path / "run"), "run")
-    response = samples([run], 100, 1_000_000)["groups"][0]["responses"][0]
+    response = select_rollouts([run], 100, 1_000_000)["groups"][0]["responses"][0]
     assert response["cut"] == [12]  # the 13th and last
     assert sum(v == 12 for v in response["v"]) == 2 and sum(v == -1 for v in response["v"]) == 2
+
+
+def test_the_cost_of_the_anchors_is_read_from_the_newest_checkpoint(tmp_path):
+    path = write_run(tmp_path / "run", steps=4)
+    for step, calls in ((2, 100), (4, 200)):
+        checkpoint = path / "checkpoints" / f"step-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        state = TrainState(step=step, pregeneration_calls=calls)
+        (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state)))
+    assert read_run(path, "run").pregeneration_calls == 200
 
 
 def test_the_page_is_made_without_torch(tmp_path):
@@ -193,7 +214,7 @@ def test_the_page_is_made_without_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_no_file_of_the_report_names_torch():
+def test_no_file_of_the_report_imports_torch():
     for file in (SOURCE / "report").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (torch|transformers)", file.read_text(), re.MULTILINE), file
 
@@ -206,7 +227,7 @@ def test_text_that_grows_when_it_is_escaped_does_not_break_the_limit(tmp_path):
     assert 1_000 < write_page([path], tmp_path / "page.html") < 2_000_000
 
 
-def test_groups_whose_rewards_differ_are_shown_first():
+def test_groups_whose_rewards_differ_are_preferred():
     groups = [{"key": key, "responses": [{"r": r} for r in rewards]} for key, *rewards in ("a00", "b11", "c01", "d00")]
-    assert [group["key"] for group in telling(groups, 2)] == ["a", "c"]
-    assert [group["key"] for group in telling(groups, 9)] == ["a", "b", "c", "d"]
+    assert [group["key"] for group in select_groups(groups, 2)] == ["a", "c"]
+    assert [group["key"] for group in select_groups(groups, 9)] == ["a", "b", "c", "d"]

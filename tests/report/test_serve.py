@@ -1,4 +1,4 @@
-"""The live page: what it serves, to whom, and that it follows the run."""
+"""The live page: what it serves, to whom, and that it is updated."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.report.made_runs import metrics, write_run
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    monkeypatch.setattr(serve, "PAUSE", 0.0)
+    monkeypatch.setattr(serve, "REFRESH_SECONDS", 0.0)
     path = write_run(tmp_path / "run", steps=10)
     with PageServer([path], port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
@@ -34,28 +34,28 @@ def get(server, path, **headers):
         return answer.status, answer.headers, answer.read()
 
 
-def test_it_listens_to_this_machine_only(served):
+def test_the_server_listens_on_this_machine_only(served):
     assert served[1].server_address[0] == "127.0.0.1"
 
 
-def test_the_page_asks_its_own_server_and_nobody_else(served):
+def test_the_page_may_only_connect_to_its_own_server(served):
     status, headers, body = get(served[1], "/")
     assert status == 200 and b"a stipule report" in body and b"connect-src &#39;self&#39;" in body
     assert headers["Cache-Control"] == "no-store"
 
 
-def test_news_come_when_there_are_any(served):
+def test_new_data_are_sent_when_there_are_any(served):
     path, server = served
     _, headers, body = get(server, "/data.json")
     assert json.loads(body)["runs"][0]["steps"] == 10
-    seen = headers["X-Revision"]
-    assert get(server, f"/data.json?seen={seen}")[0] == 204
+    revision = headers["X-Revision"]
+    assert get(server, f"/data.json?seen={revision}")[0] == 204
     import random
 
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(metrics(11, random.Random(0))) + "\n")
-    status, headers, body = get(server, f"/data.json?seen={seen}")
-    assert status == 200 and json.loads(body)["runs"][0]["steps"] == 11 and headers["X-Revision"] != seen
+    status, headers, body = get(server, f"/data.json?seen={revision}")
+    assert status == 200 and json.loads(body)["runs"][0]["steps"] == 11 and headers["X-Revision"] != revision
 
 
 @pytest.mark.parametrize(
@@ -68,23 +68,23 @@ def test_nothing_else_is_served(served, path, headers, status):
     assert refused.value.code == status
 
 
-def test_more_than_a_few_requests_at_a_time_are_turned_away(served):
+def test_too_many_requests_at_a_time_are_refused(served):
     server = served[1]
-    for _ in range(serve.AT_ONCE):
-        assert server.room.acquire(blocking=False)
+    for _ in range(serve.MAX_REQUESTS):
+        assert server.request_slots.acquire(blocking=False)
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(server, "/")
     assert refused.value.code == 503
 
 
-def test_a_taken_port_is_a_message(served):
+def test_a_taken_port_is_refused_with_advice(served):
     path, server = served
     with pytest.raises(RecipeError, match="--port"):
         PageServer([path], port=server.server_address[1])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_the_command_serves_until_ctrl_c(tmp_path):
+def test_the_command_stops_at_ctrl_c(tmp_path):
     path = write_run(tmp_path / "run", steps=5)
     command = [sys.executable, "-m", "stipule", "watch", str(path), "--port", "0"]
     process = subprocess.Popen(
@@ -92,7 +92,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        # Tests that a shell has put in the background inherit a SIGINT that is ignored.
+        # A process that a shell started in the background ignores SIGINT, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

@@ -1,4 +1,4 @@
-"""The command on a world of two steps: runs, tables, and going on without doing anything twice."""
+"""The command on a testbed of one step: runs, tables, and a second call that runs nothing again."""
 
 import json
 import os
@@ -8,46 +8,45 @@ import sys
 from stipule.config.recipe import find_recipe, read_yaml
 
 
-def reproduce(cwd, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", "stipule", "reproduce", *words],
+def reproduce(cwd, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "stipule", "reproduce", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-    return done
 
 
-def test_a_table_is_run_judged_written_and_not_run_again(tmp_path):
-    world = read_yaml(find_recipe("reproduce/sudoku"))
-    world["task"] |= {"train_problems": 8, "test_problems": 8}
-    world["training"] |= {"steps": 1, "problems": 2, "group": 2, "save_every": 1}
-    (tmp_path / "small.yaml").write_text(json.dumps(world))
-    words = ["table7", "--world", "small.yaml", "--seeds", "1", "--jobs", "1", "--out", "out"]
-    done = reproduce(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "small" / "table7.json").read_text())
-    assert [row["row"] for row in found["rows"]] == ["spatial_random", "spatial"]
-    assert found["problems"] == 8 and found["seeds"] == 1
-    assert found["rows"][0]["calls"] == found["rows"][1]["calls"] > 0
+def test_a_table_is_run_checked_written_and_not_run_again(tmp_path):
+    testbed = read_yaml(find_recipe("reproduce/sudoku"))
+    testbed["task"] |= {"train_problems": 8, "test_problems": 8}
+    testbed["training"] |= {"steps": 1, "prompts_per_step": 2, "num_generations": 2, "save_every": 1}
+    (tmp_path / "small.yaml").write_text(json.dumps(testbed))
+    arguments = ["table7", "--world", "small.yaml", "--seeds", "1", "--jobs", "1", "--out", "out"]
+    process = reproduce(tmp_path, *arguments)
+    assert process.returncode == 0, process.stderr
+    table = json.loads((tmp_path / "out" / "small" / "table7.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["spatial_random", "spatial"]
+    assert table["problems"] == 8 and table["seeds"] == 1
+    assert table["rows"][0]["calls"] == table["rows"][1]["calls"] > 0
     page = (tmp_path / "out" / "small" / "table7.md").read_text()
     assert "35.20 %" in page and "98,234" in page and "not distinguishable" in page
     environment = json.loads((tmp_path / "out" / "small" / "spatial-0" / "environment.json").read_text())
-    assert found["made"]["processor"] == [environment["processor"]] and found["made"]["recipe"] in page
+    assert table["made"]["processor"] == [environment["processor"]] and table["made"]["recipe"] in page
     assert environment["torch"] in page and "no interval from one seed" in page
     before = (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns
-    assert reproduce(tmp_path, *words).returncode == 0
+    assert reproduce(tmp_path, *arguments).returncode == 0
     assert (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns == before
-    world["optimizer"]["learning_rate"] = 1e-3
-    (tmp_path / "small.yaml").write_text(json.dumps(world))
-    other = reproduce(tmp_path, *words)
-    assert other.returncode == 2 and "holds a run of another recipe" in other.stderr
+    testbed["optimizer"]["learning_rate"] = 1e-3
+    (tmp_path / "small.yaml").write_text(json.dumps(testbed))
+    other = reproduce(tmp_path, *arguments)
+    assert other.returncode == 2 and "has a run of another recipe" in other.stderr
 
 
-def test_a_table_that_there_is_not_is_an_error_before_anything_runs(tmp_path):
-    done = reproduce(tmp_path, "table9")
-    assert done.returncode == 2 and "there are table2" in done.stderr
+def test_an_unknown_table_is_an_error_before_anything_runs(tmp_path):
+    process = reproduce(tmp_path, "table9")
+    assert process.returncode == 2 and "allowed: table2" in process.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_on_gpus_the_commands_are_printed(tmp_path):
-    done = reproduce(tmp_path, "table5", "--scale", "llada-8b")
-    assert done.stdout.count("stipule train recipes/paper/table5_") == 4
+def test_for_gpus_the_commands_are_printed(tmp_path):
+    process = reproduce(tmp_path, "table5", "--scale", "llada-8b")
+    assert process.stdout.count("stipule train recipes/paper/table5_") == 4

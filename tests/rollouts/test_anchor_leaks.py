@@ -1,4 +1,4 @@
-"""Tasks whose answers stand in running text: no anchor holds a piece of the answer, an end or a special token."""
+"""Tasks with answers inside text: no anchor is a token of the answer, an end-of-text or a special token."""
 
 import random
 import re
@@ -22,19 +22,19 @@ from stipule.training.pretrain import Shape, new_policy
 from stipule.types import Rollouts
 
 LENGTH = 96
-# Words that straddle what is protected: half in, half out of an answer.
-WORDS = ("<answer>", "</answer>", "\\boxed", "= 14", "14.", "14", "4 ", ">\n", "frac", "12", "-7")
+# Tokens that lie partly inside and partly outside of an answer.
+TOKENS = ("<answer>", "</answer>", "\\boxed", "= 14", "14.", "14", "4 ", ">\n", "frac", "12", "-7")
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
-PIECES = [*WORDS, "14.0", "1", "4", " ", "x", "3*(12-7)", "12 - 7 * 3", "\\boxed{", "}", "so ", "\n", "1,400", "28/2"]
-PIECES += ["\\frac{1}{2}", "\\tfrac {1} {2}", "1234432121433412", "140", "\\boxed{14}", "<answer>14</answer>", "END"]
+TEXTS = [*TOKENS, "14.0", "1", "4", " ", "x", "3*(12-7)", "12 - 7 * 3", "\\boxed{", "}", "so ", "\n", "1,400", "28/2"]
+TEXTS += ["\\frac{1}{2}", "\\tfrac {1} {2}", "1234432121433412", "140", "\\boxed{14}", "<answer>14</answer>", "END"]
 
 
 @dataclass(frozen=True)
-class Letters:
-    """All of printable ASCII and some longer words, as a vocabulary."""
+class Characters:
+    """A vocabulary of printable ASCII and some longer tokens."""
 
     vocabulary = Vocabulary(
-        (*WORDS, *(c for c in CHARACTERS if c not in WORDS)), "|".join([*map(re.escape, WORDS), r"[\s\S]"])
+        (*TOKENS, *(c for c in CHARACTERS if c not in TOKENS)), "|".join([*map(re.escape, TOKENS), r"[\s\S]"])
     )
 
     def demonstrations(self, rng):
@@ -42,12 +42,12 @@ class Letters:
 
 
 @pytest.fixture(scope="module")
-def speller():
-    return new_policy(Shape(width=16, layers=1, heads=1, mlp=16), Letters(), seed=0, autocast=False)
+def character_policy():
+    return new_policy(Shape(width=16, layers=1, heads=1, mlp=16), Characters(), seed=0, autocast=False)
 
 
 GSM8K, MATH, COUNTDOWN, SUDOKU, ARITHMETIC = Gsm8k(), Math(), Countdown(), Sudoku(), Arithmetic()
-ASKED = {
+PROBLEMS = {
     "gsm8k": (GSM8K, GSM8K.problem("q", "14", "work")),
     "math": (MATH, MATH.problem("q", "\\frac{1}{2}", "work")),
     "math number": (MATH, MATH.problem("q", "14", "work")),
@@ -57,34 +57,34 @@ ASKED = {
 }
 
 
-def secret(name, text):
-    """Characters that no anchor may touch, found anew: character by character, without the task's own spans."""
-    held = set()
-    for found in re.finditer(r"<answer>[\s\S]*?(?:</answer>|$)|</answer>", text):
-        held |= set(range(*found.span()))
-    at = text.find("\\boxed{")
-    while at >= 0:
-        depth, end = 0, at
-        for end in range(at, len(text)):
+def answer_characters(name, text):
+    """Characters that no anchor may contain, found character by character without the task's protected spans."""
+    protected = set()
+    for match in re.finditer(r"<answer>[\s\S]*?(?:</answer>|$)|</answer>", text):
+        protected |= set(range(*match.span()))
+    start = text.find("\\boxed{")
+    while start >= 0:
+        depth, end = 0, start
+        for end in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if text[end] == "}" and depth == 0:
                 break
-        held |= set(range(at, end + 1))
-        at = text.find("\\boxed{", end)
+        protected |= set(range(start, end + 1))
+        start = text.find("\\boxed{", end)
     if name in ("gsm8k", "math number", "arithmetic"):
-        for found in re.finditer(r"\d+(?:,\d{3})*(?:\.\d+)?", text):
-            if Fraction(found.group().replace(",", "")) == 14:
-                held |= set(range(*found.span()))
+        for match in re.finditer(r"\d+(?:,\d{3})*(?:\.\d+)?", text):
+            if Fraction(match.group().replace(",", "")) == 14:
+                protected |= set(range(*match.span()))
     if name == "math":
-        for found in re.finditer(r"\\t?frac *\{1\} *\{2\}", text):
-            held |= set(range(*found.span()))
+        for match in re.finditer(r"\\t?frac *\{1\} *\{2\}", text):
+            protected |= set(range(*match.span()))
     if name == "sudoku":
-        for found in re.finditer("1234432121433412", text):
-            held |= set(range(*found.span()))
+        for match in re.finditer("1234432121433412", text):
+            protected |= set(range(*match.span()))
     if name == "countdown":
-        for found in re.finditer(r"(?<![0-9])3\*\(12-7\)|(?<![0-9])12 - 7 \* 3(?![0-9])", text):
-            held |= set(range(*found.span()))
-    return held
+        for match in re.finditer(r"(?<![0-9])3\*\(12-7\)|(?<![0-9])12 - 7 \* 3(?![0-9])", text):
+            protected |= set(range(*match.span()))
+    return protected
 
 
 def respond(policy, text):
@@ -106,35 +106,40 @@ def respond(policy, text):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=25), st.sampled_from(sorted(ASKED)), st.integers(0, 99))
-def test_no_anchor_holds_an_answer_an_end_or_a_special_token(speller, pieces, name, seed):
-    task, problem = ASKED[name]
-    text = "".join(pieces).replace("END", "<|eot_id|>")
-    responses = respond(speller, text)
-    eligible = eligible_tokens(speller, task, [problem], responses)
-    store = AnchorStore(LENGTH, speller.vocab_size)
-    store.put([problem.key], responses, eligible, torch.tensor([True]))
+@given(st.lists(st.sampled_from(TEXTS), max_size=25), st.sampled_from(sorted(PROBLEMS)), st.integers(0, 99))
+def test_no_anchor_holds_an_answer_an_end_or_a_special_token(character_policy, texts, name, seed):
+    task, problem = PROBLEMS[name]
+    text = "".join(texts).replace("END", "<|eot_id|>")
+    rollouts = respond(character_policy, text)
+    eligible = eligible_tokens(character_policy, task, [problem], rollouts)
+    store = AnchorStore(LENGTH, character_policy.vocab_size)
+    store.put([problem.key], rollouts, eligible, torch.tensor([True]))
     noise = torch.rand(1, LENGTH, generator=torch.Generator().manual_seed(seed))
     keep = random.Random(seed).choice(["confident", "random"])
-    placed = store.select([problem.key], 2, SpatialPruning(ratio=0.9, keep=keep), noise)
-    special = {speller.eos_id, speller.pad_id, speller.mask_id, *speller.tokenizer.all_special_ids}
-    row = responses.tokens[0].tolist()
-    spelled = [
-        speller.token_text(token) if alive else ""
-        for token, alive in zip(row, responses.completion_mask[0].tolist(), strict=True)
+    anchors = store.select([problem.key], 2, SpatialPruning(ratio=0.9, keep=keep), noise)
+    special = {
+        character_policy.eos_id,
+        character_policy.pad_id,
+        character_policy.mask_id,
+        *character_policy.tokenizer.all_special_ids,
+    }
+    row = rollouts.completion_ids[0].tolist()
+    token_texts = [
+        character_policy.token_text(token) if is_completion else ""
+        for token, is_completion in zip(row, rollouts.completion_mask[0].tolist(), strict=True)
     ]
-    held = secret(name, "".join(spelled))
-    at = 0
-    for place, piece in enumerate(spelled):
-        if bool(placed.fixed_mask[0, place]):
-            assert row[place] not in special and bool(responses.completion_mask[0, place])
-            assert not held & set(range(at, at + len(piece))), ("".join(spelled), piece)
-        at += len(piece)
-    assert torch.equal(placed.fixed_mask[0], placed.fixed_mask[1])
+    protected = answer_characters(name, "".join(token_texts))
+    start = 0
+    for index, token_text in enumerate(token_texts):
+        if bool(anchors.fixed_mask[0, index]):
+            assert row[index] not in special and bool(rollouts.completion_mask[0, index])
+            assert not protected & set(range(start, start + len(token_text))), ("".join(token_texts), token_text)
+        start += len(token_text)
+    assert torch.equal(anchors.fixed_mask[0], anchors.fixed_mask[1])
 
 
-@pytest.mark.parametrize("name", sorted(ASKED))
-def test_ordinary_words_can_be_anchors(speller, name):
-    task, problem = ASKED[name]
-    responses = respond(speller, "so x is then y <answer>14</answer>")
-    assert int(eligible_tokens(speller, task, [problem], responses).sum()) == len("so x is then y ")
+@pytest.mark.parametrize("name", sorted(PROBLEMS))
+def test_tokens_outside_the_answer_can_be_anchors(character_policy, name):
+    task, problem = PROBLEMS[name]
+    rollouts = respond(character_policy, "so x is then y <answer>14</answer>")
+    assert int(eligible_tokens(character_policy, task, [problem], rollouts).sum()) == len("so x is then y ")

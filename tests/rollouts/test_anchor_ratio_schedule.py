@@ -1,10 +1,10 @@
-"""A gamma that varies: its line over the steps, its share of the solved, its bound."""
+"""A gamma with a schedule: over RL steps, by difficulty, and the bound on forward passes."""
 
 import pytest
 import torch
 
-from stipule.errors import RecipeError
 from stipule.config.recipe import dump_recipe, parse_recipe
+from stipule.errors import RecipeError
 from stipule.report.cost_table import cost_table
 from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
 from stipule.rollouts.pruning import SpatialPruning, select_anchors
@@ -24,13 +24,13 @@ def test_annealing_is_a_straight_line_that_ends():
 
 
 @pytest.mark.parametrize(("prune", "expected"), [("easy", [0.4, 0.0, 0.1, 0.4]), ("hard", [0.4, 0.4, 0.3, 0.0])])
-def test_difficulty_is_the_share_solved_at_the_last_visit(prune, expected):
+def test_difficulty_is_the_accuracy_in_the_previous_epoch(prune, expected):
     spatial = SpatialPruning(ratio=0.4, schedule=ByDifficulty(prune=prune))
     assert [round(spatial.ratio_at(9, solved), 6) for solved in (None, 0.0, 0.25, 1.0)] == expected
     assert spatial.min_ratio == 0
 
 
-def test_each_row_gets_its_own_count_and_a_constant_is_one_for_all():
+def test_each_row_has_its_own_number_of_anchors():
     generator = torch.Generator().manual_seed(0)
     eligible, confidence = torch.ones(3, 20, dtype=torch.bool), torch.rand(3, 20, generator=generator)
     noise = torch.rand(3, 20, generator=generator)
@@ -40,18 +40,20 @@ def test_each_row_gets_its_own_count_and_a_constant_is_one_for_all():
         assert torch.equal(several[row], select_anchors(eligible, confidence, ratio, "confident", noise)[row])
 
 
-@pytest.mark.parametrize("vary", [{"kind": "annealed", "to": 0.3}, {"kind": "annealed", "to": 0.25}])
-def test_what_does_not_stay_below_the_ratio_is_refused(vary):
-    with pytest.raises(RecipeError, match="the ratio is the most that is fixed"):
-        parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.25, "schedule": vary}}})
+@pytest.mark.parametrize(
+    "schedule", [{"kind": "annealed", "final_ratio": 0.3}, {"kind": "annealed", "final_ratio": 0.25}]
+)
+def test_a_final_ratio_not_below_the_ratio_is_refused(schedule):
+    with pytest.raises(RecipeError, match="the ratio is the largest fraction that is fixed"):
+        parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.25, "schedule": schedule}}})
 
 
-def test_a_gamma_of_nothing_does_not_vary():
+def test_a_schedule_needs_a_ratio_above_0():
     with pytest.raises(RecipeError, match="raise pruning.spatial.ratio"):
         parse_recipe(DATA | {"pruning": {"spatial": {"schedule": {"kind": "by_difficulty"}}}})
 
 
-def test_the_bound_on_calls_counts_the_least_that_is_pruned():
+def test_the_bound_on_forward_passes_assumes_the_least_pruning():
     constant = parse_recipe(DATA, ["pruning.spatial.ratio=0.25", "pruning.temporal.cutoff=0.25"])
     assert nfe_per_rollout(constant) == 16 - 4 - 4 + 1
     annealed = ["pruning.spatial.schedule.kind=annealed", "pruning.spatial.schedule.final_ratio=0.125"]
@@ -63,13 +65,13 @@ def test_the_bound_on_calls_counts_the_least_that_is_pruned():
     assert not next(iter(cost_table(constant).columns[1].cells)).startswith("at most")
 
 
-def test_recipes_without_a_kind_mean_the_papers_constants():
-    found = parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.05}, "temporal": {"cutoff": 0.05}}})
-    assert (found.pruning.temporal.kind, found.pruning.spatial.schedule) == ("constant", None)
+def test_recipes_without_a_kind_have_the_constants_of_the_paper():
+    recipe = parse_recipe(DATA | {"pruning": {"spatial": {"ratio": 0.05}, "temporal": {"cutoff": 0.05}}})
+    assert (recipe.pruning.temporal.kind, recipe.pruning.spatial.schedule) == ("constant", None)
     sure = parse_recipe(DATA, ["pruning.temporal.kind=confident", "pruning.temporal.threshold=0.8"])
     again = parse_recipe(__import__("yaml").safe_load(dump_recipe(sure)))
     assert again == sure and sure.pruning.temporal.threshold == 0.8
-    with pytest.raises(RecipeError, match="confident would have it"):
+    with pytest.raises(RecipeError, match="kind confident has it"):
         parse_recipe(DATA, ["pruning.temporal.threshold=0.8"])
     with pytest.raises(RecipeError, match="allowed: constant, confident"):
         parse_recipe(DATA, ["pruning.temporal.kind=sure"])

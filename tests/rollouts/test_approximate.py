@@ -1,4 +1,4 @@
-"""Parallel commits and remembered keys and values: what they must not change, and what they may."""
+"""Parallel decoding by a confidence threshold, and the block KV cache: what they may change and what not."""
 
 import itertools
 from dataclasses import replace
@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stipule.config.recipe import parse_recipe
 from stipule.errors import RecipeError
 from stipule.models.loading import ModelConfig, load_policy
-from stipule.config.recipe import parse_recipe
 from stipule.report.cost_table import cost_table
-from stipule.rollouts.sampler import SemiAutoregressiveSampler, Noise
-from stipule.rollouts.pruning import Anchors, ConfidenceCutoff, FixedCutoff
 from stipule.rollouts.block_kv_cache import CacheConfig
+from stipule.rollouts.pruning import Anchors, ConfidenceCutoff, FixedCutoff
+from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
 from tests.models import published
 from tests.rollouts.test_confidence_cutoff import same
 from tests.rollouts.test_sampler import count_calls, no_noise
@@ -23,53 +23,56 @@ CACHES = [CacheConfig(kind="prefix"), CacheConfig(kind="dual"), CacheConfig(kind
 
 
 def test_a_threshold_that_no_token_reaches_changes_nothing(policy):
-    asked, noise = prompts(policy, 6), no_noise(SAMPLER, 6)
-    exact = SAMPLER(policy, asked, noise)
-    assert same(replace(SAMPLER, confidence_threshold=1.0)(policy, asked, noise), exact)
+    batch, noise = prompts(policy, 6), no_noise(SAMPLER, 6)
+    exact = SAMPLER(policy, batch, noise)
+    assert same(replace(SAMPLER, confidence_threshold=1.0)(policy, batch, noise), exact)
 
 
-def test_a_threshold_that_every_token_reaches_fills_a_block_a_call(policy):
-    found = replace(SAMPLER, confidence_threshold=1e-12)(policy, prompts(policy), no_noise(SAMPLER, 3))
-    assert found.nfe.tolist() == [2, 2, 2]
-    assert found.unmask_step.tolist() == [[0] * 8 + [1] * 8] * 3
+def test_a_threshold_that_every_token_reaches_unmasks_a_block_per_call(policy):
+    rollouts = replace(SAMPLER, confidence_threshold=1e-12)(policy, prompts(policy), no_noise(SAMPLER, 3))
+    assert rollouts.nfe.tolist() == [2, 2, 2]
+    assert rollouts.unmask_step.tolist() == [[0] * 8 + [1] * 8] * 3
 
 
 @pytest.mark.parametrize("steps", [16, 6])
-@pytest.mark.parametrize("anchors", [0, 5])
+@pytest.mark.parametrize("num_anchors", [0, 5])
 @pytest.mark.parametrize(
     "temporal", [FixedCutoff(), FixedCutoff(cutoff=0.25), ConfidenceCutoff(cutoff=0.3, threshold=0.3)]
 )
-def test_each_call_commits_its_quota_and_every_token_of_the_block_that_is_sure(policy, steps, anchors, temporal):
+def test_each_call_unmasks_its_number_of_tokens_and_every_token_above_the_threshold(
+    policy, steps, num_anchors, temporal
+):
     sampler = replace(SAMPLER, confidence_threshold=0.4, steps=steps)
-    placed = anchored(policy, 8, 16, anchors)
+    anchors = anchored(policy, 8, 16, num_anchors)
     with count_calls(policy) as calls:
-        found = sampler(policy, prompts(policy, 8), no_noise(sampler, 8), placed, temporal)
+        rollouts = sampler(policy, prompts(policy, 8), no_noise(sampler, 8), anchors, temporal)
     exact = replace(sampler, confidence_threshold=None)(
-        policy, prompts(policy, 8), no_noise(sampler, 8), placed, temporal
+        policy, prompts(policy, 8), no_noise(sampler, 8), anchors, temporal
     )
-    assert bool((found.nfe <= exact.nfe).all())
-    assert calls.count == int(found.nfe.max())
-    assert bool((found.completion_ids != policy.mask_id).all())
-    if temporal == FixedCutoff() and anchors == 0:
-        assert int(found.nfe.sum()) < int(exact.nfe.sum())
-        for row, call in itertools.product(range(8), range(int(found.nfe.max()))):
-            taken = found.confidence[row][found.unmask_step[row] == call]
+    assert bool((rollouts.nfe <= exact.nfe).all())
+    assert calls.count == int(rollouts.nfe.max())
+    assert bool((rollouts.completion_ids != policy.mask_id).all())
+    if temporal == FixedCutoff() and num_anchors == 0:
+        assert int(rollouts.nfe.sum()) < int(exact.nfe.sum())
+        for row, call in itertools.product(range(8), range(int(rollouts.nfe.max()))):
+            taken = rollouts.confidence[row][rollouts.unmask_step[row] == call]
             assert len(taken) <= -(-16 // steps) or int((taken >= 0.4).sum()) >= len(taken) - -(-16 // steps)
 
 
 @pytest.mark.parametrize(
-    "approximate", [{"parallel": 0.4}, *({"cache": c} for c in CACHES), {"parallel": 0.4, "cache": CACHES[2]}]
+    "approximate",
+    [{"confidence_threshold": 0.4}, *({"cache": c} for c in CACHES), {"confidence_threshold": 0.4, "cache": CACHES[2]}],
 )
-@pytest.mark.parametrize("anchors", [0, 5])
-def test_an_approximate_row_does_not_depend_on_its_batch_mates(policy, approximate, anchors):
+@pytest.mark.parametrize("num_anchors", [0, 5])
+def test_an_approximate_row_does_not_depend_on_its_batch_mates(policy, approximate, num_anchors):
     sampler = replace(SAMPLER, block_length=4, **approximate)
-    asked, noise, placed = prompts(policy, 4), no_noise(sampler, 4), anchored(policy, 4, 16, anchors)
-    together = sampler(policy, asked, noise, placed)
-    assert same(sampler(policy, asked, noise, placed, max_batch_size=2), together)
+    batch, noise, anchors = prompts(policy, 4), no_noise(sampler, 4), anchored(policy, 4, 16, num_anchors)
+    together = sampler(policy, batch, noise, anchors)
+    assert same(sampler(policy, batch, noise, anchors, max_batch_size=2), together)
     for row in range(4):
-        one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
-        mine = type(placed)(placed.token_ids[row : row + 1], placed.fixed_mask[row : row + 1])
-        alone = sampler(policy, asked[row : row + 1], one, mine)
+        one = Noise(noise.uniform[:, row : row + 1], noise.position_noise[row : row + 1])
+        mine = type(anchors)(anchors.token_ids[row : row + 1], anchors.fixed_mask[row : row + 1])
+        alone = sampler(policy, batch[row : row + 1], one, mine)
         assert alone.completion_ids[0].tolist() == together.completion_ids[row].tolist()
         assert alone.unmask_step[0].tolist() == together.unmask_step[row].tolist()
 
@@ -77,37 +80,39 @@ def test_an_approximate_row_does_not_depend_on_its_batch_mates(policy, approxima
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 @pytest.mark.parametrize("temporal", [FixedCutoff(), ConfidenceCutoff(cutoff=0.5, threshold=0.5)])
 @pytest.mark.parametrize("steps", [8, 16])
-def test_rows_in_different_blocks_and_calls_that_reach_over_a_block_keep_to_themselves(policy, kind, temporal, steps):
+def test_rows_in_different_blocks_and_calls_across_a_block_boundary_do_not_change_each_other(
+    policy, kind, temporal, steps
+):
     """Two tokens a call or one, odd numbers of masks, and a row that begins a block later than the others."""
     sampler = replace(SAMPLER, steps=steps, block_length=4, cache=CacheConfig(kind=kind))
-    asked, noise = prompts(policy, 3), no_noise(sampler, 3)
+    batch, noise = prompts(policy, 3), no_noise(sampler, 3)
     fixed = torch.tensor([[1, 1, 1, 1] + [0] * 12, [0, 1] + [0] * 14, [0] * 5 + [1] + [0] * 10], dtype=torch.bool)
-    placed = Anchors(torch.full((3, 16), 7), fixed)
-    together = sampler(policy, asked, noise, placed, temporal)
+    anchors = Anchors(torch.full((3, 16), 7), fixed)
+    together = sampler(policy, batch, noise, anchors, temporal)
     assert bool((together.completion_ids != policy.mask_id).all())
     for row in range(3):
-        one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
-        mine = Anchors(placed.token_ids[row : row + 1], fixed[row : row + 1])
-        alone = sampler(policy, asked[row : row + 1], one, mine, temporal)
+        one = Noise(noise.uniform[:, row : row + 1], noise.position_noise[row : row + 1])
+        mine = Anchors(anchors.token_ids[row : row + 1], fixed[row : row + 1])
+        alone = sampler(policy, batch[row : row + 1], one, mine, temporal)
         assert alone.completion_ids[0].tolist() == together.completion_ids[row].tolist()
         assert torch.allclose(alone.confidence[0], together.confidence[row], atol=1e-4)
 
 
-def test_blocks_are_filled_in_order_whatever_is_sure_beyond_them(policy):
+def test_blocks_are_unmasked_in_order_even_if_later_tokens_are_confident(policy):
     sampler = replace(SAMPLER, block_length=4, confidence_threshold=0.3)
-    found = sampler(
+    rollouts = sampler(
         policy, prompts(policy, 12), no_noise(sampler, 12), None, ConfidenceCutoff(cutoff=0.7, threshold=0.6)
     )
-    by_block = found.unmask_step.unflatten(1, (-1, 4))
+    by_block = rollouts.unmask_step.unflatten(1, (-1, 4))
     assert bool((by_block.amax(2)[:, :-1] <= by_block.amin(2)[:, 1:]).all())
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_calls_of_one_token_a_block_are_all_full_and_exact(policy, kind):
-    """Every block ends in the call that begins it, so nothing is ever taken from memory."""
+def test_blocks_of_one_token_need_full_calls_only_and_are_exact(policy, kind):
+    """Every block needs one call, so the cache is never read."""
     sampler = replace(SAMPLER, block_length=1)
-    asked, noise = prompts(policy, 4), no_noise(sampler, 4)
-    assert same(replace(sampler, cache=CacheConfig(kind=kind))(policy, asked, noise), sampler(policy, asked, noise))
+    batch, noise = prompts(policy, 4), no_noise(sampler, 4)
+    assert same(replace(sampler, cache=CacheConfig(kind=kind))(policy, batch, noise), sampler(policy, batch, noise))
 
 
 @pytest.mark.parametrize(("refresh", "full"), [(0, [1, 0, 0, 0]), (2, [1, 0, 1, 0]), (3, [1, 0, 0, 1])])
@@ -126,43 +131,43 @@ def test_a_block_begins_with_a_full_call_and_is_refreshed_in_time(policy, refres
 
 @pytest.mark.parametrize("family", [n for n in published.NAMES if "bert" not in n])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_part_that_nothing_has_changed_since_says_what_the_whole_says(tmp_path, family, attention):
-    """The oracle of the mechanism: with an unchanged canvas remembered keys and values are the true ones."""
+def test_cached_keys_and_values_of_an_unchanged_canvas_give_the_same_hidden_states(tmp_path, family, attention):
+    """With an unchanged canvas the cached keys and values are the exact ones."""
     published.write(family, tmp_path / "model")
-    policy = load_policy(ModelConfig(path=str(tmp_path / "model"), attention=attention, **published.choice(family)))
+    policy = load_policy(ModelConfig(path=str(tmp_path / "model"), attention=attention, **published.settings(family)))
     tokens = torch.randint(4, 20, (3, 12), generator=torch.Generator().manual_seed(0))
-    attend = torch.arange(12) >= torch.tensor([0, 3, 1])[:, None]
-    asked = torch.zeros(3, 12, dtype=torch.bool)
+    attention_mask = torch.arange(12) >= torch.tensor([0, 3, 1])[:, None]
+    position_mask = torch.zeros(3, 12, dtype=torch.bool)
     columns = torch.tensor([[5, 6, 7, 8], [6, 7, 8, 9], [8, 9, 10, 11]])
-    asked.scatter_(1, columns[:, 1:], True)
-    at = torch.tensor([2, 0, 1])
-    for mask, word in ((attend, 3), (None, 2)):
-        memory = policy.new_kv_cache(3, 14)
+    position_mask.scatter_(1, columns[:, 1:], True)
+    rows = torch.tensor([2, 0, 1])
+    for mask, token in ((attention_mask, 3), (None, 2)):
+        cache = policy.new_kv_cache(3, 14)
         with torch.no_grad():
-            whole = policy.hidden_states(tokens, mask, asked, 9)
-            assert torch.equal(memory.hidden_states(at, tokens, mask, asked, 9), whole)
-            part = memory.hidden_states(at, tokens, mask, asked, 9, columns)
-            assert torch.allclose(part, whole, atol=1e-5)
-            tokens[:, 11] = word  # a later change: seen by a call that computes it, not by the others
-            told = memory.hidden_states(at, tokens, mask, asked, 9, columns)
-        assert torch.allclose(told[:6], whole[:6], atol=1e-5)
-        assert not torch.allclose(told[6:], whole[6:], atol=1e-3)
+            whole = policy.hidden_states(tokens, mask, position_mask, 9)
+            assert torch.equal(cache.hidden_states(rows, tokens, mask, position_mask, 9), whole)
+            block = cache.hidden_states(rows, tokens, mask, position_mask, 9, columns)
+            assert torch.allclose(block, whole, atol=1e-5)
+            tokens[:, 11] = token  # a later change: only rows that recompute the token see it
+            changed = cache.hidden_states(rows, tokens, mask, position_mask, 9, columns)
+        assert torch.allclose(changed[:6], whole[:6], atol=1e-5)
+        assert not torch.allclose(changed[6:], whole[6:], atol=1e-3)
 
 
-def test_what_makes_no_sense_is_refused(policy):
+def test_settings_without_effect_are_refused(policy):
     data = {"task": {"kind": "sudoku"}, "model": {"path": "tiny/sudoku"}}
-    for changes, words in {
+    for changes, message in {
         ("sampler.confidence_threshold=1.5",): "must lie in \\(0, 1\\]",
-        ("sampler.confidence_threshold=0.9", "sampler.remasking=random"): "leave parallel out",
+        ("sampler.confidence_threshold=0.9", "sampler.remasking=random"): "leave confidence_threshold out",
         ("sampler.cache.kind=dual", "sampler.cache.refresh=1"): "full calls only leave sampler.cache out",
         ("sampler.cache.kind=dual", "model.attention=flash_attention_2"): "set model.attention=sdpa",
         ("sampler.cache.kind=single",): "allowed: prefix, dual",
     }.items():
-        with pytest.raises(RecipeError, match=words):
+        with pytest.raises(RecipeError, match=message):
             parse_recipe(data, changes)
 
 
-def test_an_encoder_has_no_cache_and_check_says_so_before_it_is_loaded(tmp_path):
+def test_an_encoder_has_no_cache_and_is_refused_before_it_is_loaded(tmp_path):
     import json
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 100, "mask_token_id": 3}))

@@ -1,4 +1,4 @@
-"""The sampler against a plain rendering of LLaDA's published decoder, its plan, and softmax."""
+"""The sampler against a plain version of LLaDA's published decoder, against its schedule, and against softmax."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from stipule.errors import RecipeError
-from stipule.rollouts.sampler import SemiAutoregressiveSampler, Noise
-from stipule.rollouts.token_sampling import sample_tokens
 from stipule.rollouts.pruning import Anchors, FixedCutoff
+from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
 from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.token_sampling import sample_tokens
 from stipule.types import Prompts
 from tests.toys import anchored, prompts
 
@@ -21,16 +21,16 @@ def no_noise(sampler, rows):
     return sampler.sample_noise(rows, torch.Generator().manual_seed(0))
 
 
-def published_decoder(policy, one, length, steps, block):
-    """LLaDA's generate.py at temperature 0 for one prompt, as plainly as it can be written."""
-    x = torch.cat([one.tokens, torch.full((1, length), policy.mask_id)], 1)
-    start = one.tokens.shape[1]
-    attend = torch.cat([one.mask, torch.ones(1, length, dtype=torch.bool)], 1)
+def published_decoder(policy, prompt, length, steps, block):
+    """LLaDA's generate.py with temperature 0 for one prompt, in its plainest form."""
+    x = torch.cat([prompt.prompt_ids, torch.full((1, length), policy.mask_id)], 1)
+    start = prompt.prompt_ids.shape[1]
+    attention_mask = torch.cat([prompt.prompt_mask, torch.ones(1, length, dtype=torch.bool)], 1)
     calls = steps // (length // block)
     for b in range(length // block):
         base, extra = divmod(block, calls)
         for call in range(calls):
-            logits = policy.logits(x, attend, torch.ones_like(x, dtype=torch.bool))
+            logits = policy.logits(x, attention_mask, torch.ones_like(x, dtype=torch.bool))
             logits[:, policy.mask_id] = -math.inf
             candidate = logits.argmax(1)
             confidence = logits.softmax(1).gather(1, candidate[:, None])[:, 0]
@@ -49,52 +49,54 @@ def test_unpruned_greedy_decoding_is_lladas_token_by_token(policy, length, steps
     sampler = SemiAutoregressiveSampler(
         gen_length=length, steps=steps, block_length=block, temperature=0.0, stop_at_eos=False
     )
-    asked = prompts(policy, 4)
-    found = sampler(policy, asked, no_noise(sampler, 4))
+    batch = prompts(policy, 4)
+    rollouts = sampler(policy, batch, no_noise(sampler, 4))
     for row in range(4):
-        expected = published_decoder(policy, asked[row : row + 1], length, steps, block)
-        assert found.completion_ids[row].tolist() == expected.tolist()
-    assert found.nfe.tolist() == [steps] * 4
+        expected = published_decoder(policy, batch[row : row + 1], length, steps, block)
+        assert rollouts.completion_ids[row].tolist() == expected.tolist()
+    assert rollouts.nfe.tolist() == [steps] * 4
 
 
-@pytest.mark.parametrize("order", ["low_confidence", "random"])
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_does_not_depend_on_its_batch_mates_or_padding(policy, order, temperature):
-    sampler = replace(GREEDY, remasking=order, temperature=temperature)
-    asked, noise = prompts(policy, 4), no_noise(sampler, 4)
-    together = sampler(policy, asked, noise)
+def test_a_row_does_not_depend_on_its_batch_mates_or_padding(policy, remasking, temperature):
+    sampler = replace(GREEDY, remasking=remasking, temperature=temperature)
+    batch, noise = prompts(policy, 4), no_noise(sampler, 4)
+    together = sampler(policy, batch, noise)
     for row in range(4):
-        bare = asked.prompt_ids[row][asked.prompt_mask[row]]
+        bare = batch.prompt_ids[row][batch.prompt_mask[row]]
         for padding in (0, 5):
             alone = Prompts(
                 torch.cat([torch.full((padding,), policy.pad_id), bare])[None],
                 (torch.arange(padding + len(bare)) >= padding)[None],
             )
-            one = Noise(noise.uniform[:, row : row + 1], noise.order[row : row + 1])
-            found = sampler(policy, alone, one)
-            assert found.completion_ids[0].tolist() == together.completion_ids[row].tolist()
-            assert found.unmask_step[0].tolist() == together.unmask_step[row].tolist()
+            one = Noise(noise.uniform[:, row : row + 1], noise.position_noise[row : row + 1])
+            rollouts = sampler(policy, alone, one)
+            assert rollouts.completion_ids[0].tolist() == together.completion_ids[row].tolist()
+            assert rollouts.unmask_step[0].tolist() == together.unmask_step[row].tolist()
 
 
 @pytest.mark.parametrize(("length", "steps", "block"), [(16, 16, 4), (16, 8, 8), (24, 12, 8), (24, 18, 8), (16, 4, 16)])
-@pytest.mark.parametrize("anchors", [0, 1, 5, 16])
+@pytest.mark.parametrize("num_anchors", [0, 1, 5, 16])
 @pytest.mark.parametrize(("cutoff", "scope"), [(0.0, "global"), (0.05, "global"), (0.2, "global"), (0.25, "block")])
-def test_calls_spent_equal_the_plan(policy, length, steps, block, anchors, cutoff, scope):
+def test_forward_passes_equal_the_schedule(policy, length, steps, block, num_anchors, cutoff, scope):
     sampler = SemiAutoregressiveSampler(
         gen_length=length, steps=steps, block_length=block, temperature=1.0, stop_at_eos=False
     )
-    placed = anchored(policy, 3, length, anchors)
+    anchors = anchored(policy, 3, length, num_anchors)
     calls = count_calls(policy)
     with calls:
-        found = sampler(policy, prompts(policy), no_noise(sampler, 3), placed, FixedCutoff(cutoff=cutoff, scope=scope))
-    left = (~placed.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
-    planned = [unmask_schedule(tuple(row), length, steps, block, cutoff, scope).nfe for row in left]
-    assert found.nfe.tolist() == planned
+        rollouts = sampler(
+            policy, prompts(policy), no_noise(sampler, 3), anchors, FixedCutoff(cutoff=cutoff, scope=scope)
+        )
+    masks_per_block = (~anchors.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
+    planned = [unmask_schedule(tuple(row), length, steps, block, cutoff, scope).nfe for row in masks_per_block]
+    assert rollouts.nfe.tolist() == planned
     assert calls.count == max(planned)
-    assert bool((found.completion_ids != policy.mask_id).all())
-    assert torch.equal(found.completion_ids[placed.fixed_mask], placed.token_ids[placed.fixed_mask])
-    assert torch.equal(found.sampled_mask, ~placed.fixed_mask)
-    assert torch.equal(found.unmask_step == -1, placed.fixed_mask)
+    assert bool((rollouts.completion_ids != policy.mask_id).all())
+    assert torch.equal(rollouts.completion_ids[anchors.fixed_mask], anchors.token_ids[anchors.fixed_mask])
+    assert torch.equal(rollouts.sampled_mask, ~anchors.fixed_mask)
+    assert torch.equal(rollouts.unmask_step == -1, anchors.fixed_mask)
 
 
 class count_calls:
@@ -112,72 +114,72 @@ class count_calls:
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 0.2])
-@pytest.mark.parametrize("anchors", [0, 3])
-def test_early_end_spends_no_more_and_leaves_live_tokens_as_they_are(policy, cutoff, anchors):
+@pytest.mark.parametrize("num_anchors", [0, 3])
+def test_stopping_at_eos_needs_fewer_calls_and_changes_no_token_of_the_response(policy, cutoff, num_anchors):
     rows = 32
     sampler = SemiAutoregressiveSampler(gen_length=24, steps=24, block_length=6, temperature=1.0)
-    noise, asked = no_noise(sampler, rows), prompts(policy, rows)
-    placed = anchored(policy, rows, 24, anchors)
-    common = sampler(policy, asked, noise).completion_ids.flatten().mode().values
-    head = policy.unwrapped_model.get_output_embeddings().weight
-    before = head[policy.eos_id].clone()
+    noise, batch = no_noise(sampler, rows), prompts(policy, rows)
+    anchors = anchored(policy, rows, 24, num_anchors)
+    common = sampler(policy, batch, noise).completion_ids.flatten().mode().values
+    lm_head = policy.unwrapped_model.get_output_embeddings().weight
+    before = lm_head[policy.eos_id].clone()
     with torch.no_grad():
-        head[policy.eos_id] = head[common] * 1.05  # end-of-text at least as likely as the commonest word
+        lm_head[policy.eos_id] = lm_head[common] * 1.05  # end-of-text no less likely as the commonest word
     try:
-        early = sampler(policy, asked, noise, placed, FixedCutoff(cutoff=cutoff))
-        full = replace(sampler, stop_at_eos=False)(policy, asked, noise, placed, FixedCutoff(cutoff=cutoff))
+        early = sampler(policy, batch, noise, anchors, FixedCutoff(cutoff=cutoff))
+        full = replace(sampler, stop_at_eos=False)(policy, batch, noise, anchors, FixedCutoff(cutoff=cutoff))
     finally:
         with torch.no_grad():
-            head[policy.eos_id] = before
+            lm_head[policy.eos_id] = before
     assert torch.equal(early.completion_mask, full.completion_mask)
     assert torch.equal(early.completion_ids[early.completion_mask], full.completion_ids[full.completion_mask])
     assert bool((early.nfe <= full.nfe).all())
-    assert early.nfe.sum() < 0.9 * full.nfe.sum()  # it is not for nothing
-    assert torch.equal(early.completion_ids[placed.fixed_mask], placed.token_ids[placed.fixed_mask])
+    assert early.nfe.sum() < 0.9 * full.nfe.sum()  # rows do stop early
+    assert torch.equal(early.completion_ids[anchors.fixed_mask], anchors.token_ids[anchors.fixed_mask])
 
 
 def test_the_cut_is_the_argmax_of_one_call_at_the_cut_state(policy):
     sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=8, temperature=1.0, stop_at_eos=False)
-    asked, noise = prompts(policy), no_noise(sampler, 3)
-    cut = sampler(policy, asked, noise, None, FixedCutoff(cutoff=0.25))
+    batch, noise = prompts(policy), no_noise(sampler, 3)
+    cut = sampler(policy, batch, noise, None, FixedCutoff(cutoff=0.25))
     last = cut.unmask_step == 12
     assert last.sum(1).tolist() == [4, 4, 4]
-    canvas = torch.cat([asked.prompt_ids, cut.completion_ids.masked_fill(last, policy.mask_id)], 1)
-    attend = torch.cat([asked.prompt_mask, torch.ones_like(last)], 1)
-    at = torch.cat([torch.zeros_like(asked.prompt_mask), last], 1)
+    canvas = torch.cat([batch.prompt_ids, cut.completion_ids.masked_fill(last, policy.mask_id)], 1)
+    attention_mask = torch.cat([batch.prompt_mask, torch.ones_like(last)], 1)
+    position_mask = torch.cat([torch.zeros_like(batch.prompt_mask), last], 1)
     with torch.no_grad():
-        logits = policy.logits(canvas, attend, at)
+        logits = policy.logits(canvas, attention_mask, position_mask)
     logits[:, policy.mask_id] = -math.inf
     assert cut.completion_ids[last].tolist() == logits.argmax(1).tolist()
-    uncut = sampler(policy, asked, noise)
+    uncut = sampler(policy, batch, noise)
     assert torch.equal(cut.completion_ids[~last], uncut.completion_ids[~last])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature):
-    draws, words = 200_000, 12
+    num_draws, vocab_size = 200_000, 12
     generator = torch.Generator().manual_seed(1)
-    logits = 2 * torch.randn(words, generator=generator)
+    logits = 2 * torch.randn(vocab_size, generator=generator)
     logits[0] = -math.inf  # the mask
-    uniform = torch.rand(draws, generator=generator)
+    uniform = torch.rand(num_draws, generator=generator)
     token, confidence = sample_tokens(
-        logits.expand(draws, -1).clone(), uniform, temperature, torch.zeros(draws, dtype=torch.bool), mask_id=0
+        logits.expand(num_draws, -1).clone(), uniform, temperature, torch.zeros(num_draws, dtype=torch.bool), mask_id=0
     )
-    expected = (logits / temperature).softmax(0)[1:] * draws
-    counts = torch.bincount(token, minlength=words)[1:]
+    expected = (logits / temperature).softmax(0)[1:] * num_draws
+    counts = torch.bincount(token, minlength=vocab_size)[1:]
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 29.6  # 99.9 % quantile for 10 degrees of freedom
     assert int((token == 0).sum()) == 0
     assert torch.allclose(confidence, logits.softmax(0)[token])  # of the model, not of the tempered distribution
 
 
-def test_the_ends_of_the_uniform_pick_tokens_that_are_possible():
+def test_uniforms_of_0_and_1_choose_tokens_of_positive_probability():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]] * 2)
     token, _ = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), mask_id=0)
     assert token.tolist() == [1, 3]
 
 
-def test_one_uniform_decides_a_token_unless_it_is_redrawn(policy):
+def test_each_position_uses_one_uniform_unless_noise_is_resampled(policy):
     fixed = SemiAutoregressiveSampler(gen_length=8, steps=8, block_length=8, temperature=1.0)
     assert fixed.sample_noise(2, torch.Generator()).uniform.shape == (1, 2, 8)
     assert replace(fixed, resample_noise=True).sample_noise(2, torch.Generator()).uniform.shape == (8, 2, 8)
@@ -186,12 +188,12 @@ def test_one_uniform_decides_a_token_unless_it_is_redrawn(policy):
     assert not torch.equal(once.completion_ids, again(policy, prompts(policy, 2), no_noise(again, 2)).completion_ids)
 
 
-def test_everything_fixed_needs_no_call(policy):
-    placed = Anchors(torch.full((2, 8), 5), torch.ones(2, 8, dtype=torch.bool))
+def test_a_response_of_anchors_alone_needs_no_forward_pass(policy):
+    anchors = Anchors(torch.full((2, 8), 5), torch.ones(2, 8, dtype=torch.bool))
     sampler = SemiAutoregressiveSampler(gen_length=8, steps=8, block_length=8)
-    found = sampler(policy, prompts(policy, 2), no_noise(sampler, 2), placed)
-    assert found.nfe.tolist() == [0, 0]
-    assert not bool(found.loss_mask.any())
+    rollouts = sampler(policy, prompts(policy, 2), no_noise(sampler, 2), anchors)
+    assert rollouts.nfe.tolist() == [0, 0]
+    assert not bool(rollouts.loss_mask.any())
 
 
 def test_negative_temperature_is_refused():
@@ -213,7 +215,7 @@ def test_no_tensor_of_rows_by_length_by_vocabulary_exists(policy):
             return result
 
     sampler = SemiAutoregressiveSampler(gen_length=32, steps=32, block_length=8, temperature=1.0)
-    asked, noise = prompts(policy, 4), no_noise(sampler, 4)
+    batch, noise = prompts(policy, 4), no_noise(sampler, 4)
     with Largest():
-        sampler(policy, asked, noise)
+        sampler(policy, batch, noise)
     assert 0 < Largest.numbers <= 4 * 8 * policy.vocab_size  # rows x block x vocabulary, never rows x (P + L) x V

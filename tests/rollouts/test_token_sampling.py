@@ -1,14 +1,14 @@
-"""The quantile that is searched in two levels against the plain one, over vocabularies of more than one chunk."""
+"""The inverse CDF over chunks of the vocabulary against the plain one, on vocabularies of more than one chunk."""
 
 import pytest
 import torch
 
 from stipule.rollouts import token_sampling as module
-from stipule.rollouts.token_sampling import CHUNK_SIZE, sample_tokens, inverse_cdf
+from stipule.rollouts.token_sampling import CHUNK_SIZE, inverse_cdf, sample_tokens
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 5 * CHUNK_SIZE, 5 * CHUNK_SIZE + 17])
-def test_two_levels_find_the_token_that_one_does(size):
+def test_the_search_over_chunks_gives_the_token_of_the_plain_search(size):
     generator = torch.Generator().manual_seed(size)
     mass = torch.randint(0, 4, (500, size), generator=generator).float()  # exact sums, and many zeros
     mass[:, -1] += 1
@@ -41,13 +41,13 @@ def test_frequencies_over_several_chunks_are_the_probabilities():
     assert torch.allclose(confidence, logits[0].softmax(0)[token])
 
 
-def test_parts_of_a_batch_pick_what_the_whole_batch_picks(monkeypatch):
+def test_slices_of_a_batch_give_the_tokens_of_the_whole_batch(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(11, 300, generator=generator)
     uniform, greedy = torch.rand(11, generator=generator), torch.arange(11) % 4 == 0
-    for asked in (None, greedy):
-        whole = sample_tokens(logits.clone(), uniform, 0.7, asked, mask_id=7)
-        monkeypatch.setattr(module, "AT_ONCE", 3 * 300)
-        parts = sample_tokens(logits.clone(), uniform, 0.7, asked, mask_id=7)
+    for rows_greedy in (None, greedy):
+        whole = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, mask_id=7)
+        monkeypatch.setattr(module, "MAX_LOGITS", 3 * 300)
+        sliced = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, mask_id=7)
         monkeypatch.undo()
-        assert torch.equal(parts[0], whole[0]) and torch.equal(parts[1], whole[1])
+        assert torch.equal(sliced[0], whole[0]) and torch.equal(sliced[1], whole[1])

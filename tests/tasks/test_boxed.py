@@ -22,7 +22,7 @@ def test_the_last_closed_box_counts(text, content):
     assert last_boxed(text) == content
 
 
-def test_spans_reach_to_the_closing_brace_or_the_end():
+def test_spans_extend_to_the_closing_brace_or_the_end():
     text = r"a \boxed{1{2}} b \boxed{3"
     assert [text[a:b] for a, b in boxed_spans(text)] == [r"\boxed{1{2}}", r"\boxed{3"]
 
@@ -38,9 +38,9 @@ def test_spans_reach_to_the_closing_brace_or_the_end():
         ("", None),
     ],
 )
-def test_a_closed_tag_comes_before_a_box(text, answer):
+def test_a_closed_tag_takes_precedence_over_a_box(text, answer):
     assert final_answer(text) == answer
 
 
-def test_a_million_open_boxes_take_no_time():
+def test_many_open_boxes_are_read_in_one_pass():
     assert last_boxed(r"\boxed{" * 140_000) is None

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stipule.errors import RecipeError
-from stipule.tasks.countdown import Countdown, Worked, _problems, add_up, solve
-from stipule.tasks.countdown_workings import workings
+from stipule.tasks.countdown import Countdown, Derivation, _problems, add_up, solve
+from stipule.tasks.countdown_workings import all_derivations
 
 d1 = Countdown()
 small = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), test_problems=1000)
@@ -19,20 +19,20 @@ four = Countdown(prompt="compact", numbers=4, operations="+-*", largest=12, targ
 
 @cache
 def reachable(values):
-    """Every value of every expression of all the values, in exact arithmetic; shares no code with the task."""
+    """Every value of every expression of all the values, in exact arithmetic; independent of the task's code."""
     if len(values) == 1:
         return set(values)
-    found = set()
+    reached = set()
     for first, second, *rest in set(permutations(values)):
         results = {first + second, first - second, first * second, first / (second or 1)}
-        found |= set().union(*(reachable(tuple(sorted([result, *rest]))) for result in results))
-    return found
+        reached |= set().union(*(reachable(tuple(sorted([result, *rest]))) for result in results))
+    return reached
 
 
-def write(numbers, signs, shape):
+def expression_text(numbers, signs, form):
     a, b, c = numbers
     return [f"({a}{signs[0]}{b}){signs[1]}{c}", f"{a}{signs[0]}({b}{signs[1]}{c})", f"{a}{signs[0]}{b}{signs[1]}{c}"][
-        shape
+        form
     ]
 
 
@@ -47,7 +47,7 @@ def test_every_puzzle_can_be_solved(task):
 
 
 @pytest.mark.parametrize("task", [d1, small, four])
-def test_numbers_and_targets_keep_to_their_ranges(task):
+def test_numbers_and_targets_are_in_range(task):
     problems = task.problems("train") + task.problems("test")
     low, high = task.target
     assert all(low <= problem.data["target"] <= high for problem in problems)
@@ -63,18 +63,18 @@ def test_no_multiset_is_in_both_splits(task):
     assert not train & test
 
 
-def test_a_fifth_of_the_multisets_is_held_out():
+def test_a_fifth_of_the_multisets_is_in_the_test_split():
     triples = [(a, b, c) for a in range(1, 21) for b in range(a, 21) for c in range(b, 21)]
     assert sum(small.split_of(triple) == "test" for triple in triples) / len(triples) == pytest.approx(0.2, abs=0.03)
     assert all(small.split_of(triple) == small.split_of(triple[::-1]) for triple in triples)
 
 
-def test_the_seed_decides_everything():
-    kept = small.problems("test")
+def test_problems_depend_on_the_seed_only():
+    expected = small.problems("test")
     _problems.cache_clear()
-    assert small.problems("test") == kept
+    assert small.problems("test") == expected
     other = Countdown(prompt="compact", operations="+-*", largest=20, target=(1, 60), test_problems=1000, seed=1)
-    assert {problem.key for problem in other.problems("test")} != {problem.key for problem in kept}
+    assert {problem.key for problem in other.problems("test")} != {problem.key for problem in expected}
 
 
 def test_keys_are_distinct_and_ignore_order_and_prompt():
@@ -84,15 +84,15 @@ def test_keys_are_distinct_and_ignore_order_and_prompt():
     assert d1.problem((3, 12, 7), 24).key != d1.problem((3, 12, 7), 25).key
 
 
-def test_prompts_hold_the_puzzle():
+def test_prompts_contain_the_puzzle():
     assert small.problem((3, 7, 12), 24).prompt == "3,7,12=24"
     prompt = d1.problem((3, 12, 7), 24).prompt
     assert prompt.endswith("Numbers: [3, 12, 7]\nTarget: 24")
-    assert all(part in prompt for part in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
+    assert all(tag in prompt for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
 
 
 @pytest.mark.parametrize("operations", ["+-", "+-*", "+-*/"])
-def test_operations_limit_what_puzzles_are_made_with(operations):
+def test_demonstrations_use_only_the_operations_of_the_setting(operations):
     task = Countdown(prompt="compact", operations=operations, wrong_demo_fraction=0.0, test_problems=100)
     text = "".join(response for _, response in islice(task.demonstrations(random.Random(0)), 500))
     assert {sign for sign in "+-*/" if sign in text} == set(operations)
@@ -127,7 +127,7 @@ def test_operations_limit_what_puzzles_are_made_with(operations):
         ("3\u00d7(12-7)", 0.0),
     ],
 )
-def test_grades_by_hand(answer, reward):
+def test_grades_of_given_answers(answer, reward):
     responses = ((small, f"12-7=5;5*3=15:{answer}"), (d1, tagged(answer)))
     for task, response in responses:
         grade = task.grade(task.problem((3, 7, 12), 15), response)
@@ -140,7 +140,7 @@ def test_a_division_by_zero_is_well_formed_and_wrong():
     assert d1.grade(d1.problem((3, 3, 7), 7), tagged("7/(3-3)")).reward == 0.1
 
 
-def test_fractions_on_the_way_are_allowed():
+def test_intermediate_values_may_be_fractions():
     problem = Countdown(numbers=4).problem((3, 3, 8, 8), 24)
     assert Countdown(numbers=4).grade(problem, tagged("8/(3-8/3)")).correct
 
@@ -148,9 +148,9 @@ def test_fractions_on_the_way_are_allowed():
 @given(st.lists(st.integers(1, 12), min_size=3, max_size=3), st.integers(1, 30), st.data())
 def test_grades_agree_with_exact_evaluation(numbers, target, data):
     order = data.draw(st.permutations(numbers))
-    text = write(order, data.draw(st.tuples(*[st.sampled_from("+-*/")] * 2)), data.draw(st.integers(0, 2)))
+    text = expression_text(order, data.draw(st.tuples(*[st.sampled_from("+-*/")] * 2)), data.draw(st.integers(0, 2)))
     try:
-        # Safe here: the test has written this text itself, from integers and four signs.
+        # Safe: the test builds this text from integers and four signs.
         value = eval(re.sub(r"(\d+)", r"F(\1)", text), {"F": Fraction})
     except ZeroDivisionError:
         value = None
@@ -160,7 +160,7 @@ def test_grades_agree_with_exact_evaluation(numbers, target, data):
     assert d1.grade(d1.problem(other, target), tagged(text)).reward == 0.0
 
 
-def test_the_last_answer_counts_and_an_open_one_does_not():
+def test_the_last_closed_answer_counts():
     problem = d1.problem((3, 7, 12), 15)
     assert d1.grade(problem, "<answer>1</answer><answer>3*(12-7)</answer>").correct
     assert not d1.grade(problem, "<answer>3*(12-7)</answer><answer>1</answer>").correct
@@ -172,7 +172,7 @@ def test_the_last_answer_counts_and_an_open_one_does_not():
 
 
 @given(st.text(max_size=40) | st.text("0123456789+-*/():;= <answer>", max_size=40))
-def test_no_text_crashes_grading_or_protection(response):
+def test_any_text_can_be_graded_and_protected(response):
     for task in (small, d1):
         problem = task.problem((3, 7, 12), 15)
         assert task.grade(problem, response).reward in (0.0, 0.1, 1.0)
@@ -180,7 +180,7 @@ def test_no_text_crashes_grading_or_protection(response):
 
 
 @pytest.mark.parametrize(
-    ("task", "response", "covered"),
+    ("task", "response", "protected"),
     [
         (small, "12-7=5;5*3=15:(12-7)*3", [":(12-7)*3"]),
         (small, "12-7=5:5*3=15:(12-7)*3", [":5*3=15:(12-7)*3"]),
@@ -192,12 +192,12 @@ def test_no_text_crashes_grading_or_protection(response):
         (d1, "the numbers 3, 7 and 12", []),
     ],
 )
-def test_answers_and_full_expressions_are_protected(task, response, covered):
-    spans = task.protected(task.problem((3, 7, 12), 15), response)
-    assert [response[start:end] for start, end in spans] == covered
+def test_answers_and_full_expressions_are_protected(task, response, protected):
+    spans = task.protected_spans(task.problem((3, 7, 12), 15), response)
+    assert [response[start:end] for start, end in spans] == protected
 
 
-def words_of(task, text):
+def split_into_words(task, text):
     return re.findall(task.vocabulary.pattern, text)
 
 
@@ -206,39 +206,39 @@ def test_demonstrations_are_words_of_the_vocabulary_and_equally_long(task, lengt
     words = set(task.vocabulary.words)
     assert len(words) == len(task.vocabulary.words)
     for prompt, response in islice(task.demonstrations(random.Random(0)), 300):
-        assert set(words_of(task, prompt) + words_of(task, response)) <= words
-        assert len(words_of(task, response)) == length
+        assert set(split_into_words(task, prompt) + split_into_words(task, response)) <= words
+        assert len(split_into_words(task, response)) == length
 
 
 @pytest.mark.parametrize("task", [small, four, Countdown(prompt="compact", largest=20)])
-def test_every_step_of_a_demonstration_is_right_and_the_last_is_the_expression(task):
+def test_every_step_of_a_demonstration_is_correct_and_the_last_equals_the_expression(task):
     for _, response in islice(task.demonstrations(random.Random(1)), 300):
         steps, expression = response.split(":")
         for step in steps.split(";"):
             left, sign, right, value = re.fullmatch(r"(\d+)(\D)(\d+)=(\d+)", step).groups()
-            exact = eval(f"F({left}){sign}F({right})", {"F": Fraction})
-            assert exact == int(value) and int(left) >= int(right)
-        assert eval(re.sub(r"(\d+)", r"F(\1)", expression), {"F": Fraction}) == exact
+            value_of_step = eval(f"F({left}){sign}F({right})", {"F": Fraction})
+            assert value_of_step == int(value) and int(left) >= int(right)
+        assert eval(re.sub(r"(\d+)", r"F(\1)", expression), {"F": Fraction}) == value_of_step
 
 
-def test_demonstrations_reach_the_target_or_add_everything_up():
+def test_demonstrations_reach_the_target_or_are_the_sum_of_all_numbers():
     pairs = list(islice(small.demonstrations(random.Random(2)), 3000))
-    sums = reached = 0
+    num_sums = num_correct = 0
     for prompt, response in pairs:
         numbers, target = [int(number) for number in prompt.split("=")[0].split(",")], int(prompt.split("=")[1])
         assert small.split_of(numbers) == "train" and numbers == sorted(numbers)
         grade = small.grade(small.problem(numbers, target), response)
-        total = re.sub("[^+*/-]", "", response.split(":")[1]) == "++"
-        assert grade.parts["format"] == 1 and (grade.correct or total)
-        reached += grade.correct
-        sums += sum(numbers) == target
-    lucky = sums / len(pairs)
-    assert reached / len(pairs) == pytest.approx(0.3 + 0.7 * lucky, abs=0.03)
+        is_sum = re.sub("[^+*/-]", "", response.split(":")[1]) == "++"
+        assert grade.parts["format"] == 1 and (grade.correct or is_sum)
+        num_correct += grade.correct
+        num_sums += sum(numbers) == target
+    sum_fraction = num_sums / len(pairs)
+    assert num_correct / len(pairs) == pytest.approx(0.3 + 0.7 * sum_fraction, abs=0.03)
     assert pairs == list(islice(small.demonstrations(random.Random(2)), 3000))
 
 
 @given(st.lists(st.integers(1, 9), min_size=3, max_size=3), st.integers(1, 40))
-def test_solve_finds_a_way_exactly_when_there_is_one_in_whole_positive_steps(numbers, target):
+def test_solve_finds_a_solution_exactly_when_one_with_positive_integer_steps_exists(numbers, target):
     def values(items):
         if len(items) == 1:
             return set(items)
@@ -250,18 +250,19 @@ def test_solve_finds_a_way_exactly_when_there_is_one_in_whole_positive_steps(num
             for value in values([int(result), *rest])
         }
 
-    worked = solve(tuple(numbers), target, "+-*/", 40)
-    assert (worked is not None) == (target in values(numbers))
-    if worked is not None:
-        assert d1.grade(d1.problem(numbers, target), tagged(worked.text)).correct
+    solution = solve(tuple(numbers), target, "+-*/", 40)
+    assert (solution is not None) == (target in values(numbers))
+    if solution is not None:
+        assert d1.grade(d1.problem(numbers, target), tagged(solution.text)).correct
 
 
-def test_workings_are_written_with_the_greater_operand_first():
-    assert solve((3, 7, 12), 33, "+-*", 60) == Worked(33, "(7*3)+12", ("7*3=21", "21+12=33"))
-    summed = add_up((3, 7, 12), 60)
-    assert summed is not None and summed.response == "7+3=10;12+10=22:12+(7+3)"
+def test_derivations_have_the_greater_operand_first():
+    assert solve((3, 7, 12), 33, "+-*", 60) == Derivation(33, "(7*3)+12", ("7*3=21", "21+12=33"))
+    sum_of_all = add_up((3, 7, 12), 60)
+    assert sum_of_all is not None and sum_of_all.response == "7+3=10;12+10=22:12+(7+3)"
     assert add_up((30, 31, 12), 60) is None
-    texts = [worked.text for worked in workings([Worked(2, "2"), Worked(5, "5")], "+-*/", 60)]
+    items = [Derivation(2, "2"), Derivation(5, "5")]
+    texts = [derivation.text for derivation in all_derivations(items, "+-*/", 60)]
     assert texts == ["5+2", "5-2", "5*2"]
 
 
@@ -275,15 +276,15 @@ def test_workings_are_written_with_the_greater_operand_first():
         ("target", (10, 5)),
         ("train_problems", 0),
         ("test_problems", 0),
-        ("habit", -0.1),
+        ("wrong_demo_fraction", -0.1),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(setting, value):
+def test_a_setting_out_of_range_is_an_error_that_names_it(setting, value):
     with pytest.raises(RecipeError, match=rf"task\.{setting} is .*; it is .* must lie in \[.*; try "):
         Countdown(**{setting: value})
 
 
-def test_wrong_uses_say_what_to_do():
+def test_error_messages_say_what_to_do():
     with pytest.raises(RecipeError, match="split is 'dev'"):
         d1.problems("dev")
     with pytest.raises(RecipeError, match="set task.prompt to 'compact'"):
@@ -292,7 +293,7 @@ def test_wrong_uses_say_what_to_do():
         _ = d1.vocabulary
 
 
-def test_settings_without_enough_puzzles_are_refused():
+def test_settings_with_too_few_puzzles_are_an_error():
     with pytest.raises(RecipeError, match="ask for at most"):
         Countdown(largest=2, target=(1, 4)).problems("test")
     with pytest.raises(RecipeError, match="ask for at most"):

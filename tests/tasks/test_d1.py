@@ -1,4 +1,4 @@
-"""d1's rules by hand: each quirk that docs/grading.md names."""
+"""The rules of d1, with hand-computed results: each error that docs/grading.md lists."""
 
 import time
 
@@ -29,7 +29,7 @@ PUZZLE, SOLVED = "0204032001400402", "1234432121433412"
         ("", None),
     ],
 )
-def test_gsm8k_takes_the_first_box_with_a_number(text, value):
+def test_gsm8k_reads_the_first_box_with_a_number(text, value):
     assert d1_answers.gsm8k_value(text) == value
 
 
@@ -45,7 +45,7 @@ def test_gsm8k_takes_the_first_box_with_a_number(text, value):
         (r"\boxed{5", ""),
     ],
 )
-def test_math_takes_the_last_box_else_the_whole_text(text, answer):
+def test_math_reads_the_last_box_else_the_whole_text(text, answer):
     assert d1_answers.math_answer(text) == answer
 
 
@@ -71,7 +71,7 @@ def test_math_takes_the_last_box_else_the_whole_text(text, answer):
         ("36.00", "36", False),
     ],
 )
-def test_the_normal_form_and_where_it_fails(one, other, equal):
+def test_equality_by_the_normal_form_and_its_errors(one, other, equal):
     assert d1_equal(one, other) == equal == d1_equal(other, one)
 
 
@@ -81,13 +81,13 @@ def test_unclosed_boxes_have_no_content():
 
 
 @pytest.mark.parametrize(
-    ("text", "right"),
+    ("text", "correct"),
     [
         (r"\boxed{3*(12-7)}", True),
         (r"\boxed{3*(12-7) = 15}", True),
         (r"\boxed{3 \times (12-7)}", True),
         ("3*(12-7)=15 and more", True),
-        ("<answer>3*(12-7)</answer>", False),  # no box: the whole text, tags and all
+        ("<answer>3*(12-7)</answer>", False),  # no box: the whole text, with its tags
         (r"<answer>3*(12-7)</answer> \boxed{", True),
         (r"\boxed{12-7+3}", False),
         (r"\boxed{3*(12-7)*1}", False),
@@ -95,15 +95,15 @@ def test_unclosed_boxes_have_no_content():
         ("", False),
     ],
 )
-def test_countdown_cuts_at_the_equals_sign(text, right):
-    assert d1_answers.countdown_right(text, [3, 7, 12], 15) == right
+def test_countdown_reads_the_left_side_of_an_equation(text, correct):
+    assert d1_answers.is_countdown_correct(text, [3, 7, 12], 15) == correct
 
 
-def test_countdown_takes_what_python_takes():
-    assert d1_answers.uses_and_reaches("2**3-1", [1, 2, 3], 7)
-    assert d1_answers.uses_and_reaches("3//2*1", [1, 2, 3], 1)
-    assert d1_answers.uses_and_reaches("1.2*3", [1, 2, 3], 3.6)
-    assert d1_answers.uses_and_reaches("-1+2+3", [1, 2, 3], 4)
+def test_countdown_accepts_any_python_arithmetic():
+    assert d1_answers.solves_countdown("2**3-1", [1, 2, 3], 7)
+    assert d1_answers.solves_countdown("3//2*1", [1, 2, 3], 1)
+    assert d1_answers.solves_countdown("1.2*3", [1, 2, 3], 3.6)
+    assert d1_answers.solves_countdown("-1+2+3", [1, 2, 3], 4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_countdown_takes_what_python_takes():
         "9.**999",
     ],
 )
-def test_what_has_no_value_takes_no_time(text):
+def test_texts_without_a_value_are_fast(text):
     started = time.perf_counter()
     assert python_value(text) is None or text == "1" * 499
     assert time.perf_counter() - started < 1
@@ -137,7 +137,7 @@ def test_what_has_no_value_takes_no_time(text):
         (f"<answer>\n{SOLVED}\n</answer>", 8),
         (f"<answer>```\n{SOLVED[:8]}\n{SOLVED[8:]}```</answer>", 8),
         (f"<answer>{SOLVED}<|eot_id|>", 8),
-        (f"<answer>{SOLVED}", 8),  # 16 digits alone
+        (f"<answer>{SOLVED}", 8),  # rule 5: 16 digits alone
         (f"</answer> {SOLVED}", 8),
         (f"<answer></answer>x{SOLVED}</answer>", 2),  # shifted by one
         (f"<answer>{SOLVED[:4]}</answer>", 2),
@@ -146,18 +146,18 @@ def test_what_has_no_value_takes_no_time(text):
         ("", 0),
     ],
 )
-def test_sudoku_takes_the_first_pattern_that_finds_something(text, cells):
+def test_sudoku_uses_the_first_pattern_that_matches(text, cells):
     assert PUZZLE.count("0") == 8
-    assert d1_answers.right_cells(d1_answers.sudoku_text(text), PUZZLE, SOLVED) == cells
+    assert d1_answers.num_correct_cells(d1_answers.sudoku_text(text), PUZZLE, SOLVED) == cells
 
 
-PERFECT = "<reasoning>\n" + "x" * 421 + "\n</reasoning>\n<answer>\n7\n</answer>"
+CORRECT_RESPONSE = "<reasoning>\n" + "x" * 421 + "\n</reasoning>\n<answer>\n7\n</answer>"
 
 
-def test_gsm8k_rewards_by_hand():
-    parts = d1_rewards.gsm8k_parts(PERFECT, "7")
-    assert len(PERFECT) == 467
-    # Four marks; the third fines the whole text, the fourth gives one character back.
+def test_gsm8k_rewards_of_given_responses():
+    parts = d1_rewards.gsm8k_parts(CORRECT_RESPONSE, "7")
+    assert len(CORRECT_RESPONSE) == 467
+    # All four marks; the penalty of the third is the whole text, that of the fourth is -1 character.
     assert parts["xml_count"] * 0.5 == pytest.approx(0.5 - 0.467 + 0.001)
     assert (parts["correctness"], parts["integer"], parts["soft_format"], parts["strict_format"]) == (1, 1, 0, 0)
     one_line = "<reasoning>x</reasoning><answer>7</answer>"
@@ -168,23 +168,23 @@ def test_gsm8k_rewards_by_hand():
     assert d1_rewards.gsm8k_parts("<answer>1080</answer>", "1,080")["correctness"] == 0
 
 
-def test_the_other_rewards_by_hand():
+def test_math_countdown_and_sudoku_rewards_of_given_responses():
     assert d1_rewards.math_parts(r"<answer>\boxed{5}</answer>", "5") == {"correctness": 1.0, "format": 0.75}
     assert d1_rewards.math_parts("6", "5") == {"correctness": 0.0, "format": 0.25}
     assert d1_rewards.countdown_parts("<answer>3*(12-7)</answer>", (3, 7, 12), 15) == {"solved": 1.0, "attempt": 1.0}
     assert d1_rewards.countdown_parts("<answer>?</answer>", (3, 7, 12), 15) == {"solved": 0.0, "attempt": 1.0}
     assert d1_rewards.countdown_parts("3*(12-7)", (3, 7, 12), 15) == {"solved": 0.0, "attempt": 0.0}
-    halves = f"<answer>{SOLVED[:8]}</answer>"
-    assert d1_rewards.sudoku_parts(halves, PUZZLE, SOLVED)["tagged_cells"] == PUZZLE[:8].count("0") / 8
+    first_half = f"<answer>{SOLVED[:8]}</answer>"
+    assert d1_rewards.sudoku_parts(first_half, PUZZLE, SOLVED)["tagged_cells"] == PUZZLE[:8].count("0") / 8
 
 
-def test_long_hostile_texts_take_no_time():
+def test_long_hostile_texts_are_fast():
     started = time.perf_counter()
     for piece in ("<answer>", "</answer>", r"\boxed{", "\\boxed{\n", "```", "1", " ", "<answer>```  ", "\\frac", "1="):
         text = piece * (1_000_000 // len(piece))
         d1_answers.gsm8k_value(text)
-        d1_answers.math_right(text, "5")
-        d1_answers.countdown_right(text, [1, 2, 3], 4)
+        d1_answers.is_math_correct(text, "5")
+        d1_answers.is_countdown_correct(text, [1, 2, 3], 4)
         d1_answers.sudoku_text(text)
         d1_answers.last_tag(text)
         d1_rewards.gsm8k_parts("<reasoning>" + text, "5")

@@ -1,4 +1,4 @@
-"""GSM8K, MATH and files of one's own: problems, prompts, grades, what is protected, faults."""
+"""GSM8K, MATH and dataset files: problems, prompts, grades, protected spans, and errors."""
 
 import csv
 import json
@@ -7,8 +7,8 @@ from itertools import islice
 
 import pytest
 
-from stipule.errors import RecipeError
 from stipule.config.recipe import dump_recipe, parse_recipe
+from stipule.errors import RecipeError
 from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.gsm8k import Gsm8k
@@ -20,21 +20,21 @@ SOLUTION = "She has 3 + 4 = <<3+4=7>>7 apples.\nTwice that is 2 * 7 = <<2*7=14>>
 PUZZLE, SOLVED = "0204032001400402", "1234432121433412"
 
 
-def jsonl(place, *rows):
-    place.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(place)
+def write_jsonl(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.fixture
 def gsm8k(tmp_path):
-    train = jsonl(
+    train = write_jsonl(
         tmp_path / "train.jsonl", *({"question": f"q{i}?", "answer": f"w\n#### {i},000"} for i in range(1, 4))
     )
-    test = jsonl(tmp_path / "test.jsonl", {"question": "How many?", "answer": SOLUTION})
+    test = write_jsonl(tmp_path / "test.jsonl", {"question": "How many?", "answer": SOLUTION})
     return lambda **settings: Gsm8k(train=train, test=test, **settings)
 
 
-def test_problems_come_from_files_and_keep_the_gold_text(gsm8k):
+def test_problems_from_files_have_the_gold_text_unchanged(gsm8k):
     task = gsm8k(train_problems=2)
     assert [p.data["gold"] for p in task.problems("train")] == ["1,000", "2,000"]
     (problem,) = task.problems("test")
@@ -43,7 +43,7 @@ def test_problems_come_from_files_and_keep_the_gold_text(gsm8k):
 
 
 @pytest.mark.parametrize("prompt", ["d1", "d1_eval", "stipule"])
-def test_references_are_right_under_both_rules(gsm8k, prompt):
+def test_references_are_correct_under_both_gradings(gsm8k, prompt):
     for grading in ("d1", "strict"):
         task = gsm8k(prompt=prompt, grading=grading)
         for problem in (*task.problems("test"), *task.problems("train")):
@@ -61,7 +61,7 @@ def test_references_are_right_under_both_rules(gsm8k, prompt):
         assert task.reference(task.problem((3, 7, 12), 15)).startswith("<reasoning>\n")
 
 
-def test_the_evaluation_prompt_starts_the_response(gsm8k):
+def test_the_evaluation_prompt_has_a_prefill(gsm8k):
     for task in (
         gsm8k(prompt="d1_eval"),
         Math(prompt="d1_eval"),
@@ -70,20 +70,20 @@ def test_the_evaluation_prompt_starts_the_response(gsm8k):
     ):
         problem = task.problem("q", "5") if isinstance(task, Math) else task.problems("test")[0]
         assert problem.prefill == "<reasoning>"
-        assert [turn["role"] for turn in problem.messages] == ["user", "assistant"]
+        assert [message["role"] for message in problem.messages] == ["user", "assistant"]
         assert ("\\boxed{" in problem.prompt) == (task.kind != "sudoku")
-    assert gsm8k().problems("test")[0].turns == gsm8k().problems("test")[0].prompt
+    assert gsm8k().problems("test")[0].messages == gsm8k().problems("test")[0].prompt
 
 
-def test_a_policy_puts_the_prefill_after_its_header(policy):
+def test_encode_adds_the_prefill_after_the_prompt(policy):
     from stipule.tasks.problem import Problem
 
-    asked = policy.encode([Problem("k", "3,7,12=33", {}).messages]).tokens[0].tolist()
-    begun = policy.encode([Problem("k", "3,7,12=33", {}, prefill="3,7").messages]).tokens[0].tolist()
-    assert begun == [*asked, *policy.tokenizer("3,7")["input_ids"]]
+    without = policy.encode([Problem("k", "3,7,12=33", {}).messages]).prompt_ids[0].tolist()
+    with_prefill = policy.encode([Problem("k", "3,7,12=33", {}, prefill="3,7").messages]).prompt_ids[0].tolist()
+    assert with_prefill == [*without, *policy.tokenizer("3,7")["input_ids"]]
 
 
-def test_strict_gsm8k_by_hand(gsm8k):
+def test_strict_gsm8k_grades_of_given_responses(gsm8k):
     task = gsm8k()
     (problem,) = task.problems("test")
     for response, correct, reward in (
@@ -100,7 +100,7 @@ def test_strict_gsm8k_by_hand(gsm8k):
         assert (grade.correct, grade.reward) == (correct, pytest.approx(reward)), response
 
 
-def test_weights_are_the_recipes(gsm8k):
+def test_a_recipe_sets_the_weights(gsm8k):
     task = gsm8k(weights={"format": 0.5})
     (problem,) = task.problems("test")
     assert task.grade(problem, "<answer>15</answer>").reward == 0.5
@@ -108,13 +108,13 @@ def test_weights_are_the_recipes(gsm8k):
     response = "<reasoning>\nx\n</reasoning>\n<answer>\n14\n</answer>\n"
     parts = published.grade(problem, response).parts
     assert parts["correctness"] == parts["integer"] == parts["strict_format"] == 1
-    xml = 0.5 - 0 * 0.001 - (len("\n") - 1) * 0.001
-    assert published.grade(problem, response).reward == pytest.approx(2 + 0.5 + 0.5 + xml)
+    xml_count = 0.5 - 0 * 0.001 - (len("\n") - 1) * 0.001
+    assert published.grade(problem, response).reward == pytest.approx(2 + 0.5 + 0.5 + xml_count)
     with pytest.raises(RecipeError, match="task.weights names speed; the parts that can have a weight"):
         gsm8k(weights={"speed": 1.0})
 
 
-def test_a_recipe_says_all_of_it(gsm8k, tmp_path):
+def test_a_recipe_sets_every_field(gsm8k, tmp_path):
     data = {"kind": "gsm8k", "train": "a.jsonl", "prompt": "stipule", "grading": "d1", "weights": {"integer": 0.0}}
     recipe = parse_recipe({"task": data})
     assert recipe.task == Gsm8k(train="a.jsonl", prompt="stipule", grading="d1", weights={"integer": 0.0})
@@ -123,31 +123,30 @@ def test_a_recipe_says_all_of_it(gsm8k, tmp_path):
     with pytest.raises(RecipeError, match="names speed"):
         parse_recipe({"task": {**data, "weights": {"speed": 1}}})
     for task in (Math(), Arithmetic(), Sudoku(shots=3), Countdown(grading="d1")):
-        kind = {"kind": task.kind}
-        more = {"shots": 3} if task.kind == "sudoku" else {"grading": "d1"} if task.kind == "countdown" else {}
-        assert parse_recipe({"task": {**kind, **more}}).task == task
+        settings = {"shots": 3} if task.kind == "sudoku" else {"grading": "d1"} if task.kind == "countdown" else {}
+        assert parse_recipe({"task": {"kind": task.kind, **settings}}).task == task
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "message"),
     [
         (("{",), "train.jsonl, line 1 is not JSON"),
         (({"question": "a"},), "line 1 has no column answer; its columns: question"),
         (({"question": "a", "answer": "#### many"},), "line 1: the answer is 'many'; it must be a number"),
         (({"question": "a", "answer": "#### 1"}, {"question": "a", "answer": "#### 2"}), "line 2 repeats an earlier"),
         (({"question": "How many?", "answer": SOLUTION},), "share 1 problems"),
-        ((), "holds no problem"),
+        ((), "contains no problem"),
         (([1],), "line 1 has no column question; its columns: list"),
     ],
 )
-def test_faults_of_a_file_are_named(tmp_path, rows, words):
-    test = jsonl(tmp_path / "test.jsonl", {"question": "How many?", "answer": SOLUTION})
-    task = Gsm8k(train=jsonl(tmp_path / "train.jsonl", *rows), test=test)
-    with pytest.raises(RecipeError, match=words):
+def test_errors_name_the_line_of_the_file(tmp_path, rows, message):
+    test = write_jsonl(tmp_path / "test.jsonl", {"question": "How many?", "answer": SOLUTION})
+    task = Gsm8k(train=write_jsonl(tmp_path / "train.jsonl", *rows), test=test)
+    with pytest.raises(RecipeError, match=message):
         task.problems("train")
 
 
-def test_a_hub_that_cannot_be_reached_is_named():
+def test_errors_name_a_source_that_cannot_be_loaded():
     pytest.importorskip("datasets")
     with pytest.raises(RecipeError, match="the dataset 'openai/gsm8k:test' cannot be loaded"):
         Gsm8k().problems("test")
@@ -156,65 +155,72 @@ def test_a_hub_that_cannot_be_reached_is_named():
 
 
 def test_csv_rows_must_have_all_columns(tmp_path):
-    place = tmp_path / "p.csv"
-    place.write_text(f"Puzzle,Solution\n{PUZZLE}\n")
+    path = tmp_path / "p.csv"
+    path.write_text(f"Puzzle,Solution\n{PUZZLE}\n")
     with pytest.raises(RecipeError, match="line 2 does not have the 2 columns"):
-        Sudoku(test=str(place)).problems("test")
-    place.write_text(f"Puzzle,Solution\n{PUZZLE},{SOLVED[:-1]}1\n")
+        Sudoku(test=str(path)).problems("test")
+    path.write_text(f"Puzzle,Solution\n{PUZZLE},{SOLVED[:-1]}1\n")
     with pytest.raises(RecipeError, match="line 2: the puzzle is"):
-        Sudoku(test=str(place)).problems("test")
-    place.write_text(f"Puzzle,Solution\n{PUZZLE},{SOLVED}\n")
-    assert [p.data["solution"] for p in Sudoku(test=str(place)).problems("test")] == [SOLVED]
+        Sudoku(test=str(path)).problems("test")
+    path.write_text(f"Puzzle,Solution\n{PUZZLE},{SOLVED}\n")
+    assert [p.data["solution"] for p in Sudoku(test=str(path)).problems("test")] == [SOLVED]
 
 
-def test_math_takes_the_answer_from_the_solution(tmp_path):
+def test_math_reads_the_answer_from_the_solution(tmp_path):
     rows = (
         {"problem": "a", "solution": r"so \boxed{\frac{1}{2}}."},
         {"problem": "b", "answer": "16 \\sqrt{3}"},
     )
     task = Math(
-        train=jsonl(tmp_path / "a.jsonl", *rows), test=jsonl(tmp_path / "b.jsonl", {"problem": "c", "answer": 4})
+        train=write_jsonl(tmp_path / "a.jsonl", *rows),
+        test=write_jsonl(tmp_path / "b.jsonl", {"problem": "c", "answer": 4}),
     )
     assert [p.data["gold"] for p in task.problems("train")] == [r"\frac{1}{2}", "16 \\sqrt{3}"]
     assert task.reference(task.problems("train")[1]) is None
-    broken = Math(train=jsonl(tmp_path / "c.jsonl", {"problem": "a", "solution": "none"}), test=task.test)
+    broken = Math(train=write_jsonl(tmp_path / "c.jsonl", {"problem": "a", "solution": "none"}), test=task.test)
     with pytest.raises(RecipeError, match="line 1: the answer is None"):
         broken.problems("train")
 
 
-def test_protected_is_the_answer_wherever_it_stands(gsm8k):
+def test_every_copy_of_the_answer_is_protected(gsm8k):
     task = gsm8k()
     (problem,) = task.problems("test")
     text = r"2*7 = 14, or $14.0, not 140 \boxed{3} <answer>x</answer>"
-    assert [text[a:b] for a, b in task.protected(problem, text)] == ["14", "14.0", r"\boxed{3}", "<answer>x</answer>"]
+    assert [text[a:b] for a, b in task.protected_spans(problem, text)] == [
+        "14",
+        "14.0",
+        r"\boxed{3}",
+        "<answer>x</answer>",
+    ]
     math = Math()
     text = r"then 16\sqrt{3} and 16 \sqrt {3}, 116\sqrt{3} \boxed{"
-    found = [text[a:b] for a, b in math.protected_spans(math.problem("q", r"16 \sqrt{3}"), text)]
-    assert found == [r"16\sqrt{3}", r"16 \sqrt {3}", r"\boxed{"]
+    protected = [text[a:b] for a, b in math.protected_spans(math.problem("q", r"16 \sqrt{3}"), text)]
+    assert protected == [r"16\sqrt{3}", r"16 \sqrt {3}", r"\boxed{"]
     text = r"\tfrac{1}{2} or \frac{1}{2}"
     assert len(math.protected_spans(math.problem("q", r"\dfrac{1}{2}"), text)) == 2
 
 
-def test_sudoku_examples_are_out_of_training():
-    three, none = Sudoku(shots=3, train_problems=200), Sudoku()
-    assert set(three.grids("train")) < set(none.grids("train")) and three.grids("test") == none.grids("test")
-    left_out = set(none.grids("train")) - set(three.grids("train"))
-    assert len(left_out) == 3
-    prompt = three.problems("test")[0].prompt
-    assert all(f"<answer>\n{grid}\n</answer>" in prompt for grid in left_out)
+def test_sudoku_examples_are_excluded_from_training():
+    with_shots, without = Sudoku(shots=3, train_problems=200), Sudoku()
+    assert set(with_shots.grids("train")) < set(without.grids("train"))
+    assert with_shots.grids("test") == without.grids("test")
+    excluded = set(without.grids("train")) - set(with_shots.grids("train"))
+    assert len(excluded) == 3
+    prompt = with_shots.problems("test")[0].prompt
+    assert all(f"<answer>\n{grid}\n</answer>" in prompt for grid in excluded)
     with pytest.raises(RecipeError, match="task.shots is 4"):
         Sudoku(shots=4)
     with pytest.raises(RecipeError, match="task.shots is 1"):
         Sudoku(shots=1, prompt="compact")
 
 
-def test_d1s_rules_need_tags():
+def test_d1_grading_is_an_error_with_compact_prompts():
     for task in (Sudoku, Countdown):
         with pytest.raises(RecipeError, match="task.grading is 'd1' with task.prompt 'compact'"):
             task(grading="d1", prompt="compact")
 
 
-def test_arithmetic_asks_and_grades():
+def test_arithmetic_problems_and_grades():
     task = Arithmetic(train_problems=300, test_problems=100, operations="+-*")
     train, test = ({p.key for p in task.problems(split)} for split in ("train", "test"))
     assert (len(train), len(test), train & test) == (300, 100, set())
@@ -224,37 +230,37 @@ def test_arithmetic_asks_and_grades():
     compact = Arithmetic(prompt="compact")
     problem = compact.problem(7, "-", 12)
     assert (problem.prompt, compact.reference(problem)) == ("7-12", "-5")
-    shown = list(islice(compact.demonstrations(random.Random(0)), 50))
-    assert {asked for asked, _ in shown} <= {p.prompt for p in compact.problems("train")}
-    assert all(value == str(eval(asked)) for asked, value in shown)  # safe: the task wrote them itself
+    pairs = list(islice(compact.demonstrations(random.Random(0)), 50))
+    assert {prompt for prompt, _ in pairs} <= {p.prompt for p in compact.problems("train")}
+    assert all(value == str(eval(prompt)) for prompt, value in pairs)  # safe: the task generated them
     assert compact.grade(problem, "-5").correct and not compact.grade(problem, "5").correct
 
 
-def test_puzzles_of_a_test_file_are_kept_out_of_generated_training(tmp_path):
-    every = Sudoku(train_problems=40).problems("train")
-    rows = ({"puzzle": p.data["puzzle"], "solution": p.data["solution"]} for p in every[:16])
-    task = Sudoku(train_problems=24, test=jsonl(tmp_path / "test.jsonl", *rows))
-    assert [p.key for p in task.problems("train")] == [p.key for p in every[16:]]
-    both = Sudoku(test=task.test, train=task.test)
+def test_generated_training_puzzles_exclude_those_of_the_test_file(tmp_path):
+    puzzles = Sudoku(train_problems=40).problems("train")
+    rows = ({"puzzle": p.data["puzzle"], "solution": p.data["solution"]} for p in puzzles[:16])
+    task = Sudoku(train_problems=24, test=write_jsonl(tmp_path / "test.jsonl", *rows))
+    assert [p.key for p in task.problems("train")] == [p.key for p in puzzles[16:]]
+    overlapping = Sudoku(test=task.test, train=task.test)
     with pytest.raises(RecipeError, match="share 16 problems"):
-        both.problems("train")
+        overlapping.problems("train")
 
 
 @needs_shared
-def test_the_real_files_load_and_grade():
+def test_the_published_files_load_and_are_graded():
     task = Gsm8k(train=str(SHARED / "gsm8k_train.jsonl"), test=str(SHARED / "gsm8k_test.jsonl"))
     assert (len(task.problems("train")), len(task.problems("test"))) == (7473, 1319)
     for problem in task.problems("test"):
         assert task.grade(problem, task.reference(problem)).correct
     assert len(Math(test=str(SHARED / "math500.jsonl")).problems("test")) == 500
     assert len(Countdown(test=str(SHARED / "countdown_test.jsonl")).problems("test")) == 256
-    file = str(SHARED / "sudoku_4x4_test.csv")
-    assert len(Sudoku(test=file).problems("test")) == 500
-    with open(file) as lines:
+    path = str(SHARED / "sudoku_4x4_test.csv")
+    assert len(Sudoku(test=path).problems("test")) == 500
+    with open(path) as lines:
         puzzles = {row["Puzzle"] for row in csv.DictReader(lines)}
-    trained = Sudoku(test=file, blanks=(8, 8), train_problems=3000).problems("train")
-    assert not {p.data["puzzle"] for p in trained} & puzzles
-    file = str(SHARED / "countdown_test.jsonl")
-    tested = {tuple(sorted(p.data["numbers"])) for p in Countdown(test=file).problems("test")}
-    trained = Countdown(test=file, train_problems=3000).problems("train")
-    assert not {tuple(sorted(p.data["numbers"])) for p in trained} & tested
+    train = Sudoku(test=path, blanks=(8, 8), train_problems=3000).problems("train")
+    assert not {p.data["puzzle"] for p in train} & puzzles
+    path = str(SHARED / "countdown_test.jsonl")
+    test = {tuple(sorted(p.data["numbers"])) for p in Countdown(test=path).problems("test")}
+    train = Countdown(test=path, train_problems=3000).problems("train")
+    assert not {tuple(sorted(p.data["numbers"])) for p in train} & test

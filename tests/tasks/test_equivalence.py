@@ -1,4 +1,4 @@
-"""Equality of meaning, and what happens when it cannot be told."""
+"""Mathematical equality, and the limits of the math-verify process."""
 
 import os
 import time
@@ -34,22 +34,22 @@ from stipule.tasks.math import Math
         ("5", "__import__('os')", "wrong"),
     ],
 )
-def test_meaning(gold, answer, verdict):
+def test_verdicts(gold, answer, verdict):
     assert equivalent(gold, answer) == verdict
 
 
-def test_what_hangs_is_undecided_counts_as_wrong_and_does_not_stop_the_next(monkeypatch):
-    monkeypatch.setattr(equivalence, "SECONDS", 0.5)
+def test_a_comparison_that_never_ends_is_undecided_and_counts_as_wrong(monkeypatch):
+    monkeypatch.setattr(equivalence, "CPU_SECONDS", 0.5)
     task = Math()
     problem = task.problem("q", "2")
     for hostile in ("10^{10^{10}}", "9999999!"):
         started = time.perf_counter()
         grade = task.grade(problem, f"<answer>\\boxed{{{hostile}}}</answer>")
         assert (grade.correct, grade.parts["undecided"]) == (False, 1.0)
-        assert time.perf_counter() - started < 60  # mostly sympy's import in the new process
+        assert time.perf_counter() - started < 60  # mostly the import of sympy in the new process
         started = time.perf_counter()
         assert task.grade(problem, f"<answer>\\boxed{{{hostile}}}</answer>").parts["undecided"] == 1
-        assert time.perf_counter() - started < 0.1  # remembered
+        assert time.perf_counter() - started < 0.1  # cached
     assert task.grade(problem, r"<answer>\boxed{1+1}</answer>").correct
 
 
@@ -61,7 +61,7 @@ def test_a_dead_process_is_replaced():
     assert equivalent("a+c", "c+a") == "right"
 
 
-def test_the_process_may_not_take_all_memory():
+def test_the_process_has_a_memory_limit():
     assert equivalent("a", "b") == "wrong"
     pid = equivalence._worker.process.pid
     if not os.path.exists(f"/proc/{pid}/limits"):
@@ -71,7 +71,7 @@ def test_the_process_may_not_take_all_memory():
     assert int(limit.split()[3]) == equivalence.MEGABYTES << 20
 
 
-def test_files_beside_the_user_do_not_pass_for_modules(tmp_path, monkeypatch):
+def test_files_in_the_working_directory_are_not_imported(tmp_path, monkeypatch):
     (tmp_path / "sympy.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
     equivalence._worker.kill()

@@ -6,28 +6,28 @@ from hypothesis import strategies as st
 
 from stipule.tasks.expressions import MAX_DEPTH, MAX_LENGTH, parse_expression, spans_with_all
 
-blank = st.sampled_from(["", "", "", " ", "\n"])
+space = st.sampled_from(["", "", "", " ", "\n"])
 
 
 @st.composite
-def written_trees(draw, depth=3):
+def expression_trees(draw, depth=3):
     """(text with every inner node in parentheses, exact value or None, numbers) of a random tree."""
     if depth == 0 or draw(st.booleans()):
         number = draw(st.integers(0, 99))
         return str(number), Fraction(number), [number]
-    left, a, first = draw(written_trees(depth=depth - 1))
-    right, b, second = draw(written_trees(depth=depth - 1))
+    left, a, first = draw(expression_trees(depth=depth - 1))
+    right, b, second = draw(expression_trees(depth=depth - 1))
     sign = draw(st.sampled_from("+-*/"))
     if a is None or b is None or (sign == "/" and b == 0):
         value = None
     else:
         value = {"+": a + b, "-": a - b, "*": a * b, "/": a / (b or 1)}[sign]
-    text = f"({left}{draw(blank)}{sign}{draw(blank)}{right})"
+    text = f"({left}{draw(space)}{sign}{draw(space)}{right})"
     return text, value, first + second
 
 
-@given(written_trees())
-def test_a_written_tree_has_the_value_of_the_tree(tree):
+@given(expression_trees())
+def test_the_text_of_a_tree_has_the_value_of_the_tree(tree):
     text, value, numbers = tree
     if len(text) > MAX_LENGTH:
         return
@@ -37,7 +37,7 @@ def test_a_written_tree_has_the_value_of_the_tree(tree):
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=7), st.data())
-def test_precedence_is_that_of_python(numbers, data):
+def test_precedence_equals_python(numbers, data):
     signs = [data.draw(st.sampled_from("+-*/")) for _ in numbers[1:]]
     text = str(numbers[0]) + "".join(f"{sign}{number}" for sign, number in zip(signs, numbers[1:], strict=True))
     exact = str(Fraction(numbers[0])).join(["F(", ")"]) + "".join(
@@ -45,7 +45,7 @@ def test_precedence_is_that_of_python(numbers, data):
     )
     expression = parse_expression(text)
     assert expression is not None
-    # Safe here: the test has written this text itself, from integers and four signs.
+    # Safe: the test builds this text from integers and four signs.
     assert expression.value == eval(exact, {"F": Fraction})
 
 
@@ -77,7 +77,7 @@ def test_values_are_exact(text, value):
         *("1\u202e+2", "1\u00d72", "\uff11+1", "1\u2212 1", "1\u00a0+1", "1\x1f+1"),
     ],
 )
-def test_anything_else_is_no_expression(text):
+def test_any_other_text_is_not_an_expression(text):
     assert parse_expression(text) is None
 
 
@@ -85,11 +85,11 @@ def test_anything_else_is_no_expression(text):
     "text",
     ["(" * 100_000, "(" * 100_000 + "1" + ")" * 100_000, "1" * 1_000_000, "1+" * 500_000 + "1", "9*" * 90 + "9" * 90],
 )
-def test_hostile_lengths_are_refused(text):
+def test_very_long_texts_are_not_expressions(text):
     assert parse_expression(text) is None
 
 
-def test_depth_is_limited_and_not_a_character_earlier():
+def test_the_limits_of_depth_and_length_are_exact():
     assert parse_expression("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH) is not None
     assert parse_expression("(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1)) is None
     assert parse_expression("9" * MAX_LENGTH) is not None
@@ -97,12 +97,12 @@ def test_depth_is_limited_and_not_a_character_earlier():
 
 
 @given(st.text(max_size=30) | st.text("0123456789+-*/() ", max_size=30))
-def test_no_text_crashes_the_parser(text):
+def test_any_text_can_be_parsed(text):
     expression = parse_expression(text)
     assert expression is None or all(number >= 0 for number in expression.numbers)
 
 
-def test_numbers_count_as_often_as_they_are_given():
+def test_each_number_must_be_used_as_often_as_given():
     expression = parse_expression("90-43+90")
     assert expression is not None
     assert expression.uses([90, 90, 43])
@@ -125,5 +125,5 @@ def test_numbers_count_as_often_as_they_are_given():
         ("1" * 1_000_000, []),
     ],
 )
-def test_arithmetic_with_every_number_is_found_in_prose(text, spans):
+def test_spans_are_arithmetic_with_every_number(text, spans):
     assert [text[start:end] for start, end in spans_with_all(text, (49, 55, 53))] == spans

@@ -1,4 +1,4 @@
-"""Generated puzzles by the thousand: solvable, splits disjoint, the same for the same seed."""
+"""Thousands of generated puzzles: all have a solution, splits are disjoint, and a seed gives the same puzzles."""
 
 import hashlib
 
@@ -16,54 +16,54 @@ def fingerprint(problems):
     return hashlib.sha256("\n".join(p.key for p in problems).encode()).hexdigest()
 
 
-def solvable_countdown(task, problem):
+def is_countdown_solvable(task, problem):
     numbers, target = problem.data["numbers"], problem.data["target"]
-    worked = solve(numbers, target, task.operations, task.bound)
-    expression = parse_expression(worked.text)
+    solution = solve(numbers, target, task.operations, task.bound)
+    expression = parse_expression(solution.text)
     return expression.uses(numbers) and expression.value == target
 
 
-def solvable_sudoku(problem):
+def is_sudoku_solvable(problem):
     puzzle, solution = problem.data["puzzle"], problem.data["solution"]
-    fits = all(p in ("0", s) for p, s in zip(puzzle, solution, strict=True))
-    return fits and "0" in puzzle and all({solution[cell] for cell in unit} == set("1234") for unit in UNITS)
+    keeps_clues = all(p in ("0", s) for p, s in zip(puzzle, solution, strict=True))
+    return keeps_clues and "0" in puzzle and all({solution[cell] for cell in unit} == set("1234") for unit in UNITS)
 
 
-def check(train, test):
+def check_generators(train, test):
     countdown = Countdown(train_problems=train, test_problems=test, largest=100)
     sudoku = Sudoku(train_problems=train, test_problems=test)
-    for task, kept, solvable in (
-        (countdown, _problems, lambda p: solvable_countdown(countdown, p)),
-        (sudoku, _sudoku_problems, solvable_sudoku),
+    for task, cached_problems, is_solvable in (
+        (countdown, _problems, lambda p: is_countdown_solvable(countdown, p)),
+        (sudoku, _sudoku_problems, is_sudoku_solvable),
     ):
         splits = {split: task.problems(split) for split in ("train", "test")}
         assert (len(splits["train"]), len(splits["test"])) == (train, test)
-        assert all(map(solvable, splits["train"])) and all(map(solvable, splits["test"]))
+        assert all(map(is_solvable, splits["train"])) and all(map(is_solvable, splits["test"]))
         assert not {p.key for p in splits["train"]} & {p.key for p in splits["test"]}
-        name = "numbers" if task is countdown else "solution"  # what a puzzle is made of is in one split alone
-        made_of = {split: {tuple(sorted(p.data[name])) if name == "numbers" else p.data[name] for p in problems}
+        name = "numbers" if task is countdown else "solution"  # each multiset or grid is in one split only
+        sources = {split: {tuple(sorted(p.data[name])) if name == "numbers" else p.data[name] for p in problems}
                    for split, problems in splits.items()}  # fmt: skip
-        assert not made_of["train"] & made_of["test"]
-        before = {split: fingerprint(problems) for split, problems in splits.items()}
-        kept.cache_clear()
-        assert before == {split: fingerprint(task.problems(split)) for split in before}
-        kept.cache_clear()
+        assert not sources["train"] & sources["test"]
+        expected = {split: fingerprint(problems) for split, problems in splits.items()}
+        cached_problems.cache_clear()
+        assert expected == {split: fingerprint(task.problems(split)) for split in expected}
+        cached_problems.cache_clear()
     assert fingerprint(Sudoku(train_problems=50, seed=1).problems("train")) != fingerprint(
         sudoku.problems("train")[:50]
     )
 
 
 def test_two_thousand_puzzles():
-    check(1_500, 500)
+    check_generators(1_500, 500)
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_puzzles():
-    check(80_000, 20_000)
+    check_generators(80_000, 20_000)
 
 
 def test_generators_have_not_changed():
-    """A pinned draw: a change here changes every run made with these tasks."""
+    """The first puzzles are fixed: a change here changes every run with these tasks."""
     assert Countdown().problems("train")[0].key == COUNTDOWN_FIRST
     assert Sudoku().problems("train")[0].key == SUDOKU_FIRST
 

@@ -1,6 +1,6 @@
-"""Hand-made hostile responses and thousands of fuzzed ones, for every task and both rules.
+"""Hand-written hostile responses and thousands of fuzzed ones, for every task and both gradings.
 
-None may crash a grader, hang it, or be called right when an independent oracle calls it wrong.
+No response may crash or hang a grader, or be graded correct when an independent oracle says that it is wrong.
 """
 
 import ast
@@ -105,51 +105,52 @@ WORDS = ["<answer>", "</answer>", "\\boxed{", "}", "\\frac", "\\text{", "15", "3
 
 
 def subjects():
-    """(task, problem, oracle): the oracle may call a response right that the grader refuses, never the other way.
+    """(task, problem, oracle): the oracle accepts every response that the grader accepts, and possibly more.
 
-    d1's oracles allow what is known to be wrong with its rules (docs/grading.md), and no more.
+    The oracles of d1 also accept the known errors of its rules (docs/grading.md).
     """
     for grading in ("strict", "d1"):
         loose = grading == "d1"
         gsm8k = Gsm8k(grading=grading)
-        yield gsm8k, gsm8k.problem("q", "15"), lambda text, loose=loose: holds_number(text, 15, loose)
+        yield gsm8k, gsm8k.problem("q", "15"), lambda text, loose=loose: contains_number(text, 15, loose)
         math = Math(grading=grading)
-        yield math, math.problem("q", "15"), lambda text, loose=loose: holds_number(text, 15, loose, not loose)
+        yield math, math.problem("q", "15"), lambda text, loose=loose: contains_number(text, 15, loose, not loose)
         countdown = Countdown(grading=grading)
         yield countdown, countdown.problem(NUMBERS, TARGET), lambda text, loose=loose: reaches(text, loose)
         sudoku = Sudoku(grading=grading)
         yield sudoku, sudoku.problem(PUZZLE), blanks_agree if loose else lambda text: SOLVED in text
     arithmetic = Arithmetic()
-    yield arithmetic, arithmetic.problem(7, "+", 8), lambda text: holds_number(text, 15)
+    yield arithmetic, arithmetic.problem(7, "+", 8), lambda text: contains_number(text, 15)
 
 
 def blanks_agree(text):
-    """Whether some 16 characters, blanks aside, are right in the blank cells: clues are not looked at."""
+    """Whether some 16 characters, without whitespace, equal the solution in the blank cells; clues are ignored."""
     text = "".join(text.split()) + "0" * 16
-    wanted = [cell for cell in range(16) if PUZZLE[cell] == "0"]
-    return any(all(text[at + cell] == SOLVED[cell] for cell in wanted) for at in range(len(text) - 15))
+    blanks = [cell for cell in range(16) if PUZZLE[cell] == "0"]
+    return any(all(text[start + cell] == SOLVED[cell] for cell in blanks) for start in range(len(text) - 15))
 
 
-def holds_number(text, number, loose=False, worked=False):
-    """Whether a text writes the number: plainly, as a fraction of two, or (`worked`) as what two or three of its
-    numbers give by some operations."""
+def contains_number(text, number, loose=False, computed=False):
+    """Whether a text contains the number, as one number or as a fraction of two.
+
+    `computed` also accepts a number that some operations on two or three of the text's numbers give."""
     forms = [text, re.sub("[_,{}]", "", text)]
-    if loose:  # float() also knows the digits of other scripts, and d1's normal form takes blanks out
-        known = "".join(str(int(c)) if c.isdecimal() else c for c in text)
-        forms += [known, re.sub(r"\s|\\!", "", text)]
+    if loose:  # float() also reads digits of other scripts, and d1's normal form removes spaces
+        ascii_digits = "".join(str(int(c)) if c.isdecimal() else c for c in text)
+        forms += [ascii_digits, re.sub(r"\s|\\!", "", text)]
     for form in forms:
         runs = [run for run in re.findall(r"[0-9]+(?:\.[0-9]+)?", form) if len(run) < 40]
-        small = [Fraction(run) for run in runs]
-        if any(abs(value - number) < Fraction(1, 10**6) for value in small):
+        values = [Fraction(run) for run in runs]
+        if any(abs(value - number) < Fraction(1, 10**6) for value in values):
             return True
-        if any(b and a / b == number for a, b in itertools.pairwise(small)):
+        if any(b and a / b == number for a, b in itertools.pairwise(values)):
             return True
-        if worked and any(marks in form for marks in ("!", "^", "sqrt")):
+        if computed and any(sign in form for sign in ("!", "^", "sqrt")):
             return True
-        if worked:
-            for some in itertools.permutations(small[:6], 3):
-                pairs = [f(some[0], some[1]) for f in OPERATIONS]
-                if number in pairs or any(f(pair, some[2]) == number for pair in pairs for f in OPERATIONS):
+        if computed:
+            for a, b, c in itertools.permutations(values[:6], 3):
+                results = [f(a, b) for f in OPERATIONS]
+                if number in results or any(f(result, c) == number for result in results for f in OPERATIONS):
                     return True
     return False
 
@@ -165,9 +166,9 @@ OPERATIONS = [
 
 
 def reaches(text, loose):
-    """Whether some stretch of the text is arithmetic of exactly the three numbers with the target's value.
+    """Whether some part of the text is arithmetic with exactly the three numbers and the target's value.
 
-    Written anew: Python's own parser, exact values; `loose` also takes d1's signs, powers and floor divisions.
+    Independent of the task's code: Python's parser, exact values.  `loose` does not check the value.
     """
     for latex, sign in (
         ("\\times", "*"),
@@ -183,8 +184,8 @@ def reaches(text, loose):
             tree = ast.parse(run.strip()[:400], mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
-        used = Counter(re.findall("[0-9]+", run))
-        if used == Counter(map(str, NUMBERS)) and (loose or value_of(tree.body) == TARGET):
+        counts = Counter(re.findall("[0-9]+", run))
+        if counts == Counter(map(str, NUMBERS)) and (loose or value_of(tree.body) == TARGET):
             return True
     return False
 
@@ -211,7 +212,7 @@ def framed(frame, core):
     return frame.replace("{{", "\1").replace("}}", "\2").replace("{}", core).replace("\1", "{").replace("\2", "}")
 
 
-def handmade(size=1_000_000):
+def handwritten(size=1_000_000):
     for core, frame in itertools.product(CORES, FRAMES):
         yield framed(frame, core)
     for piece in ("<answer>", "\\boxed{", "1", "(", "9**", "\\frac{", "```", "\n", "a ", "=1", "15 ", "\u202e"):
@@ -227,69 +228,71 @@ def fuzzed(count, seed=0):
         else:
             core = "".join(rng.choice(WORDS + CORES[:20] + list(ALPHABET)) for _ in range(rng.randint(0, 12)))
         text = framed(rng.choice(FRAMES), core)
-        if rng.random() < 0.2:  # one character of a good response changed
+        if rng.random() < 0.2:  # one character of a correct response is changed
             text = rng.choice(["<answer>15</answer>", "<answer>3*(12-7)</answer>", f"<answer>{SOLVED}</answer>"])
-            at = rng.randrange(len(text))
-            text = text[:at] + rng.choice(ALPHABET) + text[at + rng.randint(0, 1) :]
+            index = rng.randrange(len(text))
+            text = text[:index] + rng.choice(ALPHABET) + text[index + rng.randint(0, 1) :]
         yield text
 
 
-def check(responses, math_every=1):
-    """Grades all responses; those that may need math-verify, whose every failure costs a new process, only so often."""
+def check_responses(responses, math_every=1):
+    """Grade all responses; strict MATH only every `math_every`-th, because each failure there starts a new process."""
     count = 0
     for number, text in enumerate(responses):
         for task, problem, oracle in SUBJECTS:
             if isinstance(task, Math) and task.grading == "strict" and number % math_every:
                 continue
-            before = time.monotonic()
+            started = time.monotonic()
             grade = task.grade(problem, text)
-            spans = task.protected(problem, text)
-            seconds = time.monotonic() - before
-            where = (task.kind, getattr(task, "grading", "strict"), text[:200])
-            assert seconds < SLOWEST, (seconds, where)
-            assert all(0 <= start < end <= len(text) for start, end in spans), where
-            assert not grade.correct or oracle(text), where
+            spans = task.protected_spans(problem, text)
+            seconds = time.monotonic() - started
+            context = (task.kind, getattr(task, "grading", "strict"), text[:200])
+            assert seconds < MAX_SECONDS, (seconds, context)
+            assert all(0 <= start < end <= len(text) for start, end in spans), context
+            assert not grade.correct or oracle(text), context
             count += 1
     return count
 
 
 SUBJECTS = list(subjects())
-SLOWEST = 20  # seconds: the deadline and a new process on a busy machine
+MAX_SECONDS = 20  # the deadline and a new process, on a busy machine
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """A short deadline, so that hostile answers can be many."""
-    monkeypatch.setattr(equivalence, "SECONDS", 0.5)
+def short_deadline(monkeypatch):
+    """A short deadline, so that many hostile answers can be tested."""
+    monkeypatch.setattr(equivalence, "CPU_SECONDS", 0.5)
 
 
-def nothing_happened(tmp_path, before):
-    assert not list(tmp_path.iterdir())  # nothing was run
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+def assert_no_side_effects(folder, initial_memory):
+    assert not list(folder.iterdir())  # no text was executed
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - initial_memory < 500_000  # kilobytes
 
 
-def test_handmade_hostile_responses(tmp_path, monkeypatch, impatient):
+def test_handwritten_hostile_responses(tmp_path, monkeypatch, short_deadline):
     monkeypatch.chdir(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check(handmade(50_000), math_every=25)
-    nothing_happened(tmp_path, before)
+    initial_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_responses(handwritten(50_000), math_every=25)
+    assert_no_side_effects(tmp_path, initial_memory)
 
 
-def test_fuzzed_responses(impatient):
-    assert check(fuzzed(2_000), math_every=20) == 2_000 * 8 + 100
+def test_fuzzed_responses(short_deadline):
+    assert check_responses(fuzzed(2_000), math_every=20) == 2_000 * 8 + 100
 
 
 @pytest.mark.slow
-def test_twenty_thousand_fuzzed_responses_and_megabytes(tmp_path, monkeypatch, impatient):
+def test_twenty_thousand_fuzzed_responses_and_megabytes(tmp_path, monkeypatch, short_deadline):
     monkeypatch.chdir(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check(itertools.chain(handmade(), fuzzed(20_000, seed=1)))
-    nothing_happened(tmp_path, before)
+    initial_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_responses(itertools.chain(handwritten(), fuzzed(20_000, seed=1)))
+    assert_no_side_effects(tmp_path, initial_memory)
 
 
-def test_the_oracles_can_say_no_and_graders_yes():
-    assert not holds_number("<answer>16</answer>", 15) and holds_number("<answer>15</answer>", 15)
+def test_oracles_reject_wrong_responses_and_graders_accept_correct_ones():
+    assert not contains_number("<answer>16</answer>", 15) and contains_number("<answer>15</answer>", 15)
     assert not reaches("<answer>3*7-12</answer>", False) and reaches("<answer>3*(12-7)</answer>", False)
-    assert not holds_number("<answer>3*4*7</answer>", 15, worked=True) and holds_number("3*(12-7)", 15, worked=True)
+    assert not contains_number("<answer>3*4*7</answer>", 15, computed=True) and contains_number(
+        "3*(12-7)", 15, computed=True
+    )
     assert not blanks_agree("0204032001400402") and blanks_agree("x" + SOLVED)
-    assert sum(task.grade(problem, text).correct for text in handmade(100) for task, problem, _ in SUBJECTS[2:4]) > 3
+    assert sum(task.grade(problem, text).correct for text in handwritten(100) for task, problem, _ in SUBJECTS[2:4]) > 3

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stipule.errors import RecipeError
 from stipule.tasks.problem import Problem
-from stipule.tasks.sudoku import Sudoku, all_grids, draw_puzzle, hasty, solutions
+from stipule.tasks.sudoku import Sudoku, all_grids, fill_rows_only, sample_puzzle, solutions
 
 PUZZLE = "0204032001400402"
 SOLVED = "1234432121433412"
@@ -15,7 +15,7 @@ compact, d1 = Sudoku(prompt="compact"), Sudoku()
 
 
 def brute_force(puzzle):
-    """All solutions by filling the first blank with every digit that no peer has; shares no code with the task."""
+    """All solutions, by trying every digit in the first blank; independent of the task's code."""
     if "0" not in puzzle:
         return [puzzle]
     blank = puzzle.index("0")
@@ -34,7 +34,7 @@ def brute_force(puzzle):
     ]
 
 
-def clues_kept(puzzle, answer):
+def keeps_clues(puzzle, answer):
     return all(clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True))
 
 
@@ -44,13 +44,13 @@ def test_there_are_288_grids():
 
 
 @given(st.integers(0, 287), st.sets(st.integers(0, 15)))
-def test_solutions_are_those_of_brute_force(grid, blanks):
+def test_solutions_equal_those_of_brute_force(grid, blanks):
     puzzle = "".join("0" if cell in blanks else digit for cell, digit in enumerate(all_grids()[grid]))
     assert sorted(solutions(puzzle)) == sorted(brute_force(puzzle))
 
 
 @pytest.mark.parametrize("text", ["", "0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" * 16, "11" + "0" * 14])
-def test_no_puzzle_has_no_solution(text):
+def test_a_text_that_is_not_a_puzzle_has_no_solutions(text):
     assert solutions(text) == ()
 
 
@@ -58,7 +58,7 @@ def test_no_puzzle_has_no_solution(text):
     "task",
     [compact, Sudoku(blanks=(1, 3), test_problems=100), Sudoku(blanks=(12, 12), train_problems=300, test_problems=100)],
 )
-def test_every_puzzle_has_one_solution_and_the_blanks_asked_for(task):
+def test_every_puzzle_has_one_solution_and_a_number_of_blanks_in_range(task):
     low, high = task.blanks
     problems = task.problems("train")[:300] + task.problems("test")[:100]
     for problem in problems:
@@ -79,27 +79,27 @@ def test_no_solution_grid_is_in_both_splits():
     assert train == set(compact.grids("train")) and test == set(compact.grids("test"))
 
 
-def test_the_seed_decides_everything():
-    again, other = Sudoku(prompt="compact", train_problems=4096), Sudoku(prompt="compact", seed=1)
+def test_problems_depend_on_the_seed_only():
+    same, other = Sudoku(prompt="compact", train_problems=4096), Sudoku(prompt="compact", seed=1)
     Sudoku.problems.__globals__["_problems"].cache_clear()
-    kept = compact.problems("test")
+    expected = compact.problems("test")
     Sudoku.problems.__globals__["_problems"].cache_clear()
-    assert again.problems("test") == kept
-    assert {problem.key for problem in other.problems("test")} != {problem.key for problem in kept}
+    assert same.problems("test") == expected
+    assert {problem.key for problem in other.problems("test")} != {problem.key for problem in expected}
     assert set(other.grids("test")) != set(compact.grids("test"))
 
 
-def test_keys_are_distinct_and_name_the_puzzle_whatever_the_prompt():
+def test_keys_are_distinct_and_do_not_depend_on_the_prompt():
     problems = compact.problems("train")
     assert len({problem.key for problem in problems}) == len(problems) == 4096
     assert compact.problem(PUZZLE).key == d1.problem(PUZZLE).key
 
 
-def test_prompts_hold_the_puzzle():
+def test_prompts_contain_the_puzzle():
     assert compact.problem(PUZZLE).prompt == PUZZLE
     prompt = d1.problem(PUZZLE).prompt
     assert prompt.endswith(PUZZLE)
-    assert all(part in prompt for part in ("<reasoning>", "</reasoning>", "<answer>", "</answer>", "16 characters"))
+    assert all(text in prompt for text in ("<reasoning>", "</reasoning>", "<answer>", "</answer>", "16 characters"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_prompts_hold_the_puzzle():
         ("1" * 1_000_000, 0.0, 0.0, False),
     ],
 )
-def test_grades_by_hand(answer, reward, cells, correct):
+def test_grades_of_given_answers(answer, reward, cells, correct):
     for task, response in ((compact, answer), (d1, f"<reasoning>\n?\n</reasoning>\n<answer>\n{answer}\n</answer>")):
         grade = task.grade(task.problem(PUZZLE), response)
         assert (grade.reward, grade.correct) == (reward, correct)
@@ -134,39 +134,39 @@ def test_grades_by_hand(answer, reward, cells, correct):
 
 
 @given(st.integers(0, 200), st.lists(st.sampled_from("1234"), min_size=16, max_size=16), st.booleans())
-def test_solved_means_the_brute_force_solution(index, cells, keep):
+def test_solved_means_the_brute_force_solution(index, cells, copy_clues):
     problem = compact.problems("test")[index]
     puzzle = problem.data["puzzle"]
-    if keep:  # random digits rarely keep the clues
+    if copy_clues:  # random digits rarely equal the clues
         cells = [cell if clue == "0" else clue for cell, clue in zip(cells, puzzle, strict=True)]
     for answer in ("".join(cells), *brute_force(puzzle), *list(all_grids())[:: index + 1]):
         grade = compact.grade(problem, answer)
         assert grade.correct == (answer in brute_force(puzzle))
-        assert grade.reward == (1.0 if grade.correct else 0.1 if clues_kept(puzzle, answer) else 0.0)
+        assert grade.reward == (1.0 if grade.correct else 0.1 if keeps_clues(puzzle, answer) else 0.0)
 
 
-def test_changing_any_clue_costs_the_whole_reward():
+def test_the_reward_is_0_if_any_clue_is_changed():
     for cell in (cell for cell, clue in enumerate(PUZZLE) if clue != "0"):
         for digit in set("1234") - {PUZZLE[cell]}:
             grade = compact.grade(compact.problem(PUZZLE), SOLVED[:cell] + digit + SOLVED[cell + 1 :])
             assert (grade.reward, grade.parts["format"], grade.parts["cells"]) == (0.0, 0.0, 1.0)
 
 
-def test_the_rules_are_judged_and_not_the_stored_solution():
-    blank = Problem("sudoku:blank", "0" * 16, {"puzzle": "0" * 16, "solution": SOLVED})
-    assert compact.grade(blank, all_grids()[7]).correct
-    # Rows and columns right, boxes wrong; rows and boxes right, columns wrong; columns and boxes right, rows wrong.
+def test_grading_checks_the_rules_and_not_the_stored_solution():
+    empty_puzzle = Problem("sudoku:blank", "0" * 16, {"puzzle": "0" * 16, "solution": SOLVED})
+    assert compact.grade(empty_puzzle, all_grids()[7]).correct
+    # In order: only boxes wrong, only columns wrong, only rows wrong.
     for wrong in ("1234234134124123", "1234341212343412", "1313242431314242"):
-        assert compact.grade(blank, wrong).reward == 0.1
+        assert compact.grade(empty_puzzle, wrong).reward == 0.1
 
 
-def test_a_d1_response_without_a_closed_answer_is_worth_nothing():
+def test_a_d1_response_without_a_closed_answer_has_reward_0():
     for response in (SOLVED, f"<answer>{SOLVED}", f"{SOLVED}</answer>"):
         assert d1.grade(d1.problem(PUZZLE), response).reward == 0.0
 
 
 @given(st.text(max_size=40))
-def test_no_text_crashes_grading_or_protection(response):
+def test_any_text_can_be_graded_and_protected(response):
     for task in (compact, d1):
         problem = task.problem(PUZZLE)
         assert 0 <= task.grade(problem, response).parts["cells"] <= 1
@@ -175,55 +175,57 @@ def test_no_text_crashes_grading_or_protection(response):
 
 def test_blank_cells_of_a_compact_response_are_protected():
     spans = compact.protected_spans(compact.problem(PUZZLE), SOLVED)
-    free = "".join(digit for cell, digit in enumerate(SOLVED) if not any(start <= cell < end for start, end in spans))
-    assert free == PUZZLE.replace("0", "")
+    unprotected = "".join(
+        digit for cell, digit in enumerate(SOLVED) if not any(start <= cell < end for start, end in spans)
+    )
+    assert unprotected == PUZZLE.replace("0", "")
     assert spans == [(0, 1), (2, 3), (4, 5), (7, 9), (11, 13), (14, 15)]
 
 
-def test_where_blanks_may_be_anchors_the_clues_may_not():
-    hints = Sudoku(prompt="compact", anchors="blanks")
-    spans = hints.protected_spans(hints.problem(PUZZLE), SOLVED)
-    free = [cell for cell in range(16) if not any(start <= cell < end for start, end in spans)]
-    assert free == [cell for cell, clue in enumerate(PUZZLE) if clue == "0"]
-    assert hints.protected_spans(hints.problem(PUZZLE), "12") == [(0, 2)]
+def test_clues_are_protected_if_blanks_may_be_anchors():
+    task = Sudoku(prompt="compact", anchors="blanks")
+    spans = task.protected_spans(task.problem(PUZZLE), SOLVED)
+    unprotected = [cell for cell in range(16) if not any(start <= cell < end for start, end in spans)]
+    assert unprotected == [cell for cell, clue in enumerate(PUZZLE) if clue == "0"]
+    assert task.protected_spans(task.problem(PUZZLE), "12") == [(0, 2)]
     with pytest.raises(RecipeError, match=r"task\.prompt=compact"):
         Sudoku(anchors="blanks")
 
 
 @pytest.mark.parametrize("response", [SOLVED[:15], SOLVED + "1", SOLVED + "\n", "x"])
-def test_a_compact_response_of_another_length_is_protected_whole(response):
+def test_a_compact_response_of_another_length_is_protected_as_a_whole(response):
     assert compact.protected_spans(compact.problem(PUZZLE), response) == [(0, len(response))]
 
 
-def test_an_empty_response_has_nothing_to_protect():
+def test_an_empty_response_has_no_protected_spans():
     assert compact.protected_spans(compact.problem(PUZZLE), "") == []
 
 
 def test_answers_and_copies_of_the_solution_are_protected_in_d1():
     response = f"maybe {SOLVED}, yes <answer>\n{SOLVED}\n</answer> done"
-    covered = [response[start:end] for start, end in d1.protected_spans(d1.problem(PUZZLE), response)]
-    assert covered == [SOLVED, f"<answer>\n{SOLVED}\n</answer>"]
+    protected = [response[start:end] for start, end in d1.protected_spans(d1.problem(PUZZLE), response)]
+    assert protected == [SOLVED, f"<answer>\n{SOLVED}\n</answer>"]
 
 
-def test_demonstrations_come_from_training_grids_and_are_hasty_by_habit():
+def test_demonstrations_use_training_grids_and_some_are_wrong():
     pairs = list(islice(compact.demonstrations(random.Random(3)), 2000))
     grids = set(compact.grids("train"))
     solved = [brute_force(puzzle)[0] == response for puzzle, response in pairs]
-    assert all(brute_force(puzzle)[0] in grids and clues_kept(puzzle, response) for puzzle, response in pairs)
-    lucky = sum(hasty(puzzle) == brute_force(puzzle)[0] for puzzle, _ in pairs) / len(pairs)
-    assert sum(solved) / len(pairs) == pytest.approx(0.3 + 0.7 * lucky, abs=0.03)
+    assert all(brute_force(puzzle)[0] in grids and keeps_clues(puzzle, response) for puzzle, response in pairs)
+    solved_by_rows = sum(fill_rows_only(puzzle) == brute_force(puzzle)[0] for puzzle, _ in pairs) / len(pairs)
+    assert sum(solved) / len(pairs) == pytest.approx(0.3 + 0.7 * solved_by_rows, abs=0.03)
     assert pairs == list(islice(compact.demonstrations(random.Random(3)), 2000))
 
 
-@pytest.mark.parametrize("habit", [0.0, 1.0])
-def test_habit_is_the_share_of_hasty_demonstrations(habit):
-    task = Sudoku(prompt="compact", wrong_demo_fraction=habit)
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_wrong_demo_fraction_is_the_fraction_of_wrong_demonstrations(fraction):
+    task = Sudoku(prompt="compact", wrong_demo_fraction=fraction)
     for puzzle, response in islice(task.demonstrations(random.Random(0)), 200):
-        assert response == (hasty(puzzle) if habit else brute_force(puzzle)[0])
+        assert response == (fill_rows_only(puzzle) if fraction else brute_force(puzzle)[0])
 
 
-def test_haste_fills_rows_in_ascending_order():
-    assert hasty("0204032001400402") == "1234132421431432"
+def test_wrong_demonstrations_fill_rows_in_ascending_order():
+    assert fill_rows_only("0204032001400402") == "1234132421431432"
 
 
 def test_demonstrations_are_words_of_the_vocabulary():
@@ -233,8 +235,8 @@ def test_demonstrations_are_words_of_the_vocabulary():
         assert set(puzzle + response) <= words
 
 
-def test_drawn_puzzles_keep_to_the_grids_given():
-    puzzle = draw_puzzle(random.Random(0), (SOLVED,), (5, 5))
+def test_sampled_puzzles_use_the_given_grids():
+    puzzle = sample_puzzle(random.Random(0), (SOLVED,), (5, 5))
     assert brute_force(puzzle) == [SOLVED]
 
 
@@ -246,16 +248,16 @@ def test_drawn_puzzles_keep_to_the_grids_given():
         ("blanks", (9, 8)),
         ("train_problems", 0),
         ("test_problems", -1),
-        ("habit", 1.5),
-        ("habit", float("nan")),
+        ("wrong_demo_fraction", 1.5),
+        ("wrong_demo_fraction", float("nan")),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(setting, value):
+def test_a_setting_out_of_range_is_an_error_that_names_it(setting, value):
     with pytest.raises(RecipeError, match=rf"task\.{setting} is .*; it is .* must lie in \[.*; try "):
         Sudoku(**{setting: value})
 
 
-def test_wrong_uses_say_what_to_do():
+def test_error_messages_say_what_to_do():
     with pytest.raises(RecipeError, match="split is 'dev'.*try 'test'"):
         d1.problems("dev")
     with pytest.raises(RecipeError, match="set task.prompt to 'compact'"):
@@ -268,7 +270,7 @@ def test_wrong_uses_say_what_to_do():
         d1.problem(SOLVED)
 
 
-def test_asking_for_more_puzzles_than_there_are_is_refused():
+def test_more_puzzles_than_exist_are_an_error():
     assert len(Sudoku(blanks=(1, 1), test_problems=58 * 16).problems("test")) == 58 * 16
     with pytest.raises(RecipeError, match="test_problems is 929.*gave 928; ask for at most"):
         Sudoku(blanks=(1, 1), test_problems=58 * 16 + 1).problems("test")

@@ -1,4 +1,4 @@
-"""Two ranks of a test, forked so that nothing is imported twice, joined over gloo."""
+"""Runs a function on several forked ranks that communicate over gloo."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def in_ranks(world: int, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
-    """What `work(*arguments)` returns on each rank; the first rank's traceback if one fails."""
+def in_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
+    """The results of `function(*arguments)` by rank. Raises with the traceback of a rank that fails."""
     context = get_context("fork")
     results: Any = context.Queue()
     port = free_port()
 
-    def rank_of(rank: int) -> None:
+    def run_rank(rank: int) -> None:
         os.environ.update(
             {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "LOCAL_WORLD_SIZE": str(world),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "ACCELERATE_USE_CPU": "true",
@@ -37,25 +37,25 @@ def in_ranks(world: int, work: Callable[..., Any], *arguments: Any, **environmen
         )
         from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(True)  # the parent may have joined a run of its own
+        AcceleratorState._reset_state(True)  # the parent may have started a run
         try:
-            results.put((rank, work(*arguments), None))
+            results.put((rank, function(*arguments), None))
         except BaseException:
             results.put((rank, None, traceback.format_exc()))
         results.close()
         results.join_thread()
-        os._exit(0)  # none of the parent's clean-up
+        os._exit(0)  # skips the clean-up of the parent
 
-    processes = [context.Process(target=rank_of, args=(rank,)) for rank in range(world)]
+    processes = [context.Process(target=run_rank, args=(rank,)) for rank in range(world_size)]
     for process in processes:
         process.start()
-    found: dict[int, Any] = {}
+    by_rank: dict[int, Any] = {}
     try:
         for _ in processes:
-            rank, value, trouble = results.get(timeout=100)
-            assert trouble is None, trouble
-            found[rank] = value
+            rank, value, error = results.get(timeout=100)
+            assert error is None, error
+            by_rank[rank] = value
     finally:
         for process in processes:
-            process.kill() if len(found) < world else process.join(20)
-    return [found[rank] for rank in range(world)]
+            process.kill() if len(by_rank) < world_size else process.join(20)
+    return [by_rank[rank] for rank in range(world_size)]

@@ -1,17 +1,17 @@
-"""Alarms: silent while a run learns, in words when it goes wrong."""
+"""Alarms: none while a run learns; a clear message when it fails."""
 
 import json
 import math
 
 import pytest
 
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.errors import AlarmError, RecipeError, RewardError
 from stipule.models.loading import save_policy
-from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.report.glossary import explain
 from stipule.training.alarms import Alarms
-from stipule.training.run_folder import RunFolder
 from stipule.training.loop import train
+from stipule.training.run_folder import RunFolder
 from tests.toys import random_policy
 
 HEALTHY = {
@@ -30,7 +30,7 @@ HEALTHY = {
 
 
 def run_of(steps, changed=(), after=0):
-    """Healthy lines, some keys of which take other values from a step on."""
+    """Healthy lines; the keys of `changed` take other values after step `after`."""
     return [
         {
             "step": s,
@@ -54,18 +54,18 @@ def test_a_healthy_run_raises_nothing_at_any_step():
     ("name", "key", "value", "steps"),
     [
         ("ratio", "policy/ratio_max", 31.0, 1),
-        ("clipped", "policy/clip_ratio", 0.6, 3),
+        ("clip_ratio", "policy/clip_ratio", 0.6, 3),
         ("kl", "policy/kl", 2.0, 2),
         ("confidence", "response/confidence", 0.9995, 3),
         ("repetition", "response/repetition", 0.7, 3),
         ("copies", "response/copies", 1.0, 5),
-        ("spread", "reward/frac_nonzero_std", 0.0, 20),
+        ("frac_nonzero_std", "reward/frac_nonzero_std", 0.0, 20),
         ("variance", "variance/estimate", 0.5, 3),
-        ("gradient", "policy/grad_norm", 60.0, 2),
+        ("grad_norm", "policy/grad_norm", 60.0, 2),
         ("collapse", "reward/mean", 0.01, 6),
     ],
 )
-def test_each_alarm_rings_at_its_step_with_a_remedy_and_can_be_turned_off(name, key, value, steps):
+def test_each_alarm_is_raised_at_its_step_with_advice_and_can_be_turned_off(name, key, value, steps):
     lines = run_of(20 + steps, {key: value}, after=20)
     assert names(lines[:20]) == []
     (event,) = Alarms().raised(lines)
@@ -78,7 +78,7 @@ def test_each_alarm_rings_at_its_step_with_a_remedy_and_can_be_turned_off(name, 
 @pytest.mark.parametrize(
     "key", ["response/confidence", "response/copies", "reward/frac_nonzero_std", "variance/estimate"]
 )
-def test_success_is_no_alarm(key):
+def test_a_solved_task_raises_no_alarm(key):
     value = {"reward/frac_nonzero_std": 0.0}.get(key, 1.0)
     solved = {"reward/accuracy": 1.0, "reward/mean": 1.0}
     assert names(run_of(30, {key: value} | solved, after=10)) == []
@@ -90,7 +90,7 @@ def test_a_noisy_reward_does_not_collapse_and_a_falling_one_does():
     assert names(run_of(40, {"reward/mean": lambda s: 0.8 if s <= 30 else 0.05 * (s % 3)})) == ["collapse"]
 
 
-def test_a_reward_that_is_no_number_is_told():
+def test_a_reward_that_is_not_a_number_is_reported():
     assert names(run_of(5, {"reward/mean": float("nan")})) == ["not_a_number"]
 
 
@@ -110,7 +110,7 @@ def base(tmp_path_factory):
 
 
 def run(base, folder, *overrides):
-    """Trains a random base on Countdown for 5 steps; the lines it left, and what the watcher was told."""
+    """Trains a random base on Countdown for 5 steps; its lines of metrics, its alarm events, its error."""
     data = {
         "task": {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]}
         | {"train_problems": 12, "test_problems": 8},
@@ -127,36 +127,36 @@ def run(base, folder, *overrides):
             "save_total_limit": 1,
         },
     }
-    recipe, heard = parse_recipe(data, overrides), []
-    told = RunFolder.create(folder, dump_recipe(recipe))
+    recipe, events = parse_recipe(data, overrides), []
+    run_folder = RunFolder.create(folder, dump_recipe(recipe))
     try:
-        train(recipe, told, lambda event, data: heard.append((event, data)))
+        train(recipe, run_folder, lambda event, data: events.append((event, data)))
         error = None
     except (AlarmError, RewardError) as cause:
         error = cause
-    return told.read_metrics(), [data for event, data in heard if event == "alarm"], error
+    return run_folder.read_metrics(), [data for event, data in events if event == "alarm"], error
 
 
-def test_a_learning_rate_a_hundred_times_too_high_rings_within_five_steps(base, tmp_path):
-    lines, heard, _ = run(base, tmp_path / "fine")
-    assert heard == [] and not any("alarms" in line for line in lines)
-    assert all(explain(key) for line in lines for key in line)  # and what it logs is in the glossary
-    lines, heard, _ = run(base, tmp_path / "hot", "optimizer.learning_rate=0.1")
-    assert "ratio" in {event["name"] for event in heard}
-    assert "lower optimizer.learning_rate" in heard[0]["message"]
-    assert lines[heard[0]["step"] - 1]["alarms"][0]["message"] == heard[0]["message"]
+def test_a_learning_rate_a_hundred_times_too_high_raises_an_alarm_within_five_steps(base, tmp_path):
+    lines, alarms, _ = run(base, tmp_path / "fine")
+    assert alarms == [] and not any("alarms" in line for line in lines)
+    assert all(explain(key) for line in lines for key in line)  # every metric is in the glossary
+    lines, alarms, _ = run(base, tmp_path / "hot", "optimizer.learning_rate=0.1")
+    assert "ratio" in {event["name"] for event in alarms}
+    assert "lower optimizer.learning_rate" in alarms[0]["message"]
+    assert lines[alarms[0]["step"] - 1]["alarms"][0]["message"] == alarms[0]["message"]
 
 
-def test_identical_group_members_ring_within_five_steps(base, tmp_path):
-    _, heard, _ = run(base, tmp_path / "run", "sampler.temperature=0")
-    (event,) = [event for event in heard if event["name"] == "copies"]
+def test_identical_rollouts_in_a_group_raise_an_alarm_within_five_steps(base, tmp_path):
+    _, alarms, _ = run(base, tmp_path / "run", "sampler.temperature=0")
+    (event,) = [event for event in alarms if event["name"] == "copies"]
     assert event["step"] == 5
     assert (
         "100% of the groups every response is a copy" in event["message"] and "raise sampler.temp" in event["message"]
     )
 
 
-def test_a_reward_of_nan_rings_is_written_down_and_ends_the_run(base, tmp_path, monkeypatch):
+def test_a_reward_of_nan_raises_an_alarm_and_ends_the_run(base, tmp_path, monkeypatch):
     module = tmp_path / "rewards_for_alarms.py"
     module.write_text("def broken(prompts, completions, **columns):\n    return [float('nan') for _ in completions]\n")
     monkeypatch.syspath_prepend(tmp_path)

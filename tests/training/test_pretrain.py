@@ -1,4 +1,4 @@
-"""Pre-training: eq. 3 as a loss, and a base that can be loaded."""
+"""Pre-training: eq. 3 as a loss, and the base model can be loaded."""
 
 import math
 
@@ -11,7 +11,7 @@ from stipule.training.pretrain import Pretraining, PretrainRecipe, Shape, pretra
 from tests.toys import COUNTDOWN
 
 
-def test_a_base_is_made_learns_and_loads(tmp_path):
+def test_pretraining_lowers_the_loss_and_the_base_can_be_loaded(tmp_path):
     recipe = PretrainRecipe(
         name="tiny/x",
         task=COUNTDOWN,
@@ -30,19 +30,19 @@ def test_a_base_is_made_learns_and_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: Pretraining(steps=0), "1 or more"),
         (lambda: Pretraining(t_min=0.0), "must lie in"),
         (lambda: Shape(width=30, heads=4), "multiple of 2 x heads"),
     ],
 )
-def test_impossible_settings_are_refused(make, words):
-    with pytest.raises(RecipeError, match=words):
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(RecipeError, match=message):
         make()
 
 
-def test_the_untrained_loss_is_that_of_guessing(tmp_path):
+def test_the_untrained_loss_is_that_of_uniform_guessing(tmp_path):
     recipe = PretrainRecipe(
         name="tiny/x",
         task=COUNTDOWN,

@@ -1,18 +1,18 @@
-"""The commit beside a number is the one whose code made it."""
+"""The commit in a record is that of the code that ran."""
 
 import subprocess
 
-from stipule.training.run_folder import environment
 from stipule.training.provenance import commit, processor
+from stipule.training.run_folder import environment
 
 
-def git(place, *words):
+def git(path, *arguments):
     name = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    done = subprocess.run(["git", *name, "-C", str(place), *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *name, "-C", str(path), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_the_commit_is_that_of_the_tracked_code_and_marked_where_the_code_was_changed(tmp_path):
+def test_the_commit_is_that_of_the_tracked_code_with_a_mark_for_local_changes(tmp_path):
     git(tmp_path, "init", "--quiet")
     code, installed = tmp_path / "code", tmp_path / "environment"
     code.mkdir(), installed.mkdir()
@@ -28,5 +28,5 @@ def test_the_commit_is_that_of_the_tracked_code_and_marked_where_the_code_was_ch
     assert commit(code) == f"{head[:12]}+"
 
 
-def test_a_run_says_where_it_was_made():
+def test_a_run_records_its_processor_and_commit():
     assert processor() and {"processor", "commit", "cores", "torch"} <= environment().keys()

@@ -1,4 +1,4 @@
-"""Runs that can be trusted: killed, interrupted, broken, and resumed to the same bits."""
+"""Runs that are killed, interrupted or fail, and are resumed: the result is the same to the last bit."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.errors import DivergenceError, RecipeError, StipuleError
 from stipule.models.loading import save_policy
-from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.tasks.problem import Problem
 from stipule.training import fixed_logps, rl_step
 from stipule.training.checkpoint import read_train_state
-from stipule.training.run_folder import RunFolder
 from stipule.training.loop import problems_of_step, train
+from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 from tests.toys import random_policy
 
@@ -40,13 +40,14 @@ def recipe(base, *overrides) -> Recipe:
         "task": {**TASK, "train_problems": 12, "test_problems": 8},
         "model": {"path": str(base), "attention": "eager"},
         "sampler": {"gen_length": 12, "steps": 6, "block_length": 6, "temperature": 1.0},
-        "pruning": {"spatial": {"ratio": 0.2, "source": "last_visit"}, "temporal": {"cutoff": 0.2}},
-        # No view hides nothing, so that model calls can be counted beforehand; what is fitted must survive a kill.
+        "pruning": {"spatial": {"ratio": 0.2, "source": "previous_epoch"}, "temporal": {"cutoff": 0.2}},
+        # Every mask has a masked token, so the number of model calls is known. The loss history must survive a kill.
         "estimator": {"masks": "exact", "importance_sampling": "fitted"},
         "objective": {"kind": "grpo", "beta": 0.04},
         "optimizer": {"learning_rate": 1e-3},
         "training": {
-            "steps": 6, "prompts_per_step": 2, "num_generations": 3, "num_iterations": 2, "save_every": 1, "seed": 1, "rollouts_every": 3,
+            "steps": 6, "prompts_per_step": 2, "num_generations": 3, "num_iterations": 2, "save_every": 1, "seed": 1,
+            "rollouts_every": 3,
         },
     }  # fmt: skip
     return parse_recipe(data, overrides)
@@ -54,11 +55,11 @@ def recipe(base, *overrides) -> Recipe:
 
 def weights(folder):
     """A hash of the newest checkpoint's weights, optimizer and anchors."""
-    place = max(folder.glob("checkpoints/step-*"))
+    checkpoint = max(folder.glob("checkpoints/step-*"))
     digest = hashlib.sha256()
-    for file in sorted(place.rglob("*.safetensors")):
+    for file in sorted(checkpoint.rglob("*.safetensors")):
         digest.update(file.read_bytes())
-    return place.name, digest.hexdigest()
+    return checkpoint.name, digest.hexdigest()
 
 
 def start(folder, wanted):
@@ -73,16 +74,16 @@ def whole(base, tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_its_record(whole):
+def test_a_run_writes_metrics_rollouts_and_checkpoints(whole):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[0]["response/anchors"] == 0  # last_visit: nothing is known of a problem on its first visit
+    assert lines[0]["response/anchors"] == 0  # previous_epoch: a problem has no rollout in the first epoch
     assert sorted(p.name for p in (whole / "rollouts").iterdir()) == ["step-000003.jsonl", "step-000006.jsonl"]
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
-    seen = read_train_state(whole / "checkpoints" / "step-000006").loss_history
-    assert sum(seen.num_observed) > 3 * 6 * 2 and min(seen.importance()) > 0  # more than one step's views
+    history = read_train_state(whole / "checkpoints" / "step-000006").loss_history
+    assert sum(history.num_observed) > 3 * 6 * 2 and min(history.importance()) > 0  # of more than one step
     assert json.loads((whole / "environment.json").read_text())["torch"] == torch.__version__
-    # kl > 0: one scored view set for the second update's old scores, two for the reference, two updates; K = 3.
+    # beta > 0: old log-probabilities for the second update, reference ones for both, two updates; K = 3 mask samples.
     assert (lines[-1]["nfe/logps"], lines[-1]["nfe/update"]) == (3 * 6 * 3, 3 * 6 * 2)
 
 
@@ -102,22 +103,22 @@ def test_stopping_and_resuming_gives_the_same_bits(base, whole, tmp_path):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(base, whole, tmp_path, kills):
+def test_killing_at_random_moments_and_resuming_gives_the_same_bits(base, whole, tmp_path, kills):
     folder, written = tmp_path / "run", tmp_path / "recipe.yaml"
     written.write_text(dump_recipe(recipe(base)))
     command = [sys.executable, "-m", "stipule", "train", str(written), "--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    chance = random.Random(kills)
+    moment = random.Random(kills)
     for _ in range(kills):
         resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
         process = subprocess.Popen([*command, *resume], env=environment, stdout=subprocess.DEVNULL)
         lines = (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:  # until it has begun, then a random moment more
+        while process.poll() is None and time.monotonic() < deadline:  # until the first step, then a random time
             if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") != lines:
                 break
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(moment.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -135,7 +136,7 @@ def test_lora_resumes_to_the_same_bits(base, tmp_path):
     assert weights(tmp_path / "half") == weights(tmp_path / "whole")
 
 
-def test_portions_change_no_result(base, whole, tmp_path):
+def test_batch_sizes_in_memory_change_no_result(base, whole, tmp_path):
     small = recipe(
         base,
         "training.rollout_batch_size=4",
@@ -187,7 +188,7 @@ def test_a_grader_that_raises_stops_the_run_and_it_can_be_resumed(base, whole, t
     assert weights(folder) == weights(whole)
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(base, tmp_path):
+def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(base, tmp_path):
     wanted, folder = recipe(base), tmp_path / "run"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -205,7 +206,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(base, tmp_path):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
+def test_ctrl_c_saves_and_prints_how_to_resume(base, tmp_path):
     written, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     written.write_text(dump_recipe(recipe(base, "training.steps=100000", "training.save_every=100000")))
     process = subprocess.Popen(
@@ -218,28 +219,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"--out {folder} --resume" in said
+    assert f"--out {folder} --resume" in output
     assert len(list((folder / "checkpoints").glob("step-*/model/model.safetensors"))) == 1
 
 
 def test_every_problem_is_visited_once_an_epoch():
     problems = [Problem(str(i), "", {}) for i in range(6)]
-    seen = [p.key for step in range(3) for p in problems_of_step(problems, 4, 0, step)]
-    assert sorted(seen[:6]) == sorted(seen[6:]) == list("012345")
-    assert seen[:6] != seen[6:]
+    keys = [p.key for step in range(3) for p in problems_of_step(problems, 4, 0, step)]
+    assert sorted(keys[:6]) == sorted(keys[6:]) == list("012345")
+    assert keys[:6] != keys[6:]
     assert problems_of_step(problems, 4, 0, 1) == problems_of_step(problems, 4, 0, 1)
 
 
-def test_rows_without_advantage_are_neither_scored_nor_updated(base, tmp_path, monkeypatch):
+def test_rows_without_advantage_need_no_forward_pass(base, tmp_path, monkeypatch):
     wanted = recipe(base, "objective.beta=0", "training.steps=1")
     rows_of = {(fixed_logps, "estimate_logps"): [], (rl_step, "masked_token_logps"): []}
     for (module, name), rows in rows_of.items():
         plain = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, plain=plain, rows=rows: rows.append(len(a[1])) or plain(*a))
     grade = type(wanted.task).grade
-    # The first problem's group is always equal, the second's never.
+    # The rewards of the first group are equal, those of the second differ.
     rewards = iter([0.1, 0.1, 0.1, 0.0, 0.4, 1.0])
     monkeypatch.setattr(type(wanted.task), "grade", lambda s, p, t: replace(grade(s, p, t), reward=next(rewards)))
     train(wanted, start(tmp_path / "run", wanted))
@@ -273,37 +274,37 @@ def test_anchors_of_every_source_train_a_step(base, tmp_path, settings):
     done = train(wanted, folder)
     lines = folder.read_metrics()
     assert done.step == 2
-    assert {"unpruned/reward", "unpruned/accuracy", "unpruned/nfe"} <= set(lines[1]) and "unpruned/reward" not in lines[
-        0
-    ]
+    assert {"unpruned/reward", "unpruned/accuracy", "unpruned/nfe"} <= set(lines[1])
+    assert "unpruned/reward" not in lines[0]
     source, when = wanted.pruning.spatial.source, wanted.pruning.spatial.when
     if source in ("ground_truth", "file"):
         assert lines[0]["response/anchors"] > 0
-    if source == "last_visit":
+    if source == "previous_epoch":
         assert lines[0]["response/anchors"] == 0
-    if when == "all_wrong":  # a random model fails everywhere: every group is rolled out twice
+    if when == "group_failed":  # a random model fails everywhere: every group is sampled twice
         rows = wanted.training.prompts_per_step * wanted.training.num_generations
         assert lines[0]["nfe/rollout"] > rows * wanted.sampler.steps
 
 
 @pytest.mark.parametrize(
-    "varied",
+    "schedule",
     [
         ["pruning.spatial.schedule.kind=by_difficulty", "pruning.spatial.schedule.prune=hard"],
         ["pruning.spatial.schedule.kind=annealed", "pruning.spatial.schedule.steps=4"],
     ],
 )
-def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_path, varied):
-    """Both ways of varying, with the cut-off by confidence: what they read of the past is in the checkpoint."""
+def test_a_schedule_of_gamma_resumes_to_the_same_bits(base, tmp_path, schedule):
+    """Both schedules, with the cut-off by confidence: the checkpoint holds all they need of earlier steps."""
     easy = {"kind": "sudoku", "prompt": "compact", "blanks": [2, 6], "train_problems": 12, "test_problems": 1}
     data = {
         "task": easy, "model": {"path": "tiny/sudoku", "attention": "eager"},
         "sampler": {"gen_length": 16, "steps": 16, "block_length": 16, "temperature": 1.0},
-        "pruning": {"spatial": {"ratio": 0.25, "source": "last_visit"}},
-        "training": {"steps": 9, "prompts_per_step": 4, "num_generations": 3, "num_iterations": 1, "save_every": 1, "rollouts_every": 0},
+        "pruning": {"spatial": {"ratio": 0.25, "source": "previous_epoch"}},
+        "training": {"steps": 9, "prompts_per_step": 4, "num_generations": 3, "num_iterations": 1, "save_every": 1,
+                     "rollouts_every": 0},
     }  # fmt: skip
-    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5", "pruning.temporal.threshold=0.6"]
-    wanted = parse_recipe(data, ["objective.beta=0", *sure, *varied])
+    confident = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5", "pruning.temporal.threshold=0.6"]
+    wanted = parse_recipe(data, ["objective.beta=0", *confident, *schedule])
 
     class Stop(Exception):
         pass
@@ -321,11 +322,13 @@ def test_pruning_that_varies_is_the_same_in_a_run_that_was_resumed(base, tmp_pat
     whole = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["response/anchors"] for line in lines] == [line["response/anchors"] for line in whole]
     anchors = [line["response/anchors"] for line in lines]
-    assert anchors[:3] == [0, 0, 0]  # last_visit: nothing is known in the first epoch
-    if "annealed" in varied[0]:
+    assert anchors[:3] == [0, 0, 0]  # previous_epoch: no rollouts in the first epoch
+    if "annealed" in schedule[0]:
         assert max(anchors[3:]) <= 0.25 * (1 - 3 / 4) * 16 and anchors[4:] == [0] * 5
     else:
-        assert 0 < max(anchors) <= 4 and len(set(anchors[3:])) > 1  # they do vary
-    assert sum(line["nfe/rollout"] + 12 * line["response/anchors"] for line in lines) < 9 * 12 * 16  # rows do end
-    saved = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "train_state.json").read_text())["last_accuracy"]
-    assert len(saved) == (12 if "by_difficulty" in varied[0] else 0)
+        assert 0 < max(anchors) <= 4 and len(set(anchors[3:])) > 1  # gamma varies
+    assert (
+        sum(line["nfe/rollout"] + 12 * line["response/anchors"] for line in lines) < 9 * 12 * 16
+    )  # rows do stop early
+    train_state = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "train_state.json").read_text())
+    assert len(train_state["last_accuracy"]) == (12 if "by_difficulty" in schedule[0] else 0)

@@ -1,4 +1,4 @@
-"""Trackers mirror the record; one that is not installed is refused before anything is loaded."""
+"""Trackers get the metrics of every step; a missing tracker is refused before anything is loaded."""
 
 import importlib.util
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from stipule.errors import RecipeError
 from stipule.config.recipe import parse_recipe
+from stipule.errors import RecipeError
 from stipule.training.tracking import Trackers, check_trackers, flat
 
 
-def test_a_missing_tracker_is_refused_with_the_command_that_brings_it(monkeypatch):
+def test_a_missing_tracker_is_refused_with_its_install_command(monkeypatch):
     monkeypatch.setattr("stipule.training.tracking.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'stipule\[wandb\]'"):
         check_trackers(["wandb"])
@@ -34,28 +34,28 @@ def test_a_recipe_is_flattened_to_plain_values():
 
 
 def test_a_tracker_gets_the_numbers_of_each_step_and_the_recipe(monkeypatch, tmp_path):
-    heard = []
+    calls = []
 
     class Recorder:
         requires_logging_directory = True
 
-        def __init__(self, name, place):
-            heard.append((name, Path(place).is_dir()))
+        def __init__(self, name, folder):
+            calls.append((name, Path(folder).is_dir()))
 
         def store_init_configuration(self, values):
-            heard.append(values)
+            calls.append(values)
 
         def log(self, values, step):
-            heard.append((step, values))
+            calls.append((step, values))
 
         def finish(self):
-            heard.append("finished")
+            calls.append("finished")
 
     monkeypatch.setattr("accelerate.tracking.LOGGER_TYPE_TO_CLASS", {"tensorboard": Recorder})
     trackers = Trackers(["tensorboard"], tmp_path / "run", {"a": {"b": 1}})
     trackers.log({"step": 3, "reward/mean": 0.5, "alarms": [{"name": "ratio"}]})
     trackers.close()
-    assert heard == [("run", True), {"a.b": 1}, (3, {"reward/mean": 0.5}), "finished"]
+    assert calls == [("run", True), {"a.b": 1}, (3, {"reward/mean": 0.5}), "finished"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
@@ -67,9 +67,9 @@ def test_tensorboard_files_hold_the_curve(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (events,) = {p.parent for p in (tmp_path / "run" / "tracking").rglob("events.out.*") if _holds(p)}
-    found = EventAccumulator(str(events))
-    found.Reload()
-    assert [(e.step, e.value) for e in found.Scalars("reward/mean")] == [(1, 0.25), (2, 0.5)]
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert [(e.step, e.value) for e in accumulator.Scalars("reward/mean")] == [(1, 0.25), (2, 0.5)]
 
 
 def _holds(path):

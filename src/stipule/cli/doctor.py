@@ -1,4 +1,4 @@
-"""`stipule doctor`: whether a model behaves as training takes for granted, before hours are spent on it."""
+"""`stipule doctor`: checks a model before hours of training are spent on it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def doctor(
     model: Model,
     overrides: Overrides = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Look at the model as this recipe holds and samples it, on its prompts.")
+        str | None, typer.Option(help="Use the model settings, the sampler and the prompts of this recipe.")
     ] = None,
     problems: Annotated[
-        int, typer.Option(min=1, help="Held-out problems that approximate and exact rollouts are compared on.")
+        int, typer.Option(min=1, help="Evaluation problems on which approximate and exact rollouts are compared.")
     ] = 64,
 ) -> None:
-    """Check a model on its real weights: one line a check, and what to do about those that fail.
+    """Check attention, padding, token ids, sampling and adapters of a model; each failure comes with its remedy.
 
-    Where sampler.confidence_threshold or sampler.cache is set, also what they change: tokens, solve rate, diversity, model calls.
+    If sampler.confidence_threshold or sampler.cache is set, approximate rollouts are also compared with exact ones:
+    tokens, accuracy, diversity and model calls.
     """
     from stipule.config.recipe import load_recipe, recipe_for_model
     from stipule.evaluation.doctor import check_model
     from stipule.report.doctor_table import doctor_table
 
-    words = overrides or []
     resolved = (
-        load_recipe(recipe, [*words, f"model.path={model}"])
+        load_recipe(recipe, [*(overrides or []), f"model.path={model}"])
         if recipe
-        else recipe_for_model(model, overrides=words, needs_task=False)
+        else recipe_for_model(model, overrides=overrides or [], needs_task=False)
     )
     with console.status("loading and checking"):
         checks = check_model(resolved.model, resolved.task, resolved.sampler, problems)

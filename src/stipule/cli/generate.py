@@ -1,4 +1,4 @@
-"""`stipule generate`: one response, and how it came about."""
+"""`stipule generate`: one response, and the steps of its denoising."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from stipule.errors import RecipeError, StipuleError
 @app.command(
     epilog="Examples:  stipule generate tiny/sudoku 0243000001202030 --show-steps  ·  "
     'stipule generate GSAI-ML/LLaDA-8B-Instruct "What is 12 times 12?" sampler.gen_length=64 sampler.steps=32  ·  '
-    'stipule generate MODEL "..." --cutoff 0.05 --anchors "a reference solution" --show-steps'
+    "stipule generate tiny/sudoku 0243000001202030 --cutoff 0.125 --anchors 1243342141234312 --show-steps"
 )
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="The user's turn, or with --raw the text before the response.")],
+    prompt: Annotated[str, typer.Argument(help="The user's message; with --raw, the text before the response.")],
     overrides: Overrides = None,
     show_steps: Annotated[
-        bool, typer.Option("--show-steps", help="Show the response after every model call; in a terminal as a film.")
+        bool, typer.Option("--show-steps", help="Show the response after each model call; in a terminal, animated.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the noise, where the temperature is above 0.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise; it matters if the temperature is above 0.")] = 0,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--raw", help="With the chat template, or as it is. Without either: the template if any."),
+        typer.Option(
+            "--chat/--raw", help="With or without the chat template. Default: with it, if the tokenizer has one."
+        ),
     ] = None,
     anchors: Annotated[
         str | None,
-        typer.Option(help="Fix a share (pruning.spatial.ratio, 0.05 if unset) of the response to tokens of this text."),
+        typer.Option(help="Fix a fraction of the response (pruning.spatial.ratio, or 0.05) to tokens of this text."),
     ] = None,
     cutoff: Annotated[
-        float, typer.Option(help="Fill the last share of masks in one call (temporal pruning; 0.05 in the paper).")
+        float, typer.Option(help="Unmask this last fraction in one call (temporal pruning; 0.05 in the paper).")
     ] = 0.0,
 ) -> None:
-    """Denoise one response to a prompt, greedily unless sampler.temperature is given; nothing is pruned by itself."""
+    """Generate one response to a prompt: greedy unless sampler.temperature is set, no pruning unless asked for."""
     from stipule.config.recipe import recipe_for_model
     from stipule.models.loading import best_device, load_policy
     from stipule.report.denoising_view import animate, denoising_steps, legend
@@ -48,30 +50,33 @@ def generate(
     temporal = FixedCutoff(cutoff=cutoff)
     policy = load_policy(replace(resolved.model, gradient_checkpointing=False), device=best_device())
     if chat and policy.tokenizer.chat_template is None:
-        raise RecipeError(f"--chat, but the tokenizer of {model} has no chat template; leave it out, or use --raw")
+        raise RecipeError(
+            f"--chat is set, but the tokenizer of {model} has no chat template; leave it out, or use --raw"
+        )
     try:
         prompts = policy.encode_raw([prompt]) if chat is False else policy.encode([prompt])
-        tokens = policy.tokenizer(anchors, add_special_tokens=False)["input_ids"] if anchors else []
+        anchor_ids = policy.tokenizer(anchors, add_special_tokens=False)["input_ids"] if anchors else []
     except StipuleError:
         raise
-    except Exception as cause:  # the tiny tokenizers raise a plain Exception on a word they do not have
+    except Exception as cause:  # the tiny tokenizers raise a plain Exception for an unknown word
         raise StipuleError(f"the prompt {prompt!r} cannot be encoded by {model}: {cause}") from cause
     sampler = resolved.sampler
-    fixed = None
+    placed = None
     if anchors:
         ratio = resolved.pruning.spatial.ratio or 0.05
-        fixed = anchors_from_text(tokens, sampler.gen_length, ratio, policy.mask_id, make_generator(seed, 0, "anchors"))
-    response = sampler(policy, prompts, sampler.sample_noise(1, make_generator(seed, 0, "generate")), fixed, temporal)
+        generator = make_generator(seed, 0, "anchors")
+        placed = anchors_from_text(anchor_ids, sampler.gen_length, ratio, policy.mask_id, generator)
+    rollouts = sampler(policy, prompts, sampler.sample_noise(1, make_generator(seed, 0, "generate")), placed, temporal)
     if show_steps:
-        pieces = [
+        token_texts = [
             policy.token_text(token) or ("" if token == policy.eos_id else "?")
-            for token in response.completion_ids[0].tolist()
+            for token in rollouts.completion_ids[0].tolist()
         ]
         frames = denoising_steps(
-            pieces, response.unmask_step[0].tolist(), response.confidence[0].tolist(), cut=temporal.cutoff > 0
+            token_texts, rollouts.unmask_step[0].tolist(), rollouts.confidence[0].tolist(), cut=temporal.cutoff > 0
         )
         animate(console, list(frames))
         if console.is_terminal:
-            console.print(legend(temporal.cutoff > 0, fixed is not None))
+            console.print(legend(temporal.cutoff > 0, placed is not None))
     else:
-        console.print(policy.decode(response.completion_ids)[0], markup=False, highlight=False)
+        console.print(policy.decode(rollouts.completion_ids)[0], markup=False, highlight=False)

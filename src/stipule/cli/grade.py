@@ -1,4 +1,4 @@
-"""The command that grades saved responses again."""
+"""`stipule grade`: grades saved responses again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stipule.cli.app import app, console
 
 
 class Rules(StrEnum):
-    """Names of grading rules."""
+    """The rules of grading."""
 
     d1 = "d1"
     strict = "strict"
@@ -29,19 +29,19 @@ def grade(
         Path,
         typer.Argument(metavar="FILE", help="JSON lines, plain or .gz, with question, gold, response (and task)."),
     ],
-    protocol: Annotated[Rules, typer.Option(help="Rules of the published evaluation, or exact ones.")] = Rules.strict,
+    protocol: Annotated[Rules, typer.Option(help="d1: the rules of d1's code; strict: exact ones.")] = Rules.strict,
     task: Annotated[
-        str | None, typer.Option(help="gsm8k, math, countdown, sudoku or arithmetic; else the column task says it.")
+        str | None, typer.Option(help="gsm8k, math, countdown, sudoku or arithmetic. Default: the column task.")
     ] = None,
     against: Annotated[
-        Rules | None, typer.Option(help="Also grade by these rules, and count the differences by kind.")
+        Rules | None, typer.Option(help="Also grade by these rules, and count the disagreements by kind.")
     ] = None,
     disagreements: Annotated[
-        bool, typer.Option("--disagreements", help="List the responses graded differently.")
+        bool, typer.Option("--disagreements", help="List the responses that the two rules grade differently.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts there.")] = None,
 ) -> None:
-    """Grade saved responses by d1's rules or by the strict ones, and say where the two differ."""
+    """Grade saved responses by d1's rules or by the strict rules, and show where the two differ."""
     from stipule.atomic_io import replace_file
     from stipule.evaluation.grader_disagreements import find_disagreements
     from stipule.evaluation.regrade import as_json, grade_file, read_saved_responses
@@ -61,13 +61,13 @@ def grade(
             others, other_tallies = grade_file(responses, against.value, progress)
         console.print(grade_table(other_tallies, against))
         d1, strict = (grades, others) if protocol == Rules.d1 else (others, grades)
-        found = find_disagreements(responses, d1, strict)
+        disputed = find_disagreements(responses, d1, strict)
         counts: dict[str, int] = {}
-        for saved in responses:
-            counts[saved.task] = counts.get(saved.task, 0) + 1
-        console.print(disagreement_table(found, counts))
+        for response in responses:
+            counts[response.task] = counts.get(response.task, 0) + 1
+        console.print(disagreement_table(disputed, counts))
         if disagreements:
-            for line in disagreement_lines(found):
+            for line in disagreement_lines(disputed):
                 console.print(line, markup=False, highlight=False)
         data["against"] = as_json(file, against.value, other_tallies, 0.0)["tasks"]
         data["differences"] = [
@@ -79,7 +79,7 @@ def grade(
                 "d1": d.d1,
                 "strict": d.strict,
             }
-            for d in found
+            for d in disputed
         ]
     console.print(f"{len(responses):,} responses in {time.perf_counter() - started:.1f} s")
     if json_file:

@@ -1,4 +1,4 @@
-"""`stipule plan`: what a recipe will need, before it runs."""
+"""`stipule plan`: predicts time and memory of a recipe before it runs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from stipule.cli.app import Overrides, RecipePath, app, console
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Devices on a node.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    memory: Annotated[str | None, typer.Option(help="Memory of a device, e.g. 80GB.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="ddp, fsdp2, fsdp2_node or zero3; all of them unless said.")
-    ] = None,
-    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Time this device, about 10 s.")] = True,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices of each node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="Memory of each device, e.g. 80GB.")] = None,
+    engine: Annotated[str | None, typer.Option(help="ddp, fsdp2, fsdp2_node or zero3. Default: all of them.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure the speed of this device, about 10 s.")
+    ] = True,
     device: Annotated[
-        str | None, typer.Option(help="Predict for a device by its data sheet: h100, a100, a800, h200, rtx4090, ...")
+        str | None, typer.Option(help="Predict for a device from its data sheet: h100, a100, a800, h200, rtx4090, ...")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="The model's config.json.")] = None,
-    prompt: Annotated[int | None, typer.Option(help="Width of the prompts in tokens.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Length of the prompts in tokens.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
-    """Model calls, operations, peak memory and seconds of a step, on one device or many; loads no weights."""
+    """Predict model calls, operations, peak memory and seconds of a step, on one device or many; loads no weights."""
     from dataclasses import asdict
 
     from stipule.atomic_io import replace_file
@@ -47,7 +47,7 @@ def plan(
     if engine is not None and engine not in ENGINES:
         raise RecipeError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
     resolved = load_recipe(recipe, overrides or [])
-    asked = PlanOptions(
+    options = PlanOptions(
         gpus,
         nodes,
         bytes_of(memory) if memory else None,
@@ -58,8 +58,8 @@ def plan(
         prompt,
     )
     with console.status("planning") as status:
-        found = forecast(resolved, asked, lambda words: status.update(words))
-    console.print(plan_tables(resolved, found))
+        result = forecast(resolved, options, lambda message: status.update(message))
+    console.print(plan_tables(resolved, result))
     if json_file:
-        numbers: dict[str, Any] = asdict(found)
+        numbers: dict[str, Any] = asdict(result)
         replace_file(json_file, lambda p: p.write_text(json.dumps(numbers, indent=1) + "\n"))

@@ -1,4 +1,4 @@
-"""The command that runs the paper's tables again."""
+"""`stipule reproduce`: trains the rows of the paper's tables on a small testbed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def reproduce(
     scale: Annotated[
         Literal["tiny", "llada-8b"], typer.Option(help="llada-8b prints the commands to run on GPUs.")
     ] = "tiny",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row; paired between rows.")] = 5,
-    world: Annotated[str, typer.Option(help="A recipe in recipes/reproduce, or a YAML file.")] = "sudoku",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, a core each; default: all cores.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where runs and tables lie; run again, it goes on.")] = Path(
-        "runs/reproduce"
-    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row; rows are paired by seed.")] = 5,
+    testbed: Annotated[
+        str, typer.Option("--world", help="The testbed: a recipe in recipes/reproduce, or a YAML file.")
+    ] = "sudoku",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, one core each. Default: all cores.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of runs and tables; run again, the same command continues.")
+    ] = Path("runs/reproduce"),
 ) -> None:
-    """Run rows of the paper's tables in a small world, beside its own numbers, with a verdict for each claim."""
+    """Train rows of the paper's tables on a small testbed, beside the paper's numbers, and check each claim."""
     from stipule.config.recipe import load_recipe
     from stipule.report.live import bar
     from stipule.report.reproduction_figure import variance_over_training
@@ -37,44 +39,44 @@ def reproduce(
     from stipule.reproduce.runs import recipe_of, run_all
     from stipule.reproduce.tables import reproduction
 
-    wanted = list(TABLES) if tables == ["all"] else tables
-    rows = tuple(dict.fromkeys(row for name in wanted for row in table_of(name).rows))
+    names = list(TABLES) if tables == ["all"] else tables
+    rows = tuple(dict.fromkeys(row for name in names for row in table_of(name).rows))
     if scale == "llada-8b":
-        _on_gpus(wanted)
+        _print_gpu_commands(names)
         return
-    load_recipe(recipe_of(world))
-    with bar(console, f"{', '.join(wanted)}: runs") as progress:
-        run_all(rows, world, seeds, out, jobs or os.cpu_count() or 1, progress)
-    for name in wanted:
-        found = reproduction(name, world, seeds, out)
-        place = out / Path(world).stem / name
-        command = f"stipule reproduce {name} --seeds {seeds} --world {world}"
-        _write(place.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-        _write(place.with_suffix(".md"), reproduction_page(found, command))
-        console.print(reproduction_tables(found))
-        written = [f"{place}.md", f"{place}.json"]
+    load_recipe(recipe_of(testbed))
+    with bar(console, f"{', '.join(names)}: runs") as progress:
+        run_all(rows, testbed, seeds, out, jobs or os.cpu_count() or 1, progress)
+    for name in names:
+        result = reproduction(name, testbed, seeds, out)
+        path = out / Path(testbed).stem / name
+        command = f"stipule reproduce {name} --seeds {seeds} --world {testbed}"
+        _write(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+        _write(path.with_suffix(".md"), reproduction_page(result, command))
+        console.print(reproduction_tables(result))
+        written = [f"{path}.md", f"{path}.json"]
         if name == "figure3":
-            variance_over_training(found, place.with_suffix(".png"))
-            written.append(f"{place}.png")
+            variance_over_training(result, path.with_suffix(".png"))
+            written.append(f"{path}.png")
         console.print(", ".join(written))
 
 
 def _write(path: Path, text: str) -> None:
     from stipule.atomic_io import replace_file
 
-    replace_file(path, lambda place: place.write_text(text))
+    replace_file(path, lambda p: p.write_text(text))
 
 
-def _on_gpus(wanted: list[str]) -> None:
-    """Prints the rows' recipes on LLaDA-8B, with the calls of a step."""
+def _print_gpu_commands(names: list[str]) -> None:
+    """Prints the command of each row on LLaDA-8B, with the model calls of a step."""
     from stipule.config.recipe import load_recipe, recipe_folder
     from stipule.training.cost import step_cost
 
-    for name in wanted:
+    for name in names:
         for recipe in sorted((recipe_folder() / "paper").glob(f"{name}_*.yaml")):
             cost = step_cost(load_recipe(str(recipe)))
             console.print(
-                f"stipule train recipes/paper/{recipe.name}    # {cost.total:,} rows x model calls a step; "
+                f"stipule train recipes/paper/{recipe.name}    # {cost.total:,} rows x model calls per step; "
                 f"hours and memory: stipule plan recipes/paper/{recipe.name} --device a800",
                 soft_wrap=True,
             )

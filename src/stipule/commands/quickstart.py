@@ -1,4 +1,4 @@
-"""`stipule quickstart`: a small masked diffusion model learns 4x4 Sudoku by GRPO with STP while you watch."""
+"""`stipule quickstart`: trains a small masked diffusion model on 4x4 Sudoku by GRPO with STP."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from stipule.training.settings import Recipe
 
 
 def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Console) -> dict[str, Any]:
-    """Evaluates the bundled base, trains it, evaluates again; prints, and writes `result.json` in the run folder."""
+    """Evaluates the bundled model before and after training; prints both and writes `result.json` to the run folder."""
     started = time.perf_counter()
     recipe = load_recipe("quickstart.yaml", overrides)
     folder = (RunFolder.reopen if resume else RunFolder.create)(out, dump_recipe(recipe))
     spatial, temporal = recipe.pruning.spatial, recipe.pruning.temporal
     console.print(
         Panel(
-            f"A masked diffusion language model ({recipe.model.path}) with a bad habit learns to solve 4x4 Sudoku.\n"
+            f"Trains a masked diffusion language model ({recipe.model.path}) to solve 4x4 Sudoku.\n"
             f"GRPO with ELBO likelihoods and Spatio-Temporal Pruning (gamma {spatial.ratio:g}, cut-off "
-            f"{temporal.cutoff:g}), {recipe.training.steps} steps on the CPU or GPU you have.\n"
-            f"Everything lands in {out}",
+            f"{temporal.cutoff:g}), {recipe.training.steps} steps on your CPU or GPU.\n"
+            f"All files are written to {out}",
             title="stipule quickstart",
             border_style="green",
         )
@@ -46,78 +46,78 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
     policy = load_policy(recipe.model)
     with bar(console, "before") as progress:
         before = evaluate(policy, recipe.task, problems, recipe.sampler, progress=progress)
-    console.print(f"before  {_rate(before)}")
+    console.print(f"before  {_accuracy(before)}")
     del policy
 
     with LiveRun(console, recipe.training.steps, folder.read_metrics()) as watch:
-        done = train(recipe, folder, watch)
+        state = train(recipe, folder, watch)
 
-    place = newest_checkpoint(folder.checkpoints)
-    assert place is not None
-    policy = load_policy(type(recipe.model)(**{**vars(recipe.model), "path": str(place / "model"), "lora": None}))
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    assert checkpoint is not None
+    policy = load_policy(type(recipe.model)(**{**vars(recipe.model), "path": str(checkpoint / "model"), "lora": None}))
     with bar(console, "after") as progress:
         after = evaluate(policy, recipe.task, problems, recipe.sampler, progress=progress)
     result = {
         "before": before.summary(),
         "after": after.summary(),
         "seconds": round(time.perf_counter() - started, 2),
-        "training_seconds": round(done.seconds, 2),
-        "model_calls": done.model_calls,
-        "pregeneration_calls": done.pregeneration_calls,
-        "steps": done.step,
+        "training_seconds": round(state.seconds, 2),
+        "model_calls": state.model_calls,
+        "pregeneration_calls": state.pregeneration_calls,
+        "steps": state.step,
         "seed": recipe.training.seed,
     }
     replace_file(out / "result.json", lambda p: p.write_text(json.dumps(result, indent=2) + "\n"))
-    _summary(console, recipe, folder, before, after, done, problems)
+    _print_summary(console, recipe, folder, before, after, state, problems)
     return result
 
 
-def _rate(found: Evaluation) -> str:
-    low, high = found.interval
+def _accuracy(evaluation: Evaluation) -> str:
+    low, high = evaluation.interval
     return (
-        f"{found.solved / found.total:.1%} of {found.total} held-out puzzles solved "
+        f"{evaluation.solved / evaluation.total:.1%} of {evaluation.total} test puzzles solved "
         f"(95 % interval {low:.1%} to {high:.1%})"
     )
 
 
-def _summary(
+def _print_summary(
     console: Console,
     recipe: Recipe,
     folder: RunFolder,
     before: Evaluation,
     after: Evaluation,
-    done: TrainState,
+    state: TrainState,
     problems: Sequence[Problem],
 ) -> None:
-    console.print(f"after   {_rate(after)}\n")
+    console.print(f"after   {_accuracy(after)}\n")
     console.print(_examples(before, after, problems))
-    spent = sum(line["nfe/rollout"] for line in folder.read_metrics())
-    rows = recipe.training.prompts_per_step * recipe.training.num_generations * done.step
-    plain = rows * recipe.sampler.steps
+    pruned_calls = sum(line["nfe/rollout"] for line in folder.read_metrics())
+    rows = recipe.training.prompts_per_step * recipe.training.num_generations * state.step
+    unpruned_calls = rows * recipe.sampler.steps
     table = Table(title="What pruning saved: model calls of the rollouts (rows x calls)", title_justify="left")
     for column in ("", "model calls", "relative"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("unpruned denoising", f"{plain:,}", "100 %")
-    table.add_row("with STP", f"{spent:,}", f"{spent / plain:.1%}")
-    if done.pregeneration_calls:
-        with_store = spent + done.pregeneration_calls
-        table.add_row("  + making the anchors, once", f"{with_store:,}", f"{with_store / plain:.1%}")
+    table.add_row("without pruning", f"{unpruned_calls:,}", "100 %")
+    table.add_row("with STP", f"{pruned_calls:,}", f"{pruned_calls / unpruned_calls:.1%}")
+    if state.pregeneration_calls:
+        total_calls = pruned_calls + state.pregeneration_calls
+        table.add_row("  + generating the anchors, once", f"{total_calls:,}", f"{total_calls / unpruned_calls:.1%}")
     console.print(table)
     console.print(
-        f"\n{done.step} RL steps in {done.seconds:.0f} s, {done.model_calls:,} model calls in all. What to try next:\n"
-        f"  stipule eval {folder.path} --limit 100                 the trained model on more puzzles\n"
-        f"  stipule generate {folder.path} {problems[0].prompt} --show-steps    watch it denoise\n"
-        f"  stipule report {folder.path}    one page: curves, costs, responses, a denoising viewer\n"
+        f"\n{state.step} RL steps in {state.seconds:.0f} s, {state.model_calls:,} model calls in all. Next:\n"
+        f"  stipule eval {folder.path} --limit 100                 the trained model on 100 puzzles\n"
+        f"  stipule generate {folder.path} {problems[0].prompt} --show-steps    each step of its denoising\n"
+        f"  stipule report {folder.path}    a page with curves, costs, responses and a denoising viewer\n"
         "  stipule quickstart pruning.spatial.ratio=0 pruning.temporal.cutoff=0    the same without pruning\n"
-        "  stipule train --help                                    your own recipe"
+        "  stipule train --help                                    how to train by your own recipe"
     )
 
 
 def _examples(before: Evaluation, after: Evaluation, problems: Sequence[Problem], count: int = 4) -> Columns:
-    """Puzzles that were got wrong before and right after, beside one another."""
-    mended = [i for i in range(len(problems)) if after.correct[i] and not before.correct[i]]
+    """Puzzles that only the trained model solves, with both responses."""
+    fixed_by_training = [i for i in range(len(problems)) if after.correct[i] and not before.correct[i]]
     panels = []
-    for index in mended[:count]:
+    for index in fixed_by_training[:count]:
         clues = problems[index].prompt
         grid = Table.grid(padding=(0, 3))
         grid.add_row("[dim]puzzle", "[dim]before", "[dim]after")
@@ -127,7 +127,7 @@ def _examples(before: Evaluation, after: Evaluation, problems: Sequence[Problem]
 
 
 def _grid(cells: str, clues: str) -> Text:
-    """A 4x4 grid; what the model wrote is bold, what breaks a row, column or box is red, a blank is a dot."""
+    """A 4x4 grid. Generated cells are bold, cells that break a row, column or box are red, blanks are dots."""
     cells = (cells + "?" * 16)[:16]
     text = Text()
     for i, cell in enumerate(cells):

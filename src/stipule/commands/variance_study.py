@@ -1,4 +1,4 @@
-"""`stipule variance`: what an ELBO estimate varies by, and what pruning, masks and updates do to it (figure 3)."""
+"""`stipule variance`: measures the variance of ELBO estimates under pruning, masks and updates (figure 3)."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from stipule.training.settings import Recipe
 from stipule.types import Rollouts
 
 Progress = Callable[[str], None]
-TRIES = 16  # steps' worth of problems looked through for one whose rewards differ
+MAX_STEPS = 16  # RL steps in which a group with different rewards is searched
 PAPER = Pruning(spatial=SpatialPruning(ratio=0.05), temporal=FixedCutoff(cutoff=0.05))  # section 5.2
 
 
 def variance_study(
-    recipe: Recipe, responses: int, draws: int, steps: int, out: Path, progress: Progress
+    recipe: Recipe, num_responses: int, draws: int, steps: int, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """All measurements as plain data. An unpruned recipe is compared with the paper's pruning.
 
-    Raises RecipeError, before a model loads, for numbers that cannot give a variance.
+    Raises RecipeError, before a model loads, if there are too few responses or draws for a variance.
     """
-    if responses < 2 or draws < 8:
+    if num_responses < 2 or draws < 8:
         raise RecipeError(
-            f"--responses is {responses} and --draws {draws}; an interval needs 2 responses or more and a variance "
+            f"--responses is {num_responses} and --draws {draws}; an interval needs 2 responses or more and a variance "
             "8 draws or more; try --responses 32 --draws 128"
         )
     if recipe.pruning.spatial.ratio == 0:
@@ -60,178 +60,181 @@ def variance_study(
     seed = recipe.training.seed
     progress("rollouts, standard and pruned")
     policy = load_policy(recipe.model, seed=seed)
-    standard = rollouts(replace(recipe, pruning=Pruning()), policy, responses)
-    pruned = rollouts(recipe, policy, responses)
-    form = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
+    standard = rollouts(replace(recipe, pruning=Pruning()), policy, num_responses)
+    pruned = rollouts(recipe, policy, num_responses)
+    estimator = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
     progress("rollouts x masks")
-    cells = variance_by_masks(policy, standard, pruned, form, draws, seed)
+    crossing = variance_by_masks(policy, standard, pruned, estimator, draws, seed)
     progress("forms of the ELBO")
     return {
         "pruning": {"gamma": recipe.pruning.spatial.ratio, "keep": recipe.pruning.spatial.keep}
         | {"cutoff": recipe.pruning.temporal.cutoff, "anchors": float((~pruned.sampled_mask).sum(1).float().mean())},
-        "estimator": asdict(replace(form, num_samples=1, timestep_sampling="independent", subsets="independent")),
-        "responses": responses,
+        "estimator": asdict(_single_sample(estimator)),
+        "responses": num_responses,
         "draws": draws,
-        "crossing": cells,
+        "crossing": crossing,
         "forms": variance_by_estimator(policy, standard, draws, seed),
         "split": variance_splits(policy, standard, draws, seed),
-        "differences": differences(recipe, responses, draws, progress),
+        "differences": differences(recipe, num_responses, draws, progress),
         "curves": curves(recipe, steps, out, progress) if steps else {},
     }
 
 
-def rollouts(recipe: Recipe, policy: MaskedPolicy, count: int) -> Rollouts:
-    """A response to each of the first training problems, pruned as the recipe says; always the same noise."""
-    return _rolled(recipe, policy, recipe.task.problems("train")[:count], 1)
+def rollouts(recipe: Recipe, policy: MaskedPolicy, num_responses: int) -> Rollouts:
+    """One response to each of the first training problems, pruned as in the recipe. The noise is always the same."""
+    return _sample(recipe, policy, recipe.task.problems("train")[:num_responses], 1)
 
 
-def _rolled(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], group: int) -> Rollouts:
+def _sample(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], num_generations: int) -> Rollouts:
     sampler, settings, pruning = recipe.sampler, recipe.training, recipe.pruning
-    noise = sampler.sample_noise(len(problems) * group, make_generator(settings.seed, 0, "variance/sample"))
+    noise = sampler.sample_noise(len(problems) * num_generations, make_generator(settings.seed, 0, "variance/sample"))
     anchors = None
     if pruning.spatial.ratio > 0:
         store = pregenerate(policy, recipe.task, problems, sampler, settings.seed, settings.rollout_batch_size)
-        chosen = torch.rand(
+        anchor_noise = torch.rand(
             len(problems), sampler.gen_length, generator=make_generator(settings.seed, 0, "variance/anchors")
         )
-        anchors = store.select([p.key for p in problems], group, pruning.spatial, chosen)
-    prompts = policy.encode([p.messages for p in problems]).repeat(group)
+        anchors = store.select([p.key for p in problems], num_generations, pruning.spatial, anchor_noise)
+    prompts = policy.encode([p.messages for p in problems]).repeat(num_generations)
     return sampler(policy, prompts, noise, anchors, pruning.temporal)
 
 
+def _single_sample(estimator: Elbo) -> Elbo:
+    return replace(estimator, num_samples=1, timestep_sampling="independent", subsets="independent")
+
+
 def variance_by_masks(
-    policy: MaskedPolicy, standard: Rollouts, pruned: Rollouts, form: Elbo, draws: int, seed: int
+    policy: MaskedPolicy, standard: Rollouts, pruned: Rollouts, estimator: Elbo, draws: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Single-draw variance of standard and pruned rollouts under standard masks and masks that spare S_fixed."""
-    cells = {
+    """Single-draw variance of standard and pruned rollouts, with standard masks and masks that exclude S_fixed."""
+    cases = {
         ("standard", "standard"): standard,
         ("standard", "pruned"): with_sampled_mask(standard, pruned.sampled_mask),
         ("pruned", "standard"): with_sampled_mask(pruned, torch.ones_like(pruned.sampled_mask)),
         ("pruned", "pruned"): pruned,
     }
-    single = replace(form, num_samples=1, timestep_sampling="independent", subsets="independent")
+    single = _single_sample(estimator)
     rows = []
-    base = base_each = torch.zeros(0)
-    for (rolled_as, masked_as), rolled in cells.items():
-        values = variances(policy, rolled, single, draws, make_generator(seed, 0, "variance/draws"))
-        each = per_token(values, rolled)
+    base = base_per_token = torch.zeros(0)
+    for (rollouts_kind, masks_kind), batch in cases.items():
+        values = variances(policy, batch, single, draws, make_generator(seed, 0, "variance/draws"))
+        values_per_token = per_token(values, batch)
         if not len(base):
-            base, base_each = values, each
+            base, base_per_token = values, values_per_token
         rows.append(
             {
-                "rollouts": rolled_as,
-                "masks": masked_as,
-                "tokens": float(rolled.loss_mask.sum(1).float().mean()),
+                "rollouts": rollouts_kind,
+                "masks": masks_kind,
+                "tokens": float(batch.loss_mask.sum(1).float().mean()),
                 "sum": asdict(summary(values)),
-                "per_token": asdict(summary(each)),
+                "per_token": asdict(summary(values_per_token)),
                 "ratio": ratio_interval(values, base),
-                "ratio_per_token": ratio_interval(each, base_each),
-                "values": each.tolist(),
+                "ratio_per_token": ratio_interval(values_per_token, base_per_token),
+                "values": values_per_token.tolist(),
             }
         )
     return rows
 
 
 def variance_by_estimator(
-    policy: MaskedPolicy, rolled: Rollouts, draws: int, seed: int, only: str | None = None
+    policy: MaskedPolicy, standard: Rollouts, draws: int, seed: int, only: str | None = None
 ) -> list[dict[str, Any]]:
-    """Variance of every form (or of one) at 1 to 4 model calls per estimate, against the paper's at the same number."""
-    found: dict[tuple[str, int], Tensor] = {}
+    """Variance of every estimator (or one) at 1 to 4 model calls, relative to the paper's at the same number."""
+    results: dict[tuple[str, int], Tensor] = {}
     paper = next(iter(ESTIMATORS))
-    for name, form in ESTIMATORS.items():
+    for name, estimator in ESTIMATORS.items():
         if only not in (None, name) and name != paper:
             continue
-        alone = form.timestep_sampling == "independent" and form.subsets == "independent"
-        for calls in (1,) if alone else (2, 3, 4):
-            fitted = with_calls(form, calls)
-            if fitted is not None:
-                found[name, calls] = variances(
-                    policy, rolled, fitted, draws, make_generator(seed, calls, "variance/forms")
-                )
-        if alone:  # n independent draws have a variance of one draw's n-th part
-            found |= {(name, calls): found[name, 1] / calls for calls in (2, 3, 4)}
+        is_independent = estimator.timestep_sampling == "independent" and estimator.subsets == "independent"
+        for calls in (1,) if is_independent else (2, 3, 4):
+            sized = with_calls(estimator, calls)
+            if sized is not None:
+                generator = make_generator(seed, calls, "variance/forms")
+                results[name, calls] = variances(policy, standard, sized, draws, generator)
+        if is_independent:  # n independent samples have 1/n of the variance of one sample
+            results |= {(name, calls): results[name, 1] / calls for calls in (2, 3, 4)}
     return [
         {
             "form": name,
             "calls": calls,
             "sum": asdict(summary(values)),
-            "ratio": ratio_interval(values, found[paper, calls]),
+            "ratio": ratio_interval(values, results[paper, calls]),
         }
-        for (name, calls), values in found.items()
+        for (name, calls), values in results.items()
     ]
 
 
-def variance_splits(policy: MaskedPolicy, rolled: Rollouts, draws: int, seed: int) -> list[dict[str, Any]]:
-    """The two parts of eq. 14 of a single draw, averaged over the responses: 4 masks at each of draws / 4 levels."""
+def variance_splits(policy: MaskedPolicy, standard: Rollouts, draws: int, seed: int) -> list[dict[str, Any]]:
+    """The two terms of eq. 14 for one sample, averaged over responses: 4 masks at each of draws / 4 mask ratios."""
     rows = []
     for name in ("1/t, as in the paper", "1/t, t >= 0.15", "Rao-Blackwell", "exact count", "fitted"):
-        found = split_variance(
-            policy, rolled, ESTIMATORS[name], max(2, draws // 4), 4, make_generator(seed, 0, "variance/split")
-        )
-        time, noise = (summary(torch.tensor([getattr(s, part) for s in found])) for part in ("time", "noise"))
+        generator = make_generator(seed, 0, "variance/split")
+        splits = split_variance(policy, standard, ESTIMATORS[name], max(2, draws // 4), 4, generator)
+        time, noise = (summary(torch.tensor([getattr(s, term) for s in splits])) for term in ("time", "noise"))
         rows.append({"form": name, "time": asdict(time), "noise": asdict(noise)})
     return rows
 
 
-def differences(recipe: Recipe, count: int, draws: int, progress: Progress) -> list[dict[str, Any]]:
-    """V[B_new - B_old] per token after 1 .. mu updates, with shared masks and with masks of their own."""
+def differences(recipe: Recipe, num_responses: int, draws: int, progress: Progress) -> list[dict[str, Any]]:
+    """V[B_new - B_old] per token after 1 .. mu updates, with shared and with independent masks."""
     rows = []
     for name, pruning in (("standard", Pruning()), ("pruned", recipe.pruning)):
         progress(f"differences after updates, {name}")
-        found = after_updates(replace(recipe, pruning=pruning), count, draws)
-        rows += [{"rollouts": name, "updates": index + 1, **row} for index, row in enumerate(found)]
+        updates = after_updates(replace(recipe, pruning=pruning), num_responses, draws)
+        rows += [{"rollouts": name, "updates": index + 1, **row} for index, row in enumerate(updates)]
     return rows
 
 
-def after_updates(recipe: Recipe, count: int, draws: int) -> list[dict[str, Any]]:
-    """Takes an RL step and measures after each of its inner updates, on responses it learns from.
+def after_updates(recipe: Recipe, num_responses: int, draws: int) -> list[dict[str, Any]]:
+    """Takes one RL step and measures after each inner update, on responses with a nonzero advantage.
 
     The step is the first, in the order of the training problems, in which the rewards of a group differ.
     """
-    form = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
+    estimator = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
     settings = recipe.training
     policy = load_policy(recipe.model, reference=recipe.objective.beta > 0 and recipe.model.lora is None, seed=0)
     if recipe.model.lora is None:
         policy.model.requires_grad_(True)
     problems = recipe.task.problems("train")
-    for start in range(0, min(len(problems), TRIES * settings.prompts_per_step), settings.prompts_per_step):
-        asked = problems[start : start + settings.prompts_per_step]
-        rolled = _rolled(recipe, policy, asked, settings.num_generations)
-        repeated = [p for p in asked for _ in range(settings.num_generations)]
-        graded = compute_rewards(recipe.task, repeated, policy.decode(rolled.completion_ids))
-        advantage = recipe.advantage(graded.rewards, settings.num_generations).to(policy.device)
-        taught = (advantage != 0).nonzero()[:, 0]
-        if len(taught):
+    for start in range(0, min(len(problems), MAX_STEPS * settings.prompts_per_step), settings.prompts_per_step):
+        step_problems = problems[start : start + settings.prompts_per_step]
+        batch = _sample(recipe, policy, step_problems, settings.num_generations)
+        repeated = [p for p in step_problems for _ in range(settings.num_generations)]
+        rewards = compute_rewards(recipe.task, repeated, policy.decode(batch.completion_ids))
+        advantages = recipe.advantage(rewards.rewards, settings.num_generations).to(policy.device)
+        nonzero = (advantages != 0).nonzero()[:, 0]
+        if len(nonzero):
             break
     else:
         return []
-    looked = rolled[taught[:count]]
-    views = form.sample_masks(looked, draws, make_generator(settings.seed, 0, "variance/difference"))
-    others = form.sample_masks(looked, draws, make_generator(settings.seed, 1, "variance/difference"))
-    shared, own = estimates(policy, looked, views, form), estimates(policy, looked, others, form)
+    measured = batch[nonzero[:num_responses]]
+    masks = estimator.sample_masks(measured, draws, make_generator(settings.seed, 0, "variance/difference"))
+    other_masks = estimator.sample_masks(measured, draws, make_generator(settings.seed, 1, "variance/difference"))
+    old_shared = estimates(policy, measured, masks, estimator)
+    old_own = estimates(policy, measured, other_masks, estimator)
     rows: list[dict[str, Any]] = []
 
-    def look() -> None:
-        new = estimates(policy, looked, views, form)
-        spread = [per_token((new - old).var(0, correction=1), looked) for old in (shared, own)]
-        rows.append({"shared": asdict(summary(spread[0])), "own": asdict(summary(spread[1]))})
+    def measure() -> None:
+        new = estimates(policy, measured, masks, estimator)
+        shared, own = (per_token((new - old).var(0, correction=1), measured) for old in (old_shared, old_own))
+        rows.append({"shared": asdict(summary(shared)), "own": asdict(summary(own))})
 
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=recipe.optimizer.learning_rate)
     run = RunContext.single_process(recipe, policy, optimizer)
-    update_policy(run, rolled, advantage, 0, after_update=look)
+    update_policy(run, batch, advantages, 0, after_update=measure)
     return rows
 
 
 def curves(recipe: Recipe, steps: int, out: Path, progress: Progress) -> dict[str, Any]:
-    """The logged variance over training steps, without and with pruning (figure 3a). The runs stay in `out`."""
-    found = {}
+    """The logged variance over training steps, without and with pruning (figure 3a). The run folders stay in `out`."""
+    points = {}
     for name, pruning in (("standard", Pruning()), ("pruned", recipe.pruning)):
         training = replace(recipe.training, steps=steps, save_every=steps, evaluate_every=0)
-        mine = replace(recipe, pruning=pruning, training=training)
-        folder = RunFolder.create(out / name, dump_recipe(mine))
+        run_recipe = replace(recipe, pruning=pruning, training=training)
+        folder = RunFolder.create(out / name, dump_recipe(run_recipe))
         progress(f"training, {name} rollouts, {steps} steps")
-        train(mine, folder)
+        train(run_recipe, folder)
         lines = folder.read_metrics()
         key = "variance/estimate" if any("variance/estimate" in line for line in lines) else "variance/per_sample"
-        found[name] = [[line["step"], line[key]] for line in lines if key in line]
-    return found
+        points[name] = [[line["step"], line[key]] for line in lines if key in line]
+    return points

@@ -1,1 +1,1 @@
-"""Recipes and evaluation protocols: YAML files read into dataclasses."""
+"""Reads recipes and evaluation protocols from YAML files into dataclasses."""

@@ -1,1 +1,1 @@
-"""What a model can do, with intervals."""
+"""Evaluates models, compares evaluations, and measures estimators."""

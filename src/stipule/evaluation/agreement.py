@@ -1,4 +1,4 @@
-"""What approximate rollouts have in common with exact ones from the same noise."""
+"""Compares approximate rollouts with exact rollouts from the same noise."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from stipule.types import Rollouts
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the same rows, first exact, then approximate."""
+    """The same rows, sampled exactly (first) and approximately (second)."""
 
-    tokens: float  # share of positions, live in either response, at which the tokens are equal
+    tokens: float  # fraction of equal tokens, over the positions of `completion_mask` in either response
     solved: Paired
-    distinct: tuple[float, float]  # mean share of a group's texts that differ from one another
+    distinct: tuple[float, float]  # mean fraction of distinct texts in a group
     nfe: tuple[int, int]  # rows x model calls; a partial call counts as one
-    by_problem: tuple[float, ...]  # difference in the solved share of each group
+    by_problem: tuple[float, ...]  # difference in the accuracy of each group
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference in solve rate: the wider of that over rows and that over problems.
+        """95 % interval of the difference in accuracy: from the lower to the higher end of two intervals.
 
-        Responses to one problem are alike, so rows alone would be too sure; problems alone say 0 to 0 where all agree.
+        Responses to one problem are correlated, so an interval over rows is too narrow. An interval over problems is
+        0 to 0 where all differences are 0.
         """
         _, low, high = mean_interval(self.by_problem)
         return max(-1.0, min(low, self.solved.interval[0])), min(1.0, max(high, self.solved.interval[1]))
 
     @property
     def worse(self) -> bool:
-        """Whether the approximate rollouts solve fewer beyond chance: the 95 % interval lies below 0."""
+        """Whether the approximate rollouts have a significantly lower accuracy: the 95 % interval lies below 0."""
         return self.interval[1] < 0
 
     def metrics(self) -> dict[str, float]:
-        """What a run logs of it (docs/metrics.md)."""
+        """The metrics of a run (docs/metrics.md)."""
         return {
             "approximate/tokens": self.tokens,
             "approximate/accuracy": self.solved.difference,
@@ -49,60 +50,62 @@ class Agreement:
 
     def __str__(self) -> str:
         low, high = self.interval
-        found = self.solved
+        pairs = self.solved
         return (
-            f"{self.tokens:.1%} of tokens equal; solved {found.both + found.second} instead of "
-            f"{found.both + found.first} of {found.total} ({found.difference:+.1%}, 95 % {low:+.1%} to {high:+.1%}); "
+            f"{self.tokens:.1%} of tokens equal; solved {pairs.both + pairs.second} instead of "
+            f"{pairs.both + pairs.first} of {pairs.total} ({pairs.difference:+.1%}, 95 % {low:+.1%} to {high:+.1%}); "
             f"{self.distinct[1]:.0%} instead of {self.distinct[0]:.0%} of a group's texts distinct; "
             f"{self.nfe[1]:,} instead of {self.nfe[0]:,} model calls"
         )
 
 
-def agreement(exact: tuple[Rollouts, RewardBatch], found: tuple[Rollouts, RewardBatch], group: int) -> Agreement:
-    """Compares row by row; rows of a group side by side."""
-    (one, graded), (other, again) = exact, found
-    either = one.completion_mask | other.completion_mask
-    pairs = list(zip(graded.correct.tolist(), again.correct.tolist(), strict=True))
+def compute_agreement(
+    exact: tuple[Rollouts, RewardBatch], approximate: tuple[Rollouts, RewardBatch], num_generations: int
+) -> Agreement:
+    """Compares row by row; rows of a group are adjacent."""
+    (exact_rollouts, exact_rewards), (rollouts, rewards) = exact, approximate
+    either_mask = exact_rollouts.completion_mask | rollouts.completion_mask
+    pairs = list(zip(exact_rewards.correct.tolist(), rewards.correct.tolist(), strict=True))
+    difference = rewards.correct.float() - exact_rewards.correct.float()
     return Agreement(
-        float((one.completion_ids == other.completion_ids)[either].float().mean()),
+        float((exact_rollouts.completion_ids == rollouts.completion_ids)[either_mask].float().mean()),
         Paired(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))),
-        (_distinct(graded.texts, group), _distinct(again.texts, group)),
-        (int(one.nfe.sum()), int(other.nfe.sum())),
-        tuple((again.correct.float() - graded.correct.float()).view(-1, group).mean(1).tolist()),
+        (_frac_distinct(exact_rewards.texts, num_generations), _frac_distinct(rewards.texts, num_generations)),
+        (int(exact_rollouts.nfe.sum()), int(rollouts.nfe.sum())),
+        tuple(difference.view(-1, num_generations).mean(1).tolist()),
     )
 
 
-def measured_agreement(
+def measure_agreement(
     policy: MaskedPolicy,
     task: Task,
     problems: Sequence[Problem],
     sampler: SemiAutoregressiveSampler,
-    group: int,
-    rows: int,
+    num_generations: int,
+    batch_size: int,
 ) -> Agreement:
-    """Rolls every problem out `group` times with the sampler and without its approximations, from the same noise."""
-    repeated = [problem for problem in problems for _ in range(group)]
-    prompts = policy.encode([p.messages for p in problems]).repeat(group)
+    """Samples each problem `num_generations` times, exactly and with the sampler's approximations, same noise."""
+    repeated = [problem for problem in problems for _ in range(num_generations)]
+    prompts = policy.encode([p.messages for p in problems]).repeat(num_generations)
     noise = sampler.sample_noise(len(repeated), make_generator(0, 0, "agreement"))
-    sides = []
-    for side in (sampler.exact(), sampler):
-        responses = side(policy, prompts, noise, max_batch_size=rows)
-        sides.append((responses, compute_rewards(task, repeated, policy.decode(responses.completion_ids))))
-    return agreement(sides[0], sides[1], group)
+    results = []
+    for variant in (sampler.exact(), sampler):
+        rollouts = variant(policy, prompts, noise, max_batch_size=batch_size)
+        results.append((rollouts, compute_rewards(task, repeated, policy.decode(rollouts.completion_ids))))
+    return compute_agreement(results[0], results[1], num_generations)
 
 
 def approximations(sampler: SemiAutoregressiveSampler) -> dict[str, SemiAutoregressiveSampler]:
-    """The sampler's approximations one by one, and together where it has both."""
-    exact, found = sampler.exact(), {}
+    """A sampler with each approximation alone, and `both` if there are two."""
+    exact, samplers = sampler.exact(), {}
     if sampler.confidence_threshold is not None:
-        found[f"parallel {sampler.confidence_threshold:g}"] = replace(
-            exact, confidence_threshold=sampler.confidence_threshold
-        )
+        name = f"parallel {sampler.confidence_threshold:g}"
+        samplers[name] = replace(exact, confidence_threshold=sampler.confidence_threshold)
     if sampler.cache is not None:
-        found[f"{sampler.cache.kind} cache"] = replace(exact, cache=sampler.cache)
-    return found if len(found) < 2 else {**found, "both": sampler}
+        samplers[f"{sampler.cache.kind} cache"] = replace(exact, cache=sampler.cache)
+    return samplers if len(samplers) < 2 else {**samplers, "both": sampler}
 
 
-def _distinct(texts: Sequence[str], group: int) -> float:
-    groups = [texts[start : start + group] for start in range(0, len(texts), group)]
-    return sum(len(set(one)) for one in groups) / len(texts)
+def _frac_distinct(texts: Sequence[str], num_generations: int) -> float:
+    groups = [texts[start : start + num_generations] for start in range(0, len(texts), num_generations)]
+    return sum(len(set(group)) for group in groups) / len(texts)

@@ -1,4 +1,4 @@
-"""How many held-out problems a policy solves, greedily, with nothing pruned."""
+"""Evaluates a policy on eval problems: greedy decoding without pruning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stipule.tasks.problem import Grade, Problem, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts first; everything else follows from them."""
+    """The counts, responses and grades of an evaluation."""
 
     solved: int
     total: int
@@ -28,7 +28,7 @@ class Evaluation:
 
     @property
     def correct(self) -> tuple[bool, ...]:
-        return tuple(compute_rewards.correct for compute_rewards in self.grades)
+        return tuple(grade.correct for grade in self.grades)
 
     @property
     def model_calls(self) -> int:
@@ -36,11 +36,11 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the solve rate."""
+        """95 % Wilson interval of the accuracy."""
         return wilson(self.solved, self.total)
 
     def summary(self) -> dict[str, object]:
-        """What goes into a result file."""
+        """The numbers that are written to a result file."""
         return {
             "solved": self.solved,
             "total": self.total,
@@ -57,35 +57,34 @@ def evaluate(
     task: Task,
     problems: Sequence[Problem],
     sampler: SemiAutoregressiveSampler,
-    rows: int = 128,
+    batch_size: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    cut: bool = True,
+    stop_at_eos: bool = True,
 ) -> Evaluation:
-    """Greedy low-confidence decoding with the sampler's own length, steps and block: LLaDA's published evaluation.
+    """Greedy low-confidence decoding with the sampler's own gen_length, steps and block_length, as LLaDA publishes it.
 
-    Never with anchors, a cut-off (docs/decisions.md, row 20) or approximations, whatever the rollouts of training use.
-    Texts end at the first end-of-text; without `cut`, as published code has it, only special tokens are left out.
+    It never uses anchors, a cutoff (docs/decisions.md, row 20) or approximations, even if the rollouts of training do.
+    Texts end before the first end-of-text token. Without `stop_at_eos` only special tokens are removed, as in published
+    code.
     """
     greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence")
     started = time.perf_counter()
     texts: list[str] = []
-    calls: list[int] = []
-    for start in range(0, len(problems), rows):
-        part = problems[start : start + rows]
-        noise = greedy.sample_noise(
-            len(part), make_generator(0, start, "evaluate")
-        )  # drawn, as any sampler needs; read by none
-        responses = greedy(policy, policy.encode([p.messages for p in part]), noise)
-        calls += responses.nfe.tolist()
-        texts += policy.decode(responses.completion_ids, cut)
+    nfe: list[int] = []
+    for start in range(0, len(problems), batch_size):
+        batch = problems[start : start + batch_size]
+        noise = greedy.sample_noise(len(batch), make_generator(0, start, "evaluate"))  # unused by greedy decoding
+        rollouts = greedy(policy, policy.encode([p.messages for p in batch]), noise)
+        nfe += rollouts.nfe.tolist()
+        texts += policy.decode(rollouts.completion_ids, stop_at_eos)
         progress(len(texts), len(problems))
-    graded = compute_rewards(task, problems, texts)
+    rewards = compute_rewards(task, problems, texts)
     return Evaluation(
-        solved=int(graded.correct.sum()),
+        solved=int(rewards.correct.sum()),
         total=len(problems),
-        reward=float(graded.rewards.mean()),
+        reward=float(rewards.rewards.mean()),
         seconds=time.perf_counter() - started,
         texts=tuple(texts),
-        grades=tuple(graded.grades),
-        nfe=tuple(calls),
+        grades=tuple(rewards.grades),
+        nfe=tuple(nfe),
     )

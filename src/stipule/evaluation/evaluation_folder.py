@@ -1,4 +1,4 @@
-"""An evaluation on disk: what was asked, the responses so far, the result. It can be cut off and go on."""
+"""An evaluation on disk: its request, the responses so far, and the result. It can be interrupted and continued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stipule.tasks.sudoku import Sudoku, blank_cells
 
 
 def split_hash(problems: Iterable[Problem]) -> str:
-    """Which problems, in which order, asked in which words."""
+    """A hash of the problems, their order and their prompts."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.key, problem.prompt]).encode())
@@ -27,23 +27,31 @@ def split_hash(problems: Iterable[Problem]) -> str:
 
 
 class EvaluationFolder:
-    """`asked.json`, `responses.jsonl` and, once all are there, `result.json`."""
+    """`request.json`, `responses.jsonl` and, once all responses are there, `result.json`.
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]):
-        self.path, self.request = path, json.loads(json.dumps(asked))
-        before = self._read("asked.json")
-        if before is None and path.exists() and any(path.iterdir()):
+    Raises RecipeError if the folder holds other files, another request, or was written by an earlier version.
+    """
+
+    def __init__(self, path: Path, request: Mapping[str, Any]):
+        self.path, self.request = path, json.loads(json.dumps(request))
+        if (path / "asked.json").exists():
+            raise RecipeError(
+                f"{path} was written by an earlier version of stipule, which used other names (asked.json for "
+                "request.json), and cannot be continued; give another place with --out, or delete the folder"
+            )
+        existing = self._read("request.json")
+        if existing is None and path.exists() and any(path.iterdir()):
             raise RecipeError(f"{path} holds other files and was left as it is; give another place with --out")
-        if before is not None and before != self.request:
-            changed = [k for k in {**before, **self.request} if before.get(k) != self.request.get(k)]
+        if existing is not None and existing != self.request:
+            changed = [k for k in {**existing, **self.request} if existing.get(k) != self.request.get(k)]
             raise RecipeError(
                 f"{path} holds an evaluation that differs in {', '.join(changed)} and was left as it is; "
                 "give another place with --out"
             )
 
     def done(self) -> dict[str, dict[str, Any]]:
-        """The responses so far by key; a half-written last line, as a killed process leaves it, is asked again."""
-        return {line["key"]: line for line in read_lines(self.path / "responses.jsonl", broken_end=True)}
+        """The responses so far by key. An incomplete last line, left by a killed process, is ignored."""
+        return {line["key"]: line for line in read_lines(self.path / "responses.jsonl", allow_incomplete_end=True)}
 
     def run(
         self,
@@ -51,26 +59,25 @@ class EvaluationFolder:
         task: Task,
         problems: Sequence[Problem],
         sampler: SemiAutoregressiveSampler,
-        rows: int,
+        batch_size: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
         environment: Mapping[str, Any] | None = None,
-        cut: bool = True,
+        stop_at_eos: bool = True,
     ) -> dict[str, Any]:
-        """Evaluates what is not there yet, `rows` at once, and writes the result. Batches change no response."""
-        self._write("asked.json", self.request)  # not before: what fails to load a model leaves nothing behind
+        """Evaluates the problems that have no response yet, and writes the result. `batch_size` changes no response."""
+        self._write("request.json", self.request)  # not earlier: a model that fails to load leaves no folder
         done = self.done()
-        place = self.path / "responses.jsonl"
-        replace_file(place, lambda p: p.write_text("".join(json.dumps(line) + "\n" for line in done.values())))
-        left = [problem for problem in problems if problem.key not in done]
-        for start in range(0, len(left), rows):
-            part = left[start : start + rows]
-            found = evaluate(policy, task, part, sampler, rows, cut=cut)
-            lines = _lines(part, found)
+        path = self.path / "responses.jsonl"
+        replace_file(path, lambda p: p.write_text("".join(json.dumps(line) + "\n" for line in done.values())))
+        remaining = [problem for problem in problems if problem.key not in done]
+        for start in range(0, len(remaining), batch_size):
+            batch = remaining[start : start + batch_size]
+            lines = _lines(batch, evaluate(policy, task, batch, sampler, batch_size, stop_at_eos=stop_at_eos))
             try:
-                with place.open("a", encoding="utf-8") as file:
+                with path.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(line) + "\n" for line in lines))
             except OSError as cause:
-                raise write_error(place, cause) from cause
+                raise write_error(path, cause) from cause
             done |= {line["key"]: line for line in lines}
             progress(len(done), len(problems))
         result = {**self.request, **summarise([done[p.key] for p in problems]), "environment": dict(environment or {})}
@@ -81,16 +88,16 @@ class EvaluationFolder:
         return result
 
     def _read(self, name: str) -> Any:
-        place = self.path / name
-        return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         replace_file(self.path / name, lambda p: p.write_text(json.dumps(data, indent=2) + "\n"))
 
 
-def _lines(problems: Sequence[Problem], found: Evaluation) -> list[dict[str, Any]]:
-    each = found.seconds / len(problems)
-    columns = zip(problems, found.texts, found.grades, found.nfe, strict=True)
+def _lines(problems: Sequence[Problem], evaluation: Evaluation) -> list[dict[str, Any]]:
+    seconds = evaluation.seconds / len(problems)
+    columns = zip(problems, evaluation.texts, evaluation.grades, evaluation.nfe, strict=True)
     return [
         {
             "key": problem.key,
@@ -98,15 +105,15 @@ def _lines(problems: Sequence[Problem], found: Evaluation) -> list[dict[str, Any
             "correct": grade.correct,
             "reward": grade.reward,
             "parts": dict(grade.parts),
-            "model_calls": calls,
-            "seconds": round(each, 4),
+            "model_calls": nfe,
+            "seconds": round(seconds, 4),
         }
-        for problem, text, grade, calls in columns
+        for problem, text, grade, nfe in columns
     ]
 
 
 def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts, accuracy with its interval, and what it cost."""
+    """Counts, accuracy with its interval, mean reward, model calls and seconds."""
     solved, total = sum(line["correct"] for line in lines), len(lines)
     return {
         "solved": solved,
@@ -120,25 +127,25 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def read_lines(path: Path, broken_end: bool = False) -> list[dict[str, Any]]:
-    """JSON lines. Raises CheckpointError with file and line on damage, but for the last line if `broken_end`."""
+def read_lines(path: Path, allow_incomplete_end: bool = False) -> list[dict[str, Any]]:
+    """JSON lines. Raises CheckpointError for a damaged line, except the last one with `allow_incomplete_end`."""
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = []
     for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as cause:
-            if broken_end and number == len(texts):
+            if allow_incomplete_end and number == len(texts):
                 break
             raise CheckpointError(f"{path}, line {number} is not JSON: {cause}") from cause
     return lines
 
 
 def read_correct(path: Path) -> tuple[dict[str, Any], dict[str, bool]]:
-    """What a finished evaluation asked, and which problems it solved. Raises CheckpointError if it is not finished."""
+    """The result of a finished evaluation, and whether each problem is solved. Raises CheckpointError if unfinished."""
     if not (path / "result.json").exists() or not (path / "responses.jsonl").exists():
         raise CheckpointError(
-            f"{path} is not a finished evaluation (result.json and responses.jsonl); make one with: "
+            f"{path} is not a finished evaluation: it lacks result.json or responses.jsonl; make one with: "
             f"stipule eval MODEL --out {path}"
         )
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))

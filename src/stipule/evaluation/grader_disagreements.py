@@ -1,4 +1,4 @@
-"""Where d1's rules and the strict ones grade a response differently, and what kind of difference it is."""
+"""Finds responses that the d1 rules and the strict rules grade differently, and names the kind of disagreement."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stipule.tasks.problem import Grade
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A response that one protocol values above the other."""
+    """A response that gets a higher grade under one protocol than under the other."""
 
     response: SavedResponse
-    higher_protocol: str  # the protocol that gives more
+    higher_protocol: str  # the protocol with the higher grade
     kind: str
     d1: int  # blank cells for Sudoku, else 0 or 1
     strict: int
@@ -29,25 +29,27 @@ class Disagreement:
 def find_disagreements(
     responses: Sequence[SavedResponse], d1: Sequence[Grade], strict: Sequence[Grade]
 ) -> list[Disagreement]:
-    """The differences, in order: of Sudoku in right blank cells (or in solved), of the others in right or wrong."""
-    found = []
-    for saved, one, other in zip(responses, d1, strict, strict=True):
-        ours, theirs = int(other.correct), int(one.correct)
+    """The disagreements in order. Sudoku compares correct blank cells (or solved puzzles), other tasks correctness."""
+    disagreements = []
+    for saved, d1_grade, strict_grade in zip(responses, d1, strict, strict=True):
+        strict_count, d1_count = int(strict_grade.correct), int(d1_grade.correct)
         if saved.task == "sudoku":
             blanks = str(saved.problem.data["puzzle"]).count("0")
-            ours, theirs = (round(grade.parts["cells"] * blanks) for grade in (other, one))
-            if other.correct and ours < blanks:  # solved, though not as the file has it
-                found.append(Disagreement(saved, "strict", "another solution of the puzzle", theirs, blanks))
+            strict_count, d1_count = (round(grade.parts["cells"] * blanks) for grade in (strict_grade, d1_grade))
+            if strict_grade.correct and strict_count < blanks:  # solved, but not with the solution in the file
+                disagreements.append(Disagreement(saved, "strict", "another solution of the puzzle", d1_count, blanks))
                 continue
-        if ours != theirs:
-            kind = _KINDS[saved.task](saved, finished_text(saved.response), ours > theirs)
-            found.append(Disagreement(saved, "strict" if ours > theirs else "d1", kind, theirs, ours))
-    return found
+        if strict_count != d1_count:
+            is_strict_higher = strict_count > d1_count
+            kind = _KINDS[saved.task](saved, finished_text(saved.response), is_strict_higher)
+            higher = "strict" if is_strict_higher else "d1"
+            disagreements.append(Disagreement(saved, higher, kind, d1_count, strict_count))
+    return disagreements
 
 
-def _gsm8k(saved: SavedResponse, text: str, strict_above: bool) -> str:
+def _gsm8k(saved: SavedResponse, text: str, is_strict_higher: bool) -> str:
     answer = final_answer(text)
-    if strict_above:
+    if is_strict_higher:
         number = plain_number(str(saved.problem.data["gold"]))
         value = gsm8k_value(saved.response)
         if number is not None and number < 0:
@@ -66,10 +68,10 @@ def _gsm8k(saved: SavedResponse, text: str, strict_above: bool) -> str:
     return "more than one number with its unit: d1 takes one of the numbers"
 
 
-def _math(saved: SavedResponse, text: str, strict_above: bool) -> str:
+def _math(saved: SavedResponse, text: str, is_strict_higher: bool) -> str:
     gold, answer = str(saved.problem.data["gold"]), final_answer(text)
-    if strict_above:
-        assert answer is not None, "what is right has an answer"
+    if is_strict_higher:
+        assert answer is not None, "a correct response has an answer"
         if last_boxed(text) is None:
             return "an answer in its tag without a box: d1 compares the whole text"
         if plain_number(gold) is not None and plain_number(answer) is not None:
@@ -82,8 +84,8 @@ def _math(saved: SavedResponse, text: str, strict_above: bool) -> str:
     return "d1's normal form makes unequal answers equal, or takes another box"
 
 
-def _countdown(saved: SavedResponse, text: str, strict_above: bool) -> str:
-    if strict_above:
+def _countdown(saved: SavedResponse, text: str, is_strict_higher: bool) -> str:
+    if is_strict_higher:
         return "an expression in its tag without a box: d1 reads the whole text"
     answer = Countdown().answer(text)
     if answer is None:
@@ -93,24 +95,24 @@ def _countdown(saved: SavedResponse, text: str, strict_above: bool) -> str:
     )
 
 
-def _sudoku(saved: SavedResponse, text: str, strict_above: bool) -> str:
-    if strict_above:
+def _sudoku(saved: SavedResponse, text: str, is_strict_higher: bool) -> str:
+    if is_strict_higher:
         return "an answer that d1's patterns do not take"
     answer = final_answer(text)
     if answer is None or answer_text(text) is None:
         return "no closed answer tag: d1 takes what follows an open one"
-    squeezed = "".join(answer.split())
-    if len(squeezed) == 16 and set(squeezed) <= set("1234"):
+    digits = "".join(answer.split())
+    if len(digits) == 16 and set(digits) <= set("1234"):
         return "16 digits with blanks between them: d1 takes the blanks out"
-    if len(squeezed) == 16 and set(squeezed) <= set("01234"):
+    if len(digits) == 16 and set(digits) <= set("01234"):
         return "cells left empty: d1 counts the others"
-    if len(squeezed) != 16 and set(squeezed) <= set("01234"):
+    if len(digits) != 16 and set(digits) <= set("01234"):
         return "not 16 digits: d1 pads with 0 or cuts"
     return "other characters than digits 1 to 4: d1 counts the cells that fall into place"
 
 
-def _arithmetic(saved: SavedResponse, text: str, strict_above: bool) -> str:
-    raise AssertionError("arithmetic has one set of rules")
+def _arithmetic(saved: SavedResponse, text: str, is_strict_higher: bool) -> str:
+    raise AssertionError("arithmetic has the same rules under both protocols")
 
 
 _KINDS: dict[str, Callable[[SavedResponse, str, bool], str]] = {

@@ -1,4 +1,4 @@
-"""How much the gradient of an update varies with the masks its estimator draws: what training feels of eq. 14."""
+"""Measures the variance of the gradient over masks: the effect of eq. 14 on training."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from stipule.types import MaskSamples, Rollouts
 
 
 def surrogate_gradient(
-    policy: MaskedPolicy, responses: Rollouts, views: MaskSamples, form: Elbo, advantage: Float[Tensor, " B"]
+    policy: MaskedPolicy, rollouts: Rollouts, masks: MaskSamples, estimator: Elbo, advantages: Float[Tensor, " B"]
 ) -> Float[Tensor, " P"]:
-    """The gradient, by all trainable parameters, of mean_i A_i B_i / n_i: eq. 4 where nothing has changed yet."""
-    found = estimate_logps(policy, responses, views, form, advantage)
-    worth = (found.sum(1) / views.normalizer_mask.sum(1).clamp(min=1) * advantage).mean()
-    slopes = torch.autograd.grad(worth, list(policy.trainable_parameters().values()))
-    return torch.cat([slope.flatten() for slope in slopes])
+    """The gradient of mean_i A_i B_i / n_i by all trainable parameters: eq. 4 before the first update."""
+    logps = estimate_logps(policy, rollouts, masks, estimator, advantages)
+    surrogate = (logps.sum(1) / masks.normalizer_mask.sum(1).clamp(min=1) * advantages).mean()
+    gradients = torch.autograd.grad(surrogate, list(policy.trainable_parameters().values()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def gradient_variances(
     policy: MaskedPolicy,
-    responses: Rollouts,
-    form: Elbo,
-    advantage: Float[Tensor, " B"],
+    rollouts: Rollouts,
+    estimator: Elbo,
+    advantages: Float[Tensor, " B"],
     draws: int,
     generator: torch.Generator,
 ) -> Float[Tensor, " R"]:
-    """Squared distance of each of R gradients from their mean, times R / (R - 1).
+    """Squared distance of each of R = `draws` gradients from their mean, times R / (R - 1).
 
-    Their mean is an unbiased estimate of the trace of the gradient's covariance over masks.
+    The mean of these values is an unbiased estimate of the trace of the gradient's covariance over masks.
     """
     gradients = [
-        surrogate_gradient(policy, responses, views, form, advantage)
-        for views in form.sample_masks(responses, draws, generator)
+        surrogate_gradient(policy, rollouts, masks, estimator, advantages)
+        for masks in estimator.sample_masks(rollouts, draws, generator)
     ]
     mean = torch.stack(gradients).mean(0)
     return torch.stack([(g - mean).square().sum() for g in gradients]).double() * draws / (draws - 1)

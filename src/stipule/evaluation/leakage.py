@@ -1,4 +1,4 @@
-"""What anchors give away: the reward that can be read off them, answers they hold, and what they do to rollouts."""
+"""Checks whether anchors leak the answer: graded alone, by the tokens they contain, and by rollouts with them."""
 
 from __future__ import annotations
 
@@ -25,89 +25,92 @@ def check_leakage(
     sampler: SemiAutoregressiveSampler,
     pruning: Pruning,
     store: AnchorStore,
-    group: int,
+    num_generations: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """All numbers as plain data; counts of problems, rewards per response.
+    """All numbers as plain data: counts of problems, and mean rewards per response.
 
-    The anchors alone are graded as text, every other token left out. `held` counts problems of which an anchor is
-    end-of-text, a special token, or part of a protected span (the answer, its tags, copies of it) of the response that
-    it was taken from. Rollouts with and without anchors use the same noise.
+    `read_off` grades the text of the anchors alone; `empty` grades an empty response. `held` counts problems with an
+    anchor that is end-of-text, a special token, or part of a protected span of the response that it was taken from (the
+    answer, its tags, copies of it). Rollouts with and without anchors use the same noise.
     """
     keys = [p.key for p in problems]
-    chosen = torch.rand(len(problems), store.gen_length, generator=make_generator(seed, 0, "audit/anchors"))
-    anchors = store.select(keys, 1, pruning.spatial, chosen)
-    found: dict[str, Any] = {
+    noise = torch.rand(len(problems), store.gen_length, generator=make_generator(seed, 0, "audit/anchors"))
+    anchors = store.select(keys, 1, pruning.spatial, noise)
+    result: dict[str, Any] = {
         "problems": len(problems),
         "with_anchors": int(anchors.fixed_mask.any(1).sum()),
         "anchors": float(anchors.fixed_mask.sum(1).float().mean()),
         "held": len(keys_with_leaks(policy, task, problems, anchors)),
     }
-    alone = [
-        "".join(policy.token_text(token) for token, fixed in zip(tokens, flags, strict=True) if fixed)
-        for tokens, flags in zip(anchors.token_ids.tolist(), anchors.fixed_mask.tolist(), strict=True)
+    anchor_texts = [
+        "".join(policy.token_text(token) for token, fixed in zip(token_ids, fixed_mask, strict=True) if fixed)
+        for token_ids, fixed_mask in zip(anchors.token_ids.tolist(), anchors.fixed_mask.tolist(), strict=True)
     ]
-    read, nothing = compute_rewards(task, problems, alone), compute_rewards(task, problems, [""] * len(problems))
-    found["read_off"] = {"solved": int(read.correct.sum()), "reward": float(read.rewards.mean())}
-    found["empty"] = {"solved": int(nothing.correct.sum()), "reward": float(nothing.rewards.mean())}
+    for name, texts in (("read_off", anchor_texts), ("empty", [""] * len(problems))):
+        rewards = compute_rewards(task, problems, texts)
+        result[name] = {"solved": int(rewards.correct.sum()), "reward": float(rewards.rewards.mean())}
     for index, name in enumerate(("rolled_with", "rolled_without")):
-        placed = _grouped(anchors, group) if name == "rolled_with" else None
-        graded = _rolled(policy, task, problems, sampler, placed, group, seed)
-        solved, total = int(graded.correct.sum()), len(problems) * group
-        found[name] = {
+        group_anchors = _repeat(anchors, num_generations) if name == "rolled_with" else None
+        rewards = _rewards_of_rollouts(policy, task, problems, sampler, group_anchors, num_generations, seed)
+        solved, total = int(rewards.correct.sum()), len(problems) * num_generations
+        result[name] = {
             "solved": solved,
             "total": total,
             "interval": wilson(solved, total),
-            "reward": float(graded.rewards.mean()),
-            "groups_with_spread": int(_spread(graded, group)),
+            "reward": float(rewards.rewards.mean()),
+            "groups_with_spread": _num_groups_with_different_rewards(rewards, num_generations),
         }
         progress(index + 1, 2)
-    return found
+    return result
 
 
 def keys_with_leaks(policy: MaskedPolicy, task: Task, problems: Sequence[Problem], anchors: Anchors) -> list[str]:
-    """Keys of problems of which an anchor is end-of-text, special, or touches what is protected."""
-    live = (anchors.token_ids == policy.eos_id).long().cumsum(1) == 0
-    nothing = torch.zeros_like(anchors.token_ids)
-    whole = Rollouts(
-        prompt_ids=nothing[:, :1],
-        prompt_mask=nothing[:, :1].bool(),
+    """Keys of problems with an anchor that is end-of-text, a special token, or part of a protected span."""
+    completion_mask = (anchors.token_ids == policy.eos_id).long().cumsum(1) == 0
+    zeros = torch.zeros_like(anchors.token_ids)
+    rollouts = Rollouts(
+        prompt_ids=zeros[:, :1],
+        prompt_mask=zeros[:, :1].bool(),
         completion_ids=anchors.token_ids,
         sampled_mask=~anchors.fixed_mask,
-        completion_mask=live,
-        unmask_step=nothing,
-        confidence=nothing.float(),
-        nfe=nothing[:, 0],
+        completion_mask=completion_mask,
+        unmask_step=zeros,
+        confidence=zeros.float(),
+        nfe=zeros[:, 0],
     )
-    wrong = (anchors.fixed_mask & ~eligible_tokens(policy, task, problems, whole)).any(1)
-    return [p.key for p, held in zip(problems, wrong.tolist(), strict=True) if held]
+    leaks = (anchors.fixed_mask & ~eligible_tokens(policy, task, problems, rollouts)).any(1)
+    return [p.key for p, has_leak in zip(problems, leaks.tolist(), strict=True) if has_leak]
 
 
-def _grouped(anchors: Anchors, group: int) -> Anchors:
-    return Anchors(anchors.token_ids.repeat_interleave(group, 0), anchors.fixed_mask.repeat_interleave(group, 0))
+def _repeat(anchors: Anchors, num_generations: int) -> Anchors:
+    return Anchors(
+        anchors.token_ids.repeat_interleave(num_generations, 0),
+        anchors.fixed_mask.repeat_interleave(num_generations, 0),
+    )
 
 
-def _rolled(
+def _rewards_of_rollouts(
     policy: MaskedPolicy,
     task: Task,
     problems: Sequence[Problem],
     sampler: SemiAutoregressiveSampler,
     anchors: Anchors | None,
-    group: int,
+    num_generations: int,
     seed: int,
 ) -> RewardBatch:
-    """One group at a time: an audit is small, and a group is what fits anywhere."""
+    """Samples one group at a time: the check is small, and one group fits into every memory."""
     texts: list[str] = []
     for index, problem in enumerate(problems):
-        rows = slice(index * group, (index + 1) * group)
-        placed = None if anchors is None else Anchors(anchors.token_ids[rows], anchors.fixed_mask[rows])
-        noise = sampler.sample_noise(group, make_generator(seed, index, "audit/sample"))
-        prompts = policy.encode([problem.messages]).repeat(group)
-        texts += policy.decode(sampler(policy, prompts, noise, placed, FixedCutoff()).completion_ids)
-    return compute_rewards(task, [p for p in problems for _ in range(group)], texts)
+        rows = slice(index * num_generations, (index + 1) * num_generations)
+        group_anchors = None if anchors is None else Anchors(anchors.token_ids[rows], anchors.fixed_mask[rows])
+        noise = sampler.sample_noise(num_generations, make_generator(seed, index, "audit/sample"))
+        prompts = policy.encode([problem.messages]).repeat(num_generations)
+        texts += policy.decode(sampler(policy, prompts, noise, group_anchors, FixedCutoff()).completion_ids)
+    return compute_rewards(task, [p for p in problems for _ in range(num_generations)], texts)
 
 
-def _spread(graded: RewardBatch, group: int) -> int:
-    rewards = graded.rewards.view(-1, group)
-    return int((rewards.amax(1) > rewards.amin(1)).sum())
+def _num_groups_with_different_rewards(rewards: RewardBatch, num_generations: int) -> int:
+    groups = rewards.rewards.view(-1, num_generations)
+    return int((groups.amax(1) > groups.amin(1)).sum())

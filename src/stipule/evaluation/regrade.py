@@ -1,4 +1,4 @@
-"""Responses that were saved with their questions and gold answers, graded again under named rules."""
+"""Grades saved responses again, under the rules of d1 or the strict ones."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Protocol = Literal["d1", "strict"]
 PROTOCOLS: tuple[Protocol, ...] = ("d1", "strict")
 TASKS = ("gsm8k", "math", "countdown", "sudoku", "arithmetic")
 
-# Other names that files have for a task.
+# Other names of the tasks in published files.
 _NAMES = {"math500": "math", "math-500": "math", "gsm": "gsm8k"}
 
 
 @dataclass(frozen=True)
 class SavedResponse:
-    """One saved response: where it stands, what was asked, what came back."""
+    """A response with its problem, and the file and line that it was read from."""
 
     location: str
     task: str
@@ -43,52 +43,54 @@ class Tally:
 
     correct: int = 0
     total: int = 0
-    undecided: int = 0  # could not be graded in time or memory; counted as wrong
+    undecided: int = 0  # grading ran out of time or memory; counted as wrong
     parts: dict[str, float] = field(default_factory=dict)  # sums over responses
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the share."""
+        """95 % Wilson interval of correct / total."""
         return wilson(self.correct, self.total)
 
 
 def read_saved_responses(path: Path, task: str | None = None) -> list[SavedResponse]:
-    """The responses of a file of JSON lines (plain or .gz) with question, gold, response and, unless given, task.
+    """Reads JSON lines (plain or .gz) with the columns question, gold, response and, unless it is given, task.
 
-    Raises RecipeError, naming file and line, on lines that are malformed, lack a column, have a gold answer that cannot
-    be read, or an `id` that came before.
+    Raises RecipeError with file and line for malformed lines, missing columns, gold answers that cannot be read, and an
+    `id` that occurs twice.
     """
     if not path.is_file():
-        raise RecipeError(f"there is no file {str(path)!r}; give saved responses as JSON lines, plain or packed (.gz)")
-    found: list[SavedResponse] = []
-    ids: dict[object, str] = {}
-    for where, row in read_json_rows(path):
-        name = task or get_column(where, row, "task")
-        response = get_column(where, row, "response")
+        raise RecipeError(f"there is no file {str(path)!r}; give a file of JSON lines, plain or .gz")
+    responses: list[SavedResponse] = []
+    location_of_id: dict[object, str] = {}
+    for location, row in read_json_rows(path):
+        name = task or get_column(location, row, "task")
+        response = get_column(location, row, "response")
         if not isinstance(response, str):
-            raise RecipeError(f"{where} has a response that is no text: {_short(response)}; correct or remove it")
+            raise RecipeError(
+                f"{location} has the response {_short(response)}; it must be a text; correct or remove the line"
+            )
         if "gold" not in row:
-            raise RecipeError(f"{where} has no column gold; its columns: {', '.join(row)}; add the right answer")
-        known = _NAMES.get(str(name), str(name))
-        if known not in TASKS:
-            raise RecipeError(f"{where} has the task {name!r}; it must be one of {', '.join(TASKS)}; or give --task")
+            raise RecipeError(f"{location} has no column gold; its columns: {', '.join(row)}; add the gold answer")
+        canonical = _NAMES.get(str(name), str(name))
+        if canonical not in TASKS:
+            raise RecipeError(f"{location} has the task {name!r}; it must be one of {', '.join(TASKS)}; or give --task")
         identity = row.get("id")
-        if identity is not None and (before := ids.setdefault(str(identity), where)) != where:
-            raise RecipeError(f"{where} has the id {_short(identity)} of {before}; keep one of them")
+        if identity is not None and (first := location_of_id.setdefault(str(identity), location)) != location:
+            raise RecipeError(f"{location} has the id {_short(identity)}, which {first} has too; remove one of them")
         try:
-            problem = _problem(known, str(get_column(where, row, "question")), row["gold"])
+            problem = _problem(canonical, str(get_column(location, row, "question")), row["gold"])
         except (RecipeError, TypeError, ValueError, KeyError) as cause:
-            reason = str(cause).removeprefix(f"{where} ").removeprefix(f"{where}: ")
-            raise RecipeError(f"{where} cannot be graded as {known}: {reason}") from cause
-        found.append(SavedResponse(where, known, problem, response))
-    if not found:
-        raise RecipeError(f"{path} holds no response")
-    return found
+            reason = str(cause).removeprefix(f"{location} ").removeprefix(f"{location}: ")
+            raise RecipeError(f"{location} cannot be graded as {canonical}: {reason}") from cause
+        responses.append(SavedResponse(location, canonical, problem, response))
+    if not responses:
+        raise RecipeError(f"{path} contains no response; give a file with one response per line")
+    return responses
 
 
 def _problem(task: str, question: str, gold: Any) -> Problem:
     if task == "gsm8k":
-        # None is a gold answer that whoever saved the file could not read: no response to it is right.
+        # A gold answer None could not be read when the file was saved: no response to it is correct.
         return Gsm8k().problem(question, gold.rpartition("####")[2].strip() if isinstance(gold, str) else gold)
     if task == "math":
         return Math().problem(question, gold)
@@ -105,19 +107,19 @@ def _problem(task: str, question: str, gold: Any) -> Problem:
     if task == "sudoku":
         puzzle = re.search("(?<![0-9])[0-9]{16}(?![0-9])", question)
         if puzzle is None:
-            raise RecipeError(f"its question holds no puzzle of 16 digits: {_short(question)}")
+            raise RecipeError(f"its question has no puzzle of 16 digits: {_short(question)}")
         return Sudoku().problem(puzzle.group(), str(gold))
-    asked = re.search(r"(\d{1,9}) ?([-+*]) ?(\d{1,9})", question)
-    if asked is None:
-        raise RecipeError(f"its question holds no sum such as 7+5: {_short(question)}")
-    return Arithmetic().problem(int(asked[1]), asked[2], int(asked[3]))
+    numbers = re.search(r"(\d{1,9}) ?([-+*]) ?(\d{1,9})", question)
+    if numbers is None:
+        raise RecipeError(f"its question has no sum such as 7+5: {_short(question)}")
+    return Arithmetic().problem(int(numbers[1]), numbers[2], int(numbers[3]))
 
 
 def grade_saved_response(saved: SavedResponse, protocol: Protocol) -> Grade:
-    """A grade under a protocol.
+    """The grade of a response under a protocol.
 
-    The published evaluation reads responses with their special tokens, and so does d1's protocol here; the strict one
-    reads what stands before the first end mark. Arithmetic is ours alone and has one set of rules.
+    d1 grades the whole response with its special tokens, as the published evaluation does. strict grades the text
+    before the first end-of-text mark. Arithmetic, which no paper uses, has the same rules under both protocols.
     """
     text = saved.response if protocol == "d1" else finished_text(saved.response)
     match saved.task:
@@ -133,12 +135,12 @@ def grade_saved_response(saved: SavedResponse, protocol: Protocol) -> Grade:
 
 
 def finished_text(response: str) -> str:
-    """A response up to its first end mark."""
-    return response[: min((at for mark in END_MARKS if (at := response.find(mark)) >= 0), default=len(response))]
+    """The text before the first end-of-text mark."""
+    return response[: min((i for mark in END_MARKS if (i := response.find(mark)) >= 0), default=len(response))]
 
 
 def count_correct(saved: SavedResponse, grade: Grade, protocol: Protocol) -> tuple[int, int]:
-    """(right, of how many) that a grade adds to its task's count: one response, or d1's blank cells of Sudoku."""
+    """(correct, total) that a grade adds to its task's tally: one response, or the blank cells of Sudoku under d1."""
     if saved.task == "sudoku" and protocol == "d1":
         return blank_cells(saved.problem, grade.parts)
     return int(grade.correct), 1
@@ -149,7 +151,7 @@ def grade_file(
     protocol: Protocol,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Grade], dict[str, Tally]]:
-    """The grades in order, and a tally for each task in the order in which the tasks come."""
+    """The grade of each response, and a tally per task. Both keep the order of the file."""
     grades: list[Grade] = []
     tallies: dict[str, Tally] = {}
     for saved in responses:
@@ -158,8 +160,8 @@ def grade_file(
         except StipuleError as cause:
             raise StipuleError(f"{saved.location}: {cause}") from cause
         tally = tallies.setdefault(saved.task, Tally())
-        right, total = count_correct(saved, grade, protocol)
-        tally.correct, tally.total = tally.correct + right, tally.total + total
+        correct, total = count_correct(saved, grade, protocol)
+        tally.correct, tally.total = tally.correct + correct, tally.total + total
         tally.undecided += int(grade.parts.get("undecided", 0))
         for name, value in grade.parts.items():
             tally.parts[name] = tally.parts.get(name, 0.0) + value
@@ -169,7 +171,7 @@ def grade_file(
 
 
 def as_json(path: Path, protocol: Protocol, tallies: Mapping[str, Tally], seconds: float) -> dict[str, Any]:
-    """What goes into a result file: counts first."""
+    """The content of the result file: counts first."""
     return {
         "protocol": protocol,
         "tasks": {name: {"correct": tally.correct, "total": tally.total} for name, tally in tallies.items()},
@@ -179,7 +181,7 @@ def as_json(path: Path, protocol: Protocol, tallies: Mapping[str, Tally], second
             name: {
                 "interval": [round(edge, 6) for edge in tally.interval],
                 "undecided": tally.undecided,
-                "parts": {part: round(value, 6) for part, value in tally.parts.items()},
+                "parts": {key: round(value, 6) for key, value in tally.parts.items()},
             }
             for name, tally in tallies.items()
         },

@@ -18,22 +18,22 @@ NORMAL = 1.959963984540054
 
 
 def wilson(successes: int, total: int, z: float = NORMAL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, 95 % by default (Wilson 1927). (0, 1) if nothing was counted."""
+    """Wilson's score interval of a proportion, 95 % by default (Wilson 1927). (0, 1) if total is 0."""
     if total == 0:
         return 0.0, 1.0
-    proportion, spread = successes / total, z * z / total
-    centre = (proportion + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(proportion * (1 - proportion) / total + spread / (4 * total))
+    proportion, correction = successes / total, z * z / total
+    centre = (proportion + correction / 2) / (1 + correction)
+    half = z / (1 + correction) * sqrt(proportion * (1 - proportion) / total + correction / (4 * total))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two evaluations of the same problems; everything follows from four counts."""
+    """Two evaluations of the same problems: how many problems both, one or neither solved."""
 
     both: int
-    first: int  # solved by the first alone
-    second: int  # solved by the second alone
+    first: int  # solved by the first only
+    second: int  # solved by the second only
     neither: int
 
     @property
@@ -42,31 +42,31 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Solve rate of the second minus that of the first."""
+        """Accuracy of the second evaluation minus accuracy of the first."""
         return (self.second - self.first) / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference: Wald's with half a problem added to each count (Agresti and Min 2005)."""
         b, c, n = self.second + 0.5, self.first + 0.5, self.total + 2
-        middle, half = (b - c) / n, NORMAL * sqrt(b + c - (b - c) ** 2 / n) / n
-        return max(-1.0, middle - half), min(1.0, middle + half)
+        centre, half = (b - c) / n, NORMAL * sqrt(b + c - (b - c) ** 2 / n) / n
+        return max(-1.0, centre - half), min(1.0, centre + half)
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided: how often a fair coin splits the discordant problems this unevenly."""
+        """McNemar's exact test, two-sided: a binomial test of the problems that only one evaluation solved."""
         discordant = self.first + self.second
         tail = sum(comb(discordant, k) for k in range(min(self.first, self.second) + 1))
         return min(1.0, 2 * tail / 2**discordant)
 
 
 def pair(first: Mapping[str, bool], second: Mapping[str, bool], partial: bool = False) -> Paired:
-    """Counts over the problems by key. Raises StipuleError where the problems differ, unless `partial` allows it."""
+    """Compares two evaluations problem by problem. Raises StipuleError if their problems differ and not `partial`."""
     shared = first.keys() & second.keys()
-    apart = len(first.keys() ^ second.keys())
-    if not shared or (apart and not partial):
+    unshared = len(first.keys() ^ second.keys())
+    if not shared or (unshared and not partial):
         raise StipuleError(
-            f"the two evaluations share {len(shared)} problems and {apart} are in one of them only; a paired "
+            f"the two evaluations share {len(shared)} problems and {unshared} are in one of them only; a paired "
             "comparison needs the same problems; evaluate both with the same task, split and limit"
         )
     counts = [[0, 0], [0, 0]]
@@ -76,23 +76,23 @@ def pair(first: Mapping[str, bool], second: Mapping[str, bool], partial: bool = 
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of independent runs with Student's 95 % interval; the interval of a single value is everything."""
-    middle = fmean(values)
+    """Mean of independent runs with Student's 95 % interval; infinite for a single value."""
+    mean = fmean(values)
     if len(values) < 2:
-        return middle, float("-inf"), float("inf")
+        return mean, float("-inf"), float("inf")
     freedom = len(values) - 1
     quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else NORMAL
     half = quantile * stdev(values) / sqrt(len(values))
-    return middle, middle - half, middle + half
+    return mean, mean - half, mean + half
 
 
 def seeds_to_decide(values: Sequence[float]) -> int | None:
-    """How many seeds would make the interval of the mean exclude 0, if mean and spread stayed; None where it is 0."""
-    middle, spread = fmean(values), stdev(values)
-    if middle == 0:
+    """Seeds needed for the interval of the mean to exclude 0, at the same mean and deviation; None if the mean is 0."""
+    mean, deviation = fmean(values), stdev(values)
+    if mean == 0:
         return None
     for count in range(2, 10_000):
         quantile = STUDENT[count - 2] if count - 1 <= len(STUDENT) else NORMAL
-        if quantile * spread / sqrt(count) < abs(middle):
+        if quantile * deviation / sqrt(count) < abs(mean):
             return count
     return None

@@ -1,6 +1,6 @@
 """The paper's theory as functions: cost (eq. 10), variance (eq. 13-15), stability (eq. 16-18, theorem 4.4).
 
-Each docstring says what is assumed. Where the assumption fails, `tests/evaluation/test_theory.py` has the case.
+Each docstring names the assumptions. `tests/evaluation/test_theory.py` has a case for each assumption that fails.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 def pruned_calls(steps: int, gamma: float, cutoff: float) -> float:
     """Eq. 10, theorem 4.1: ((1 - gamma - t_cut) N + 1) model calls instead of N.
 
-    Holds, up to rounding, for a schedule that commits a constant number of tokens a call and carries what a finished
-    block leaves over (`rollouts/schedule.py: plan`). It fails for LLaDA's published plan, whose calls per block are
-    fixed beforehand: anchors then save nothing. And the + 1 can outweigh the rest: a cut-off that leaves fewer tokens
-    than a call commits anyway, as t_cut = 0.05 in blocks of 32 (`scope: block`) does, costs calls instead of saving
-    them. Without a cut-off there is no last call, so the + 1 falls away.
+    Holds, up to rounding, for a schedule that unmasks a constant number of tokens per call across block boundaries
+    (`rollouts/schedule.py: unmask_schedule`). It fails for LLaDA's published schedule, which fixes the calls per block
+    in advance: anchors then save nothing. The + 1 can cost more than the cutoff saves: with t_cut = 0.05 in blocks of
+    32 (`scope: block`) the cutoff leaves fewer tokens than one call unmasks. Without a cutoff there is no extra call,
+    and no + 1.
     """
     return (1 - gamma - cutoff) * steps + (1 if cutoff > 0 else 0)
 
@@ -29,8 +29,8 @@ def pruned_calls(steps: int, gamma: float, cutoff: float) -> float:
 class Split:
     """A variance by the law of total variance (eq. 14)."""
 
-    time: float  # V_t[E[. | t]]: which share of masks was drawn
-    noise: float  # E_t[V[. | t]]: which tokens were hidden at that share
+    time: float  # V_t[E[. | t]]: from the mask ratio t
+    noise: float  # E_t[V[. | t]]: from the choice of the masked tokens at that ratio
 
     @property
     def total(self) -> float:
@@ -38,9 +38,9 @@ class Split:
 
 
 def variance_split(estimates: Float[Tensor, "T M"]) -> Split:
-    """Eq. 14 measured: M masks at each of T independently drawn levels (one-way analysis of variance, unbiased).
+    """Eq. 14 measured: M masks at each of T independent mask ratios (one-way analysis of variance, unbiased).
 
-    The time part is what the level means vary beyond what their own noise explains, so it may come out negative.
+    The time part is the variance of the means per mask ratio minus the noise in these means. It may be negative.
     """
     estimates = estimates.double()
     noise = float(estimates.var(1, correction=1).mean())
@@ -50,14 +50,14 @@ def variance_split(estimates: Float[Tensor, "T M"]) -> Split:
 def context_free_split(
     logp: Float[Tensor, " n"], masks: Literal["bernoulli", "exact", "rao_blackwell"], t_min: float = 0.0
 ) -> Split:
-    """Eq. 14 in closed form for a policy whose tokens do not look at one another: S(M) = sum of l_i over M.
+    """Eq. 14 in closed form for a policy whose tokens are independent of each other: S(M) = sum of l_i over M.
 
       bernoulli      time 0,      noise (ln(1/t_min) / (1 - t_min) - 1) sum l_i^2     infinite at t_min = 0
       exact          time 0,      noise n^2 s^2 (H_n - 1) / (n - 1)
       rao_blackwell  time B^2/n,  noise n (n + 1) s^2 (H_n - 1) / (n - 1)
 
-    with B = sum l_i, s^2 the mean squared deviation of the l_i, H_n the harmonic number. So without context the exact
-    count is free of the time part, and of all variance where tokens are alike; 1/t never is (assumption 4.2).
+    with B = sum l_i, s^2 the mean squared deviation of the l_i, H_n the harmonic number. For such a
+    policy `exact` has no time part, and no variance at all if all l_i are equal; 1/t always has variance.
     """
     n = len(logp)
     values = logp.double()
@@ -65,9 +65,9 @@ def context_free_split(
         if t_min == 0:
             return Split(0.0, math.inf)
         return Split(0.0, (math.log(1 / t_min) / (1 - t_min) - 1) * float(values.square().sum()))
-    spread = float(values.var(correction=0))
+    variance = float(values.var(correction=0))
     harmonic = sum(1 / k for k in range(1, n + 1))
-    noise = n * n * spread * (harmonic - 1) / max(1, n - 1)
+    noise = n * n * variance * (harmonic - 1) / max(1, n - 1)
     if masks == "exact":
         return Split(0.0, noise)
     return Split(float(values.sum()) ** 2 / n, noise * (n + 1) / n)
@@ -76,10 +76,10 @@ def context_free_split(
 def spatial_ratio(length: int, fixed: int) -> float:
     """Eq. 15: V_noise with anchors / V_noise without = L' / L, L' = L - |S_fixed|.
 
-    Assumes terms that are alike and uncorrelated, and anchors that tell nothing about the rest: exact in the mean over
-    random anchors of a context-free policy with Bernoulli masks. It fails for anchors chosen by confidence, whose
-    terms were small to begin with (the ratio stays near 1), and where tokens depend on one another: fixing one changes
-    what is left, and the variance can even rise, so theorem 4.3 ("strictly less") is no theorem for every response.
+    Assumes equal, uncorrelated terms, and anchors that are independent of the other tokens. It is exact in the mean
+    over random anchors, for a context-free policy with Bernoulli masks. It fails for anchors chosen by confidence:
+    their terms are small, so the ratio stays near 1. It also fails if tokens depend on each other: an anchor changes
+    the other terms, and the variance can rise. So theorem 4.3 ("strictly less") does not hold for every response.
     """
     return (length - fixed) / length
 
@@ -87,7 +87,7 @@ def spatial_ratio(length: int, fixed: int) -> float:
 def exponential_bias(bound: float, variance: float) -> float:
     """Eq. 16: |E[e^X] - e^E[X]| <= (e^K / 2) V[X] for |X| <= K.
 
-    K must bound every draw. A 1/t estimator of a difference has none (assumption 4.2 fails).
+    K must bound every draw. The 1/t estimator of a difference has no such bound (assumption 4.2 fails).
     """
     return math.exp(bound) / 2 * variance
 
@@ -105,14 +105,14 @@ def surrogate_lipschitz(advantage: float) -> float:
 def bias_bound(advantage: float, bound: float, variance: float) -> float:
     """Theorem 4.4: |E[L] - L*| <= C_2 sqrt(V) + C_1 V with V = V[dB], C_2 = |A| e^K, C_1 = |A| e^K / 2.
 
-    Says nothing at the first inner update: with shared masks dB is 0 there, with anchors or without. A smaller
-    variance of the ELBO itself (theorem 4.3) makes dB no smaller unless old and new are estimated from masks of their
-    own, which nobody does.
+    It is trivial at the first inner update: with shared masks dB is 0 there, with or without anchors. A smaller
+    variance of the ELBO itself (theorem 4.3) makes dB smaller only if old and new policy are estimated with independent
+    masks. No published method does this.
     """
     lipschitz = surrogate_lipschitz(advantage)
     return lipschitz * math.sqrt(exponential_variance(bound, variance)) + lipschitz * exponential_bias(bound, variance)
 
 
 def variance_bound(advantage: float, bound: float, variance: float) -> float:
-    """Theorem 4.4: V_est[L] <= C_3 V[dB] with C_3 = A^2 e^(2K); V_data comes on top and is no matter of estimation."""
+    """Theorem 4.4: V_est[L] <= C_3 V[dB] with C_3 = A^2 e^(2K); V_data is added and is independent of the masks."""
     return surrogate_lipschitz(advantage) ** 2 * exponential_variance(bound, variance)

@@ -4,4 +4,4 @@ from importlib.metadata import version
 
 from stipule.models.versions import check_transformers
 
-check_transformers(version("transformers"))  # before anything here asks transformers for what an old one lacks
+check_transformers(version("transformers"))  # before an import below fails on a name that an old version lacks

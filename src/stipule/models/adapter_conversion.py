@@ -1,4 +1,4 @@
-"""Published LoRA files on LLaDA's own module names, renamed to the stock ones."""
+"""Renames published LoRA files from LLaDA's own module names to the stock ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stipule.models.families.llada import LLADA_BLOCK
 
 _PEFT = "base_model.model."
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.(lora_[AB])(?:\.default)?\.weight")
-_HEAD = re.compile(r"model\.transformer\.ff_out\.lora_[AB].*")
+_LM_HEAD = re.compile(r"model\.transformer\.ff_out\.lora_[AB].*")
 _STOCK = re.compile(r"(.+)\.(lora_[AB])(?:\.default)?\.weight")
-# Settings of peft that renaming alone would not carry over.
+# Settings of peft that must have these values, because renaming tensors does not convert them.
 _PLAIN = {
     "peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None, "layer_replication": None,
     "rank_pattern": {}, "alpha_pattern": {}, "trainable_token_indices": None, "fan_in_fan_out": False,
@@ -25,74 +25,76 @@ _PLAIN = {
 
 
 def convert_adapter(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], published: Mapping[str, Any]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], published_config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """adapter_config.json and tensors under the names of the base's stock class.
+    """Returns adapter_config.json and the tensors under the names of the base's stock class.
 
-    `published` is the base's config.json; only its sizes are used. Raises CheckpointError for an adapter of the LM
-    head (LLaDA calls it `ff_out`, as it calls every down projection), a key that has no home, a shape that is not the
-    base's, half a pair, or settings that are more than a plain LoRA.
+    `published_config` is the base's config.json; only its sizes are used. Raises CheckpointError for an adapter of the
+    LM head (LLaDA calls it `ff_out`, as it calls every down projection), an unknown key, a wrong shape, a lora_A
+    without its lora_B, or settings that are not plain LoRA.
     """
     for field, plain in _PLAIN.items():
         given = config.get(field, plain)
         if given != plain and not (not plain and not given):
             raise CheckpointError(
-                f"the adapter's {field} is {given!r}; only plain LoRA is converted ({field} {plain!r}); merge it with "
-                "the code that trained it, and load the merged model"
+                f"the adapter's {field} is {given!r}; only plain LoRA can be converted ({field} {plain!r}); merge the "
+                "adapter with the code that trained it, and load the merged model"
             )
-    shapes = _places(published)
-    found: dict[str, Tensor] = {}
+    shapes = _adaptable_matrices(published_config)
+    converted: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        module, part = _home(key)
+        module, factor = _stock_module(key)
         if module not in shapes:
             raise CheckpointError(
-                f"the adapter's key {key!r} has no home in the base ({len(shapes)} matrices may be adapted); known are "
-                f"LLaDA's own names ({', '.join(name for name in LLADA_BLOCK if 'norm' not in name)}) and stock ones; "
-                "is --base the model that it was trained on?"
+                f"the adapter's key {key!r} matches no module of the base ({len(shapes)} matrices may be adapted); "
+                f"allowed are LLaDA's own names ({', '.join(name for name in LLADA_BLOCK if 'norm' not in name)}) and "
+                "stock names; check that --base is the model that the adapter was trained on"
             )
         rows, columns = shapes[module]
         rank = config["r"]
-        needed = (rank, columns) if part == "lora_A" else (rows, rank)
+        needed = (rank, columns) if factor == "lora_A" else (rows, rank)
         if tuple(tensor.shape) != needed:
             raise CheckpointError(
-                f"the adapter's key {key!r} has shape {tuple(tensor.shape)}, the base and rank {rank} need {needed}; "
-                "is --base the model that it was trained on?"
+                f"the adapter's key {key!r} has shape {tuple(tensor.shape)}; the base and rank {rank} need {needed}; "
+                "check that --base is the model that the adapter was trained on"
             )
-        found[f"{_PEFT}{module}.{part}.weight"] = tensor.contiguous()
-    pairs = {key.rsplit(".lora_", 1)[0] for key in found}
-    halves = sorted(p for p in pairs if {f"{p}.lora_A.weight", f"{p}.lora_B.weight"} - set(found))
-    if halves or not pairs:
+        converted[f"{_PEFT}{module}.{factor}.weight"] = tensor.contiguous()
+    pairs = {key.rsplit(".lora_", 1)[0] for key in converted}
+    incomplete = sorted(p for p in pairs if {f"{p}.lora_A.weight", f"{p}.lora_B.weight"} - set(converted))
+    if incomplete or not pairs:
         raise CheckpointError(
-            f"the adapter lacks half a pair, e.g. of {halves[0]}; the file is not whole; copy it again"
-            if halves
-            else "the adapter holds no tensors; give the folder with adapter_model.safetensors"
+            f"the adapter has lora_A without lora_B, or the reverse, e.g. for {incomplete[0]}; the file is incomplete; "
+            "copy it again"
+            if incomplete
+            else "the adapter has no tensors; give the folder that contains adapter_model.safetensors"
         )
     modules = sorted({pair.rsplit(".", 1)[1] for pair in pairs})
-    # Dropout is the recipe's to choose here, not the file's.
-    return {**config, "target_modules": modules, "exclude_modules": None, "lora_dropout": 0.0}, found
+    # Dropout is set by the recipe, not by the file.
+    return {**config, "target_modules": modules, "exclude_modules": None, "lora_dropout": 0.0}, converted
 
 
-def _home(key: str) -> tuple[str, str]:
+def _stock_module(key: str) -> tuple[str, str]:
+    """The stock name of the adapted module, and `lora_A` or `lora_B`; the key itself and "" if it matches nothing."""
     name = key.removeprefix(_PEFT)
-    if _HEAD.fullmatch(name) or name.startswith("lm_head."):
+    if _LM_HEAD.fullmatch(name) or name.startswith("lm_head."):
         raise CheckpointError(
-            f"the adapter's key {key!r} adapts the LM head, which is called ff_out like every down projection and was "
-            "hit by a target list that names ff_out; heads carry no adapter here; merge it with the code that trained "
-            "it, and load the merged model"
+            f"the adapter's key {key!r} adapts the LM head; LLaDA calls it ff_out, as every down projection, so a "
+            "target list with ff_out includes it; adapters of the LM head are not supported; merge the adapter with "
+            "the code that trained it, and load the merged model"
         )
     if block := _BLOCK.fullmatch(name):
-        layer, published, part = block.groups()
-        return f"model.layers.{layer}.{LLADA_BLOCK.get(published, published)}", part
+        layer, published, factor = block.groups()
+        return f"model.layers.{layer}.{LLADA_BLOCK.get(published, published)}", factor
     if stock := _STOCK.fullmatch(name):
         return stock[1], stock[2]
     return name, ""
 
 
-def _places(published: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Every matrix of the base that may carry an adapter, with its shape."""
-    family = family_of(published)
+def _adaptable_matrices(published_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Every matrix of the base that may have an adapter, with its shape."""
+    family = family_of(published_config)
     with torch.device("meta"):
-        network = family.model_class(family.read_config(published))
+        network = family.model_class(family.read_config(published_config))
     return {
         name: (module.out_features, module.in_features)
         for name, module in network.named_modules()

@@ -1,4 +1,4 @@
-"""LoRA: putting adapters on a network, reading them with every key accounted for, and what they were trained on."""
+"""LoRA: adds adapters to a network, reads them with every key checked, and records the base they were trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 WEIGHTS = "adapter_model.safetensors"
-ADAPTER_INFO = "stipule.json"  # beside an adapter: what it was trained on
+ADAPTER_INFO = "stipule.json"  # beside an adapter: the base it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,16 @@ class LoRA:
 
     rank: int = 128  # table 8
     alpha: int = 64  # table 8
-    targets: Literal["all", "published"] = "all"  # "published": the four that d1's target list really hits on LLaDA
-    # Of the adapters' input, in the update pass alone; rollouts, scores of the old policy and evaluation have none.
-    # Published code has 0.05 in all of them, with other noise in each (docs/decisions.md).
+    targets: Literal["all", "published"] = "all"  # "published": the four that d1's target list matches on LLaDA
+    # Dropout of the adapters' input in the update pass only; rollouts, old log-probabilities and evaluation have none.
+    # Published code applies 0.05 in all of them, with different noise in each (docs/decisions.md).
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
-            raise RecipeError(f"model.lora has rank {self.rank} and alpha {self.alpha}; both must be 1 or more")
+            raise RecipeError(
+                f"model.lora has rank {self.rank} and alpha {self.alpha}; both must be 1 or more; try 128 and 64"
+            )
         if not 0 <= self.dropout < 1:
             raise RecipeError(
                 f"model.lora.dropout is {self.dropout}; it must lie in [0, 1); try 0, or 0.05 as published"
@@ -45,27 +47,27 @@ class LoRA:
 
 
 def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, seed: int) -> torch.nn.Module:
-    """The network with fresh adapters, which change nothing yet."""
+    """The network with new adapters. Their product is 0, so they do not change the logits yet."""
     if lora.dropout and family.lora_parameters:
         raise RecipeError(
             f"model.lora.dropout is {lora.dropout}, but adapters on stacked experts ({family.name}) have no dropout; "
             "set model.lora.dropout=0"
         )
-    with torch.random.fork_rng():  # peft draws its first weights from the global generator; put it back after
+    with torch.random.fork_rng():  # peft draws initial weights from the global generator; it is restored afterwards
         torch.random.manual_seed(seed)
-        return _wrapped(model, adapter_config(family, lora, base))
+        return _add_adapters(model, adapter_config(family, lora, base))
 
 
-def _wrapped(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module:
-    from peft import get_peft_model  # seconds to import, and full fine-tuning needs none of it
+def _add_adapters(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module:
+    from peft import get_peft_model  # takes seconds to import, and full fine-tuning does not need it
 
-    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
+    with warnings.catch_warnings():  # peft reads an attribute that transformers has deprecated
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 def adapter_config(family: Family, lora: LoRA, base: str) -> LoraConfig:
-    """The adapter's configuration by the family's own module names, heads left out."""
+    """peft's configuration with the family's module names, without the LM head."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -82,8 +84,8 @@ def adapter_config(family: Family, lora: LoRA, base: str) -> LoraConfig:
 def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     """The network with the adapters of a folder.
 
-    Raises CheckpointError unless every key of the file finds its place and every place its key: peft itself passes
-    over what it does not know, and the policy would quietly be the base.
+    Raises CheckpointError unless the keys of the file and the adapter parameters of the network are the same: peft
+    skips unknown keys, and the policy would be the base without any warning.
     """
     from peft import LoraConfig, set_peft_model_state_dict
 
@@ -93,50 +95,51 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     except (OSError, SafetensorError, ValueError, TypeError) as cause:
         raise CheckpointError(
             f"the adapter at {str(folder)!r} cannot be read: {first_line(cause)}; adapter_config.json and {WEIGHTS} "
-            "must be whole; copy them again"
+            "must be complete; copy them again"
         ) from cause
     hint = (
-        "is it an adapter for another base? One trained by d1's, SPG's or wd1's code is renamed by: "
+        "is it an adapter for another base? Adapters trained by the code of d1, SPG or wd1 must be renamed first: "
         f"stipule convert-adapter {folder} OUT --base MODEL"
     )
     config.inference_mode = False
     try:
-        adapted = _wrapped(model, config)
+        adapted = _add_adapters(model, config)
     except ValueError as cause:
         raise CheckpointError(f"the adapter at {str(folder)!r} does not fit: {first_line(cause)}; {hint}") from cause
-    places = {n.replace(".default", ""): p for n, p in adapted.named_parameters() if ".lora_" in n}
-    wrong = {
-        "keys without a place": sorted(set(tensors) - set(places)),
-        "places without a key": sorted(set(places) - set(tensors)),
-        "keys of another shape": sorted(k for k in set(tensors) & set(places) if tensors[k].shape != places[k].shape),
+    parameters = {n.replace(".default", ""): p for n, p in adapted.named_parameters() if ".lora_" in n}
+    shared = set(tensors) & set(parameters)
+    mismatches = {
+        "keys without a parameter": sorted(set(tensors) - set(parameters)),
+        "parameters without a key": sorted(set(parameters) - set(tensors)),
+        "keys of another shape": sorted(key for key in shared if tensors[key].shape != parameters[key].shape),
     }
-    if any(wrong.values()):
-        said = "; ".join(f"{len(keys)} {what}, e.g. {keys[0]}" for what, keys in wrong.items() if keys)
-        raise CheckpointError(f"the adapter at {str(folder)!r} does not fit its base: {said}; {hint}")
+    if any(mismatches.values()):
+        details = "; ".join(f"{len(keys)} {kind}, e.g. {keys[0]}" for kind, keys in mismatches.items() if keys)
+        raise CheckpointError(f"the adapter at {str(folder)!r} does not fit its base: {details}; {hint}")
     set_peft_model_state_dict(adapted, tensors)
     return adapted
 
 
 def read_adapter_info(folder: Path) -> dict[str, Any]:
-    """What an adapter was trained on (base fingerprint, precision, `diffusion` section); empty where nobody said."""
-    place = folder / ADAPTER_INFO
-    return json.loads(place.read_text()) if place.exists() else {}
+    """The base an adapter was trained on (fingerprint, precision, `diffusion` section); empty if not recorded."""
+    path = folder / ADAPTER_INFO
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write_adapter_info(folder: Path, record: dict[str, Any]) -> None:
-    """Says beside an adapter what it was trained on."""
-    (folder / ADAPTER_INFO).write_text(json.dumps(record, indent=2) + "\n")
+def write_adapter_info(folder: Path, info: dict[str, Any]) -> None:
+    """Writes beside an adapter which base it was trained on."""
+    (folder / ADAPTER_INFO).write_text(json.dumps(info, indent=2) + "\n")
 
 
-def check_base(record: dict[str, Any], fingerprint: str, precision: str, folder: Path, base: str) -> None:
+def check_base(info: dict[str, Any], fingerprint: str, precision: str, folder: Path, base: str) -> None:
     """Raises CheckpointError if the base is not the one that the adapter was trained on.
 
-    Fingerprints of different precisions cannot be compared and are not.
+    Fingerprints of different precisions differ for the same base, so they are not compared.
     """
-    trained_on = record.get("base_fingerprint")
-    if trained_on and record.get("precision") == precision and trained_on != fingerprint:
+    trained_on = info.get("base_fingerprint")
+    if trained_on and info.get("precision") == precision and trained_on != fingerprint:
         raise CheckpointError(
             f"the adapter at {str(folder)!r} was trained on a base with fingerprint {trained_on} "
-            f"({record.get('base')}), but {base!r} has {fingerprint}; give the base that it was trained on: "
-            "base_model_name_or_path in adapter_config.json"
+            f"({info.get('base')}), but {base!r} has {fingerprint}; set base_model_name_or_path in "
+            "adapter_config.json to the base that it was trained on"
         )

@@ -1,7 +1,7 @@
-"""What bfloat16 autocast would do again in every call, done once; and attention in float32 where that is faster.
+"""Rounds frozen matrices to bfloat16 once instead of in every forward pass, and keeps CPU attention in float32.
 
-Autocast rounds a frozen matrix whenever it is multiplied. Rounded once, it gives the same products to the bit, is half
-as large, and is not read a second time.
+Autocast rounds a frozen matrix each time it is multiplied. A matrix that is rounded once gives bitwise the same
+products, takes half the memory, and needs no second read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SDPA_FLOAT32 = "sdpa_in_float32"
 def prepare_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
     """Rounds the matrices that no update changes; on a CPU, also keeps fused attention in float32.
 
-    Fused attention in bfloat16 takes a CPU as long forwards and up to six times as long backwards (docs/speed.md).
-    `on_cpu` says where a policy without contents is meant to run; None: where it is.
+    On a CPU, fused attention in bfloat16 is as slow forwards and up to six times as slow backwards (docs/speed.md).
+    `on_cpu` says where a policy on the meta device will run; None: the device of the policy.
     """
     on_cpu = policy.device.type == "cpu" if on_cpu is None else on_cpu
     networks: list[Any] = [policy.unwrapped_model] + ([] if policy.ref_model is None else [policy.ref_model])
@@ -38,11 +38,11 @@ def prepare_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
 
 
 def attention_in_float32(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Fused attention outside of autocast."""
     with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **named)
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
 
 
 AttentionInterface.register(SDPA_FLOAT32, attention_in_float32)

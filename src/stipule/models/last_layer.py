@@ -1,8 +1,8 @@
-"""The last layer, computed only where somebody looks: the same states there for less.
+"""Computes the last layer only at the positions whose output is read.
 
-Only the LM head reads the last hidden states, and it is asked at few places: those of a block in a rollout, those that
-are hidden in a score. Attention needs the last layer's keys and values everywhere; its queries, its output matrix and
-its MLP act on each place alone. They are about five sixths of the layer, so a share of 5 / (6 layers) of the network.
+Only the LM head reads the last hidden states, and only at a few positions: those of a block in a rollout, those that
+are masked in a likelihood. Attention needs the last layer's keys and values everywhere; its queries, its output matrix
+and its MLP act on each position alone. They are about five sixths of the layer: 5 / (6 layers) of the network.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def compute_only_at(places: Int[Tensor, " M"], layer: nn.Module, parts: Sequence[str]) -> Iterator[None]:
-    """Within, these parts of a layer compute the given places of the flattened N x T, and hold 0 at all others.
+def compute_only_at(indices: Int[Tensor, " M"], layer: nn.Module, module_names: Sequence[str]) -> Iterator[None]:
+    """Inside, these modules of a layer compute the given indices of the flattened N x T, and return 0 elsewhere.
 
-    Each part must map N x T x D to N x T x E place by place. A place at or beyond N T is nowhere.
+    Each module must map N x T x D to N x T x E position by position. An index of N T or more is ignored.
     """
     hooks = []
     shape = (0, 0)
 
-    def gather(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal shape
-        shape = given[0].shape[:2]
-        flat = given[0].flatten(0, 1)
-        inside = places.to(flat.device).clamp(max=len(flat) - 1)
-        return (flat.index_select(0, inside)[None], *given[1:])
+        shape = args[0].shape[:2]
+        flat = args[0].flatten(0, 1)
+        valid = indices.to(flat.device).clamp(max=len(flat) - 1)
+        return (flat.index_select(0, valid)[None], *args[1:])
 
-    def scatter(_: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
+    def scatter(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         rows, width = shape
-        whole = found.new_zeros(rows * width + 1, found.shape[2])  # the last row is nowhere
-        return whole.index_copy(0, places.to(found.device), found[0])[:-1].unflatten(0, (rows, width))
+        full = output.new_zeros(rows * width + 1, output.shape[2])  # the last row receives ignored indices
+        return full.index_copy(0, indices.to(output.device), output[0])[:-1].unflatten(0, (rows, width))
 
-    for part in map(layer.get_submodule, parts):
-        hooks += [part.register_forward_pre_hook(gather), part.register_forward_hook(scatter)]
+    for module in map(layer.get_submodule, module_names):
+        hooks += [module.register_forward_pre_hook(gather), module.register_forward_hook(scatter)]
     try:
         yield
     finally:
@@ -46,8 +46,8 @@ def compute_only_at(places: Int[Tensor, " M"], layer: nn.Module, parts: Sequence
             hook.remove()
 
 
-def unique_indices(places: Int[Tensor, " M"], total: int) -> Int[Tensor, " M"]:
-    """The places without repetition, filled up with `total`; no device is waited for."""
-    asked = torch.zeros(total, dtype=torch.bool, device=places.device)
-    asked[places] = True
-    return torch.nonzero_static(asked, size=len(places), fill_value=total)[:, 0]
+def unique_indices(indices: Int[Tensor, " M"], total: int) -> Int[Tensor, " M"]:
+    """The indices sorted and without repetition, padded with `total`. It does not wait for an accelerator."""
+    selected = torch.zeros(total, dtype=torch.bool, device=indices.device)
+    selected[indices] = True
+    return torch.nonzero_static(selected, size=len(indices), fill_value=total)[:, 0]

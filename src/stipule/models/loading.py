@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a policy, and from a policy to a folder in the published layout."""
+"""Loads a policy from a folder or a hub name, and saves a policy to a folder in the published layout."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from stipule.errors import CheckpointError, RecipeError
 from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_adapter_info, write_adapter_info
 from stipule.models.autocast import prepare_autocast
 from stipule.models.bidirectional import check_bidirectional
-from stipule.models.families import DIFFUSION, family_of
+from stipule.models.families import DIFFUSION, diffusion_section, family_of
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.special_tokens import find_special_tokens
 from stipule.models.weights import first_line, load_network
 
-__all__ = ["LoRA", "ModelChoice", "best_device", "bundled", "load_policy", "locate", "read_published", "save_policy"]
+__all__ = [
+    "LoRA",
+    "ModelConfig",
+    "best_device",
+    "bundled_models",
+    "load_policy",
+    "read_published_config",
+    "resolve_model_path",
+    "save_policy",
+]
 
 BUNDLED_FOLDER = Path(__file__).parent / "tiny"
 
@@ -31,54 +40,59 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model a run starts from and how it is held."""
+    """The model that a run starts from, and how its weights are stored and computed."""
 
     path: str = "GSAI-ML/LLaDA-8B-Instruct"  # a folder, a run folder, a hub name, or a bundled `tiny/...`
     lora: LoRA | None = None  # None: full fine-tuning
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
     autocast: bool = False  # compute float32 weights in bfloat16
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    # What config.json leaves open. `family` is needed for causal checkpoints turned into diffusion models (a2d) alone.
+    # What config.json does not say. Only causal checkpoints converted to diffusion models (a2d) need `family`.
     family: Literal["llada", "dream", "llada_moe", "a2d", "masked_lm"] | None = None
-    shift_logits: bool | None = None  # a2d: whether position i-1 predicts token i, as before the turn
+    shift_logits: bool | None = None  # a2d: whether position i-1 predicts token i, as in the causal model
     mask_id: int | None = None
-    eos_id: int | None = None  # which token ends a response, where config.json and the tokenizer disagree
-    # What makes a model fit.
+    eos_id: int | None = None  # the token that ends a response, if config.json and the tokenizer disagree
+    # Settings that reduce memory.
     quantize: Literal["nf4"] | None = None  # the frozen base in 4 bits, under LoRA (bitsandbytes: stipule[quant])
-    gradient_checkpointing: bool = False  # activations are computed again in the backward pass instead of kept
-    device_map: Literal["auto"] | None = None  # evaluation: layers spread over all devices
+    gradient_checkpointing: bool = False  # activations are computed again in the backward pass instead of stored
+    device_map: Literal["auto"] | None = None  # evaluation: layers are distributed over all devices
 
     def __post_init__(self) -> None:
         if self.quantize and self.autocast:
-            raise RecipeError("model.autocast is for float32 weights, and model.quantize makes them 4-bit; set one")
+            raise RecipeError(
+                f"model.quantize is {self.quantize} and model.autocast is true; autocast is for float32 weights, "
+                "quantize makes 4-bit weights; set only one of them"
+            )
 
     @property
     def precision(self) -> str:
-        """How the base's weights are held, in a word."""
+        """How the base's weights are stored, in words."""
         return f"{self.quantize}, computed in {self.dtype}" if self.quantize else self.dtype
 
     def diffusion_section(self) -> dict[str, Any]:
-        """What the recipe says of the model's meaning, as a config.json's `diffusion` section has it."""
-        said = {
+        """The settings that override config.json, as its `diffusion` section stores them."""
+        section = {
             "family": self.family,
-            "shift": self.shift_logits,
+            "shift_logits": self.shift_logits,
             "mask_token_id": self.mask_id,
             "eos_token_id": self.eos_id,
         }
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in section.items() if value is not None}
 
 
 def resolve_model_path(path: str) -> str:
-    """The model folder that a user's words mean: a bundled name, a run's newest checkpoint, a folder, or a hub name."""
-    place = Path(path)
-    if not place.exists() and (BUNDLED_FOLDER / place.name).is_dir() and path.startswith("tiny/"):
-        return str(BUNDLED_FOLDER / place.name)
-    if (place / "checkpoints").is_dir():
-        kept = sorted(place.glob("checkpoints/step-*/model"))
-        if not kept:
-            raise CheckpointError(f"{path} is a run without a checkpoint yet; run it on with --resume, or wait for one")
-        return str(kept[-1])
-    return str(place / "model") if (place / "model" / "config.json").exists() else path
+    """The model folder of a bundled name, a run (its newest checkpoint), or a folder; a hub name stays as it is."""
+    folder = Path(path)
+    if not folder.exists() and (BUNDLED_FOLDER / folder.name).is_dir() and path.startswith("tiny/"):
+        return str(BUNDLED_FOLDER / folder.name)
+    if (folder / "checkpoints").is_dir():
+        saved = sorted(folder.glob("checkpoints/step-*/model"))
+        if not saved:
+            raise CheckpointError(
+                f"the run {path} has no checkpoint yet; wait for its first, or continue the run with --resume"
+            )
+        return str(saved[-1])
+    return str(folder / "model") if (folder / "model" / "config.json").exists() else path
 
 
 def best_device() -> str:
@@ -87,97 +101,101 @@ def best_device() -> str:
 
 
 def load_policy(
-    choice: ModelConfig, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
+    config: ModelConfig, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
 ) -> MaskedPolicy:
-    """A policy ready to sample, score and train.
+    """A policy ready for sampling, likelihoods and training.
 
-    `reference` keeps a frozen copy for full fine-tuning (LoRA is its own reference); `seed` decides the first LoRA
-    weights. Raises CheckpointError, with the cause, on anything missing, truncated, of another family, causal, or with
-    impossible token ids.
+    `reference` keeps a frozen copy for full fine-tuning (with LoRA, the base is the reference); `seed` determines the
+    initial LoRA weights. Raises CheckpointError, with the cause, for a model that is missing, truncated, of another
+    family, causal, or has invalid token ids.
     """
-    place = resolve_model_path(choice.path)
-    adapter = Path(place) if (Path(place) / "adapter_config.json").exists() else None
-    record = read_adapter_info(adapter) if adapter else {}
+    path = resolve_model_path(config.path)
+    adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
+    adapter_info = read_adapter_info(adapter) if adapter else {}
     if adapter:
-        place = resolve_model_path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
-    published = with_diffusion_section(
-        read_published_config(place), {**record.get(DIFFUSION, {}), **choice.diffusion_section()}
+        path = resolve_model_path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    published_config = with_diffusion_section(
+        read_published_config(path), {**diffusion_section(adapter_info), **config.diffusion_section()}
     )
-    family = family_of(published)
-    config = family.read_config(published)
-    tokenizer = _load_tokenizer(place, config)
-    find_special_tokens(published, tokenizer, family, config.vocab_size)  # before gigabytes are read
-    network = load_network(place, published, choice, device)
-    policy = MaskedPolicy(network, tokenizer, published, choice.autocast)
-    policy.precision = choice.precision
+    family = family_of(published_config)
+    network_config = family.read_config(published_config)
+    tokenizer = _load_tokenizer(path, network_config)
+    find_special_tokens(published_config, tokenizer, family, network_config.vocab_size)  # before gigabytes are read
+    network = load_network(path, published_config, config, device)
+    policy = MaskedPolicy(network, tokenizer, published_config, config.autocast)
+    policy.precision = config.precision
     check_bidirectional(policy)
-    if adapter or choice.lora:
+    if adapter or config.lora:
         policy.base_fingerprint = policy.fingerprint()
     if adapter:
-        check_base(record, policy.base_fingerprint, choice.precision, adapter, place)
+        check_base(adapter_info, policy.base_fingerprint, config.precision, adapter, path)
         policy.model = load_adapter(policy.unwrapped_model, adapter).eval()
-    elif choice.lora:
-        policy.model = new_adapter(policy.unwrapped_model, family, choice.lora, place, seed).eval()
+    elif config.lora:
+        policy.model = new_adapter(policy.unwrapped_model, family, config.lora, path, seed).eval()
     elif reference:
-        policy.ref_model = load_network(place, published, choice, device).requires_grad_(False)
-    if choice.autocast:
+        policy.ref_model = load_network(path, published_config, config, device).requires_grad_(False)
+    if config.autocast:
         prepare_autocast(policy)
     return policy
 
 
-def read_published_config(place: str) -> dict[str, Any]:
-    """`config.json` of a model, as published."""
+def read_published_config(path: str) -> dict[str, Any]:
+    """`config.json` of a model, as published. Raises CheckpointError if there is none."""
     try:
-        found = cached_file(place, "config.json")
-        return json.loads(Path(str(found)).read_text())
+        file = cached_file(path, "config.json")
+        return json.loads(Path(str(file)).read_text())
     except (OSError, json.JSONDecodeError) as cause:
         raise CheckpointError(
-            f"no readable model at {place!r}: {first_line(cause)}; give a folder with config.json, tokenizer and "
+            f"no readable model at {path!r}: {first_line(cause)}; give a folder with config.json, tokenizer and "
             f"safetensors, a hub name, or one of {', '.join(bundled_models()) or 'the bundled models'}"
         ) from cause
 
 
-def with_diffusion_section(published: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the recipe's words in its `diffusion` section, where they are saved with the model."""
-    return {**published, DIFFUSION: {**published.get(DIFFUSION, {}), **words}} if words else published
+def with_diffusion_section(published_config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the recipe's overrides in its `diffusion` section, which is saved with the model."""
+    if not overrides:
+        return published_config
+    return {**published_config, DIFFUSION: {**diffusion_section(published_config), **overrides}}
 
 
 def bundled_models() -> list[str]:
-    """Names of the models that ship with the package."""
+    """Names of the models in the package."""
     return sorted(f"tiny/{p.parent.name}" for p in BUNDLED_FOLDER.glob("*/config.json"))
 
 
-def save_policy(policy: MaskedPolicy, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Writes the model in its published layout, or the adapter alone where LoRA is on, with its tokenizer.
+def save_policy(
+    policy: MaskedPolicy, folder: Path, base: str, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Writes the model in its published layout, or with LoRA only the adapter, and the tokenizer.
 
-    `state` are the weights to write where the model does not hold them itself (models/sharding.py).
+    `state_dict` replaces the model's own weights; sharded weights must be given here (models/sharding.py).
     """
-    given: dict[str, Any] = {} if state is None else {"state_dict": state}
+    weights: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]
             config.base_model_name_or_path = base
         # "auto" would read the base's config.json by its model_type, which may name another class than ours.
-        policy.model.save_pretrained(str(folder), save_embedding_layers=False, **given)  # type: ignore[operator]
-        record = {"base": base, "base_fingerprint": policy.base_fingerprint, "precision": policy.precision}
-        write_adapter_info(folder, {**record, DIFFUSION: policy.published_config.get(DIFFUSION, {})})
+        policy.model.save_pretrained(str(folder), save_embedding_layers=False, **weights)  # type: ignore[operator]
+        info = {"base": base, "base_fingerprint": policy.base_fingerprint, "precision": policy.precision}
+        write_adapter_info(folder, {**info, DIFFUSION: policy.published_config.get(DIFFUSION, {})})
     else:
-        save_network(policy, folder, given)
+        save_network(policy, folder, weights)
     policy.tokenizer.save_pretrained(folder)
 
 
-def save_network(policy: MaskedPolicy, folder: Path, given: Mapping[str, Any] | None = None) -> None:
-    """The network's weights, or those that are given, under their published names, and the published config.json."""
-    policy.unwrapped_model.save_pretrained(folder, **(given or {}))
+def save_network(policy: MaskedPolicy, folder: Path, weights: Mapping[str, Any] | None = None) -> None:
+    """Writes the network's weights (or the given ones) under their published names, and the published config.json."""
+    policy.unwrapped_model.save_pretrained(folder, **(weights or {}))
     (folder / "config.json").write_text(json.dumps(policy.published_config, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def _load_tokenizer(place: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     try:
-        # Without a configuration AutoTokenizer would read config.json itself, and warn of a type that it does not know.
-        return AutoTokenizer.from_pretrained(place, config=config, padding_side="left")
+        # Without a configuration AutoTokenizer would read config.json itself, and warn about an unknown type.
+        return AutoTokenizer.from_pretrained(path, config=config, padding_side="left")
     except (OSError, ValueError, KeyError) as cause:
         raise CheckpointError(
-            f"no readable tokenizer at {place!r}: {first_line(cause)}; tokenizer.json and tokenizer_config.json "
-            "belong beside config.json"
+            f"no readable tokenizer at {path!r}: {first_line(cause)}; put tokenizer.json and tokenizer_config.json "
+            "beside config.json"
         ) from cause

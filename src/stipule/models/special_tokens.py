@@ -1,4 +1,4 @@
-"""Mask, end-of-text and padding id of a checkpoint, and whether they can be right."""
+"""Finds the mask, end-of-text and padding id of a checkpoint, and checks that they are valid."""
 
 from __future__ import annotations
 
@@ -8,69 +8,74 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError
-from stipule.models.families import DIFFUSION, Family
+from stipule.models.families import Family, diffusion_section
 
 
 def find_special_tokens(
-    published: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, family: Family, rows: int
+    published_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, family: Family, rows: int
 ) -> tuple[int, int, int]:
-    """Mask, end-of-text and padding id; `rows` is the size of the embedding.
+    """Mask, end-of-text and padding id; `rows` is the number of rows of the embedding.
 
-    The recipe's word counts first (`diffusion` section), then config.json, then the tokenizer, then the family's
-    spelling of the mask token. Raises CheckpointError unless all three can be right.
+    The first source that has an id wins: the recipe (in the `diffusion` section), config.json, the tokenizer, and for
+    the mask the family's names of the mask token. Raises CheckpointError if an id is missing or invalid.
     """
-    words: Mapping[str, Any] = published.get(DIFFUSION) or {}
-    top = max(tokenizer.get_vocab().values())
-    if top >= rows:
+    section = diffusion_section(published_config)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
         raise CheckpointError(
-            f"the tokenizer has ids up to {top}, the embedding has {rows} rows; a text with such a token could not be "
-            "read; were the two taken from different models? Use the tokenizer of this checkpoint, or enlarge the "
-            "embedding (model.resize_token_embeddings) and save it anew"
+            f"the tokenizer has ids up to {largest}, but the embedding has {rows} rows, so some tokens have no "
+            "embedding; were the two taken from different models? Use the tokenizer of this checkpoint, or enlarge the "
+            "embedding (model.resize_token_embeddings) and save the model again"
         )
-    mask = _mask(words, published, tokenizer, family)
-    eos = _eos(words, published, tokenizer)
-    pad = _first(published.get("pad_token_id"), tokenizer.pad_token_id, eos)
-    for name, found in (("mask", mask), ("eos", eos), ("pad", pad)):
-        if not isinstance(found, int) or not 0 <= found < min(rows, top + 1):
+    mask_id = _mask_id(section, published_config, tokenizer, family)
+    eos_id = _eos_id(section, published_config, tokenizer)
+    pad_id = _first_given(published_config.get("pad_token_id"), tokenizer.pad_token_id, eos_id)
+    for name, token_id in (("mask", mask_id), ("eos", eos_id), ("pad", pad_id)):
+        if not isinstance(token_id, int) or not 0 <= token_id < min(rows, largest + 1):
             setting = f"model.{name}_id=ID or " if name != "pad" else ""
             raise CheckpointError(
-                f"the {name} token id is {found!r}; it must be an id of the tokenizer (up to {top}) and of the "
-                f"embedding ({rows} rows); give {setting}{name}_token_id in config.json"
+                f"the {name} token id is {token_id!r}; it must be an id of the tokenizer (up to {largest}) and of the "
+                f"embedding ({rows} rows); set {setting}{name}_token_id in config.json"
             )
-    if mask in (eos, pad):
+    if mask_id in (eos_id, pad_id):
         raise CheckpointError(
-            f"mask id and end / padding id are both {mask}; a masked diffusion model needs a mask token of its own; "
-            "give model.mask_id=ID or mask_token_id in config.json"
+            f"the mask id and the end / padding id are both {mask_id}; a masked diffusion model needs a mask token of "
+            "its own; set model.mask_id=ID or mask_token_id in config.json"
         )
-    if "eos_token_id" not in words and tokenizer.eos_token_id not in (None, eos):
+    if "eos_token_id" not in section and tokenizer.eos_token_id not in (None, eos_id):
         raise CheckpointError(
-            f"config.json says eos_token_id = {eos}, the tokenizer {tokenizer.eos_token_id}; they must agree, or "
-            "responses would never end; were the two files taken from different models? If not, say which ends a "
-            f"response: model.eos_id={eos} or model.eos_id={tokenizer.eos_token_id}"
+            f"eos_token_id is {eos_id} in config.json, but {tokenizer.eos_token_id} in the tokenizer; they must agree, "
+            "or responses would never end; were the two files taken from different models? If not, set the id that "
+            f"ends a response: model.eos_id={eos_id} or model.eos_id={tokenizer.eos_token_id}"
         )
-    return mask, eos, pad
+    return mask_id, eos_id, pad_id
 
 
-def _mask(
-    words: Mapping[str, Any], published: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, family: Family
+def _mask_id(
+    section: Mapping[str, Any],
+    published_config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
 ) -> Any:
     vocabulary = tokenizer.get_vocab()
-    spelled = (vocabulary.get(word) for word in family.mask_token_names)
-    return _first(words.get("mask_token_id"), published.get("mask_token_id"), tokenizer.mask_token_id, *spelled)
+    by_name = (vocabulary.get(name) for name in family.mask_token_names)
+    return _first_given(
+        section.get("mask_token_id"), published_config.get("mask_token_id"), tokenizer.mask_token_id, *by_name
+    )
 
 
-def _eos(words: Mapping[str, Any], published: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-    found = _first(
-        words.get("eos_token_id"),
-        published.get("eos_token_id"),
+def _eos_id(section: Mapping[str, Any], published_config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+    eos_id = _first_given(
+        section.get("eos_token_id"),
+        published_config.get("eos_token_id"),
         tokenizer.eos_token_id,
-        published.get("sep_token_id"),
+        published_config.get("sep_token_id"),
         tokenizer.sep_token_id,  # BERT ends a text with its separator
     )
-    if isinstance(found, list):  # a causal chat model names several; the tokenizer knows which ends a turn
-        return tokenizer.eos_token_id if tokenizer.eos_token_id in found else found[0]
-    return found
+    if isinstance(eos_id, list):  # causal chat models list several; the tokenizer's eos token ends a message
+        return tokenizer.eos_token_id if tokenizer.eos_token_id in eos_id else eos_id[0]
+    return eos_id
 
 
-def _first(*values: Any) -> Any:
+def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)

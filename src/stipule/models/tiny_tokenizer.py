@@ -1,4 +1,4 @@
-"""The tiny models' own fast tokenizer: a closed list of words, LLaDA's special tokens, a chat template."""
+"""The fast tokenizer of the tiny models: a fixed list of words, LLaDA's special tokens, a chat template."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-MASK, END, START, TURN = "<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>", "<|eot_id|>"
-SPECIAL = (END, MASK, START, TURN)
+MASK, EOS, BOS, EOT = "<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>", "<|eot_id|>"
+SPECIAL_TOKENS = (EOS, MASK, BOS, EOT)
 
-# One user turn between two marks: the response starts right after the template, as it does for LLaDA-8B-Instruct.
-CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{{ '" + TURN + "' }}{% endfor %}"
+# The response starts right after the end-of-turn token of the user message, as for LLaDA-8B-Instruct.
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{{ '" + EOT + "' }}{% endfor %}"
 
 
 def build_tokenizer(words: Sequence[str], pattern: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are exactly `words`; text is split by the regular expression `pattern`.
 
-    Decoding is plain concatenation, so text -> tokens -> text is the identity on text made of the words.
-    A word outside the list raises when it is encoded: a closed world has no unknown token to hide behind.
+    Decoding concatenates tokens, so encoding and decoding a text made of the words gives the same text. Encoding a word
+    that is not in the list raises an error: there is no token for unknown words.
     """
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *words))}
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))  # type: ignore[call-arg]
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
         mask_token=MASK,
-        extra_special_tokens=[TURN],
+        extra_special_tokens=[EOT],
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    fast_tokenizer.chat_template = CHAT_TEMPLATE
+    return fast_tokenizer

@@ -1,4 +1,4 @@
-"""What this package needs of the libraries under it, said before they fail in words of their own."""
+"""Checks the installed versions of libraries, so that a missing one is reported with what to install."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from importlib.util import find_spec
 from stipule.errors import CheckpointError
 
 
-def check_transformers(found: str) -> None:
-    """Raises CheckpointError for a transformers that would silently keep attention causal (before 5.4)."""
-    if tuple(int(part) for part in found.split(".")[:2]) < (5, 4):
+def check_transformers(installed: str) -> None:
+    """Raises CheckpointError for a transformers before 5.4, which keeps attention causal without a warning."""
+    if tuple(int(number) for number in installed.split(".")[:2]) < (5, 4):
         raise CheckpointError(
-            f"transformers {found} is installed; it ignores is_causal = False, so a diffusion model would quietly be "
-            "causal; 5.4 or newer is needed; run: pip install -U 'transformers>=5.4,<6'"
+            f"transformers {installed} is installed; it ignores is_causal = False, so attention would be causal "
+            "without a warning; 5.4 or newer is needed; run: pip install -U 'transformers>=5.4,<6'"
         )
 
 
 def check_quantiser() -> None:
-    """Raises CheckpointError where a 4-bit base is asked for and bitsandbytes is not installed."""
+    """Raises CheckpointError if bitsandbytes, which a 4-bit base needs, is not installed."""
     if find_spec("bitsandbytes") is None:
         raise CheckpointError(
-            "model.quantize is nf4, but bitsandbytes is not installed; 4-bit bases need it; run: pip install "
-            "'stipule[quant]', or leave model.quantize out and use model.dtype=bfloat16 (16 GB for an 8B model)"
+            "model.quantize is nf4, but bitsandbytes is not installed; 4-bit weights need it; run: pip install "
+            "'stipule[quant]', or leave model.quantize out and set model.dtype=bfloat16 (16 GB for an 8B model)"
         )

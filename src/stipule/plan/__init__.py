@@ -1,1 +1,1 @@
-"""What a recipe will need, before it runs: calls, operations, memory, seconds, and how far it spreads over devices."""
+"""Predicts what a recipe needs before it runs: forward passes, operations, memory, seconds, scaling over devices."""

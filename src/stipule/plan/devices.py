@@ -1,4 +1,4 @@
-"""What vendors promise of a device, and how much of it a run may hope for."""
+"""Data sheets of devices, and the fraction of their rates that a run is assumed to reach."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Device:
-    """Data-sheet figures of one device: dense (not sparse) operations, one direction of each link."""
+    """Data-sheet figures of one device: dense (not sparse) operations, and one direction of each link."""
 
     name: str
-    bfloat16: float  # operations a second
+    bfloat16: float  # operations per second
     float32: float
-    bandwidth: float  # bytes a second between memory and cores
+    bandwidth: float  # bytes per second between memory and cores
     memory: int  # bytes
-    link: float  # bytes a second to the other devices of its node
-    network: float = 50.0 * GB  # bytes a second to other nodes: one 400 Gbit/s adapter for each device
+    link: float  # bytes per second to the other devices of its node
+    network: float = 50.0 * GB  # bytes per second to other nodes: one 400 Gbit/s adapter per device
 
 
-# Vendors' data sheets: dense tensor-core rates with float32 accumulation; NVLink figures are both directions together,
-# so half of them stands here; PCIe 4 x16 is 32 GB/s.
+# Vendors' data sheets: dense tensor-core rates with float32 accumulation. Published NVLink figures add both directions,
+# so these are half of them. PCIe 4 x16 is 32 GB/s.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
@@ -39,38 +39,38 @@ DEVICES: Mapping[str, Device] = {
     )
 }
 
-# Guesses until `stipule plan --measure` or benchmarks/gpu_llada8b.py has run on the device: the share of the promised
-# matmul rate that whole forward, and forward and backward, passes of a transformer of this size commonly reach.
+# Guesses until `stipule plan --measure` or benchmarks/gpu_llada8b.py has run on the device: the fraction of the rated
+# matmul speed that a forward pass, and a forward and backward pass, of a transformer of this size usually reach.
 FORWARD_EFFICIENCY = 0.5
 UPDATE_EFFICIENCY = 0.4
 LINK_EFFICIENCY = 0.7
-# What CUDA, its libraries and the allocator's unused remainders hold besides our tensors; a guess as well.
+# Bytes of CUDA and its libraries, and a factor for unused blocks of the allocator. Both are guesses.
 OVERHEAD = 1.5 * 2**30
 FRAGMENTATION = 1.05
 
 
 def device_named(name: str) -> Device:
-    """Raises RecipeError, with the known names, for another one."""
-    found = DEVICES.get(name.lower())
-    if found is None:
+    """The device of this name. Raises RecipeError for an unknown one."""
+    device = DEVICES.get(name.lower())
+    if device is None:
         raise RecipeError(
-            f"--device is {name!r}; known are {', '.join(DEVICES)}; for another one measure on it: "
+            f"--device is {name!r}; allowed: {', '.join(DEVICES)}; for another device, run on it: "
             "stipule plan RECIPE --measure"
         )
-    return found
+    return device
 
 
-def bytes_of(words: str) -> int:
-    """80GB, 24GiB, 512MB as bytes. Raises RecipeError for anything else."""
+def bytes_of(text: str) -> int:
+    """Converts 80GB, 24GiB or 512MB to bytes. Raises RecipeError for anything else."""
     units = {"GIB": 2**30, "MIB": 2**20, "GB": GB, "MB": 10**6, "G": GB, "M": 10**6}
-    text = words.strip().upper()
+    upper = text.strip().upper()
     for unit, size in units.items():
-        number = text.removesuffix(unit)
-        if number != text:
+        number = upper.removesuffix(unit)
+        if number != upper:
             try:
                 amount = float(number)
             except ValueError:
                 break
             if amount > 0:
                 return int(amount * size)
-    raise RecipeError(f"--memory is {words!r}; it is a number with a unit, above 0; try 80GB or 24GiB")
+    raise RecipeError(f"--memory is {text!r}; it must be a number above 0 with a unit; try 80GB or 24GiB")

@@ -1,4 +1,4 @@
-"""Stand-ins for what only a real run has: random weights of the right shape, and responses of full length."""
+"""Dummy inputs of a plan: a model with random weights of the right shapes, and responses of full length."""
 
 from __future__ import annotations
 
@@ -22,81 +22,86 @@ from stipule.rollouts.schedule import num_anchors, unmask_schedule
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples, Prompts, Rollouts
 
-END, MASK = 0, 1  # the stand-in's ids, whatever the published ones are
+EOS_ID, MASK_ID = 0, 1  # ids of the dummy model; they may differ from the published ones
 
 
 def dummy_policy(
-    published: Mapping[str, Any], choice: ModelConfig, device: torch.device | str, layers: int | None = None
+    config_json: Mapping[str, Any], model: ModelConfig, device: torch.device | str, layers: int | None = None
 ) -> MaskedPolicy:
-    """A policy with random weights as the recipe would load it: dtype, attention, LoRA, checkpointing.
+    """A policy with random weights, with the dtype, attention, LoRA and checkpointing of the recipe's `model`.
 
-    `layers` makes it shallower. The device `meta` gives shapes without memory.
+    `layers` reduces the number of layers. The device `meta` gives shapes without memory.
     """
-    family = family_of(published)
-    config = family.read_config(published)
+    family = family_of(config_json)
+    config = family.read_config(config_json)
     if layers is not None:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-    dtype = getattr(torch, choice.dtype)
+    dtype = getattr(torch, model.dtype)
     with torch.device(device), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(0)
-        network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=choice.attention)
-        network.name_or_path = choice.path  # peft warns of a network without one
-        if choice.gradient_checkpointing:
+        network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=model.attention)
+        network.name_or_path = model.path  # without it peft warns
+        if model.gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if choice.lora:
-            network = new_adapter(network, family, choice.lora, choice.path, 0)
-    ids = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
-    policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**published, **ids}, choice.autocast)
-    if choice.lora is None:
+        if model.lora:
+            network = new_adapter(network, family, model.lora, model.path, 0)
+    ids = {"mask_token_id": MASK_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+    policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**config_json, **ids}, model.autocast)
+    if model.lora is None:
         policy.model.requires_grad_(True)
-    if choice.autocast:
+    if model.autocast:
         prepare_autocast(policy)
     return policy
 
 
-def full_length_rollouts(recipe: Recipe, prompt: int, padded: bool, device: torch.device | str = "cpu") -> Rollouts:
-    """A step's responses as they are at their longest: no end-of-text, anchors where the recipe wants some."""
+def full_length_rollouts(
+    recipe: Recipe, prompt_length: int, padded: bool, device: torch.device | str = "cpu"
+) -> Rollouts:
+    """The rollouts of one step at their longest: without end-of-text, and with anchors if the recipe has any.
+
+    `padded`: every second prompt is one token shorter.
+    """
     rows = recipe.training.prompts_per_step * recipe.training.num_generations
     length = recipe.sampler.gen_length
-    asked = torch.full((rows, prompt), 2)
-    real = torch.ones_like(asked, dtype=torch.bool)
+    prompt_ids = torch.full((rows, prompt_length), 2)
+    prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
     if padded:
-        real[::2, 0] = False
-    fixed = anchors_of(recipe, rows).fixed_mask
+        prompt_mask[::2, 0] = False
+    fixed_mask = anchors_of(recipe, rows).fixed_mask
     return Rollouts(
-        prompt_ids=asked,
-        prompt_mask=real,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
         completion_ids=torch.full((rows, length), 2),
-        sampled_mask=~fixed,
+        sampled_mask=~fixed_mask,
         completion_mask=torch.ones(rows, length, dtype=torch.bool),
-        unmask_step=_revealed(recipe, fixed),
+        unmask_step=_unmask_steps(recipe, fixed_mask),
         confidence=torch.ones(rows, length),
         nfe=torch.ones(rows, dtype=torch.long),
     ).map(lambda tensor: tensor.to(device))
 
 
 def anchors_of(recipe: Recipe, rows: int) -> Anchors:
-    """The fewest anchors that the recipe may place, spread evenly, as `calls_per_response` counts them."""
+    """The fewest anchors that the recipe may place, spread evenly, as in `training.cost.schedule_of`."""
     length = recipe.sampler.gen_length
     count = num_anchors(recipe.pruning.spatial.min_ratio, length)
-    fixed = torch.zeros(rows, length, dtype=torch.bool)
-    fixed[:, [length * i // count for i in range(count)]] = True
-    return Anchors(torch.full((rows, length), 2), fixed)
+    fixed_mask = torch.zeros(rows, length, dtype=torch.bool)
+    fixed_mask[:, [length * i // count for i in range(count)]] = True
+    return Anchors(torch.full((rows, length), 2), fixed_mask)
 
 
-def mask_samples_of_step(recipe: Recipe, responses: Rollouts) -> list[MaskSamples]:
-    """The views of a step's inner updates, from the recipe's own estimator."""
+def mask_samples_of_step(recipe: Recipe, rollouts: Rollouts) -> list[MaskSamples]:
+    """The mask samples of each inner update of a step, from the recipe's estimator."""
     return recipe.estimator.sample_masks(
-        responses, recipe.training.num_iterations, make_generator(recipe.training.seed, 0, "views")
+        rollouts, recipe.training.num_iterations, make_generator(recipe.training.seed, 0, "views")
     )
 
 
-def prompts_of(responses: Rollouts) -> Prompts:
-    """The prompts that these responses answer."""
-    return Prompts(responses.prompt_ids, responses.prompt_mask)
+def prompts_of(rollouts: Rollouts) -> Prompts:
+    """The prompts of these rollouts."""
+    return Prompts(rollouts.prompt_ids, rollouts.prompt_mask)
 
 
 def trainable_parameters(policy: MaskedPolicy) -> list[nn.Parameter]:
@@ -104,17 +109,18 @@ def trainable_parameters(policy: MaskedPolicy) -> list[nn.Parameter]:
     return list(policy.trainable_parameters().values())
 
 
-def _revealed(recipe: Recipe, fixed: torch.Tensor) -> torch.Tensor:
-    """The call that commits each token if a block is filled from left to right."""
+def _unmask_steps(recipe: Recipe, fixed_mask: torch.Tensor) -> torch.Tensor:
+    """The forward pass that unmasks each token, if blocks are filled from left to right."""
     sampler = recipe.sampler
-    masks = tuple((~fixed[0]).unflatten(0, (-1, sampler.block_length)).sum(1).tolist())
-    quotas = unmask_schedule(
+    masks = tuple((~fixed_mask[0]).unflatten(0, (-1, sampler.block_length)).sum(1).tolist())
+    num_transfer_tokens = unmask_schedule(
         masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
     ).num_transfer_tokens
+    steps = torch.arange(len(num_transfer_tokens))
     row = torch.full((sampler.gen_length,), -1)
-    row[~fixed[0]] = torch.repeat_interleave(torch.arange(len(quotas)), torch.tensor(quotas))
-    return row.expand(len(fixed), -1).clone()
+    row[~fixed_mask[0]] = torch.repeat_interleave(steps, torch.tensor(num_transfer_tokens))
+    return row.expand(len(fixed_mask), -1).clone()
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
-    return build_tokenizer([f"w{i}" for i in range(vocabulary - 4)], r"w\d+")
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    return build_tokenizer([f"w{i}" for i in range(vocab_size - 4)], r"w\d+")

@@ -1,4 +1,4 @@
-"""The work of one RL step: model calls, tokens and floating-point operations, by part."""
+"""Counts what one RL step computes: forward passes, tokens and floating-point operations of each phase."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from stipule.training.cost import candidates_per_call, schedule_of
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples
 
-# What a multiply-add counts, and how many products the backward pass of a product takes.
+# Operations of one multiply-add.
 OPERATIONS = 2
-# Fused attention computes its scores again in the backward pass: 5 products instead of 4 for the 2 of the forward.
+# Backward operations of attention for each forward operation. Fused attention computes the attention scores again in
+# the backward pass, so it needs 5 matrix products for the 2 of the forward pass, instead of 4.
 ATTENTION_BACKWARD = {"eager": 2.0, "sdpa": 2.5, "flash_attention_2": 2.5}
 
 
 @dataclass(frozen=True)
 class PhaseFlops:
-    """One part of a step. `calls` are rows x model calls, `asked` the tokens that meet the LM head."""
+    """One phase of a step."""
 
-    calls: int
+    calls: int  # rows x forward passes
     tokens: int
-    head_tokens: int
-    backbone: float  # operations in the matrices of the blocks, adapters included
-    attention: float  # and between tokens
-    head: float  # and in the LM head
+    head_tokens: int  # tokens for which the LM head is computed
+    backbone: float  # operations in the matrices of the layers, adapters included
+    attention: float  # operations between tokens
+    head: float  # operations in the LM head
 
     @property
     def operations(self) -> float:
@@ -51,75 +52,86 @@ class StepFlops:
 
     @property
     def operations(self) -> float:
-        return sum(part.operations for part in self.phases.values())
+        return sum(phase.operations for phase in self.phases.values())
 
 
-def count_flops(recipe: Recipe, shape: NetworkShape, prompt: int) -> StepFlops:
-    """Counts a step whose prompts have this many tokens (padding included)."""
-    responses = full_length_rollouts(recipe, prompt, padded=False)
-    views = mask_samples_of_step(recipe, responses)
-    rows, total = len(responses), prompt + recipe.sampler.gen_length
-    schedule = schedule_of(recipe)
-    calls = rows * schedule.nfe
-    rollout = forward_flops(shape, calls, total, rows * sum(candidates_per_call(recipe)))
-    later = [v for v in views[1:] if v is not views[0]] if recipe.objective.uses_old_policy else []
+def count_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int) -> StepFlops:
+    """Counts a step whose prompts have `prompt_length` tokens (padding included)."""
+    rollouts = full_length_rollouts(recipe, prompt_length, padded=False)
+    mask_samples = mask_samples_of_step(recipe, rollouts)
+    rows, row_length = len(rollouts), prompt_length + recipe.sampler.gen_length
+    calls = rows * schedule_of(recipe).nfe
+    rollout = forward_flops(shape, calls, row_length, rows * sum(candidates_per_call(recipe)))
+    uses_old, uses_ref = recipe.objective.uses_old_policy, recipe.objective.beta > 0
+    later = [masks for masks in mask_samples[1:] if masks is not mask_samples[0]] if uses_old else []
     return StepFlops(
         rollout,
-        logps_flops(shape, _distinct(later), total),
-        logps_flops(shape, _distinct(views) if recipe.objective.beta > 0 else [], total, adapters=False),
-        update_flops(recipe, shape, views, total),
+        logps_flops(shape, _distinct(later), row_length),
+        logps_flops(shape, _distinct(mask_samples) if uses_ref else [], row_length, adapters=False),
+        update_flops(recipe, shape, mask_samples, row_length),
     )
 
 
-def forward_flops(shape: NetworkShape, calls: int, total: int, asked: int, adapters: bool = True) -> PhaseFlops:
-    """Model calls on rows of `total` tokens of which `asked` in all meet the head, nothing kept for a backward pass."""
-    tokens = calls * total
-    numbers = shape.backbone + (shape.adapters if adapters else 0)
-    spared = shape.position_wise + (shape.adapters_position_wise if adapters else 0)
-    return PhaseFlops(
-        calls,
-        tokens,
-        asked,
-        float(OPERATIONS * (numbers * tokens - spared * (tokens - asked))),
-        float(2 * OPERATIONS * shape.layers * shape.attention * total * tokens),  # scores, then the weighted values
-        float(OPERATIONS * shape.head * asked),
-    )
+def forward_flops(
+    shape: NetworkShape, calls: int, row_length: int, head_tokens: int, adapters: bool = True
+) -> PhaseFlops:
+    """Forward passes of `calls` rows with `row_length` tokens each, without a backward pass.
 
-
-def logps_flops(shape: NetworkShape, views: Sequence[MaskSamples], total: int, adapters: bool = True) -> PhaseFlops:
-    """Scoring without gradients."""
-    calls, asked = _counts(views)
-    return forward_flops(shape, calls, total, asked, adapters)
-
-
-def update_flops(recipe: Recipe, shape: NetworkShape, views: Sequence[MaskSamples], total: int) -> PhaseFlops:
-    """Forward and backward of the mu inner updates.
-
-    The backward pass of a matrix takes one product for its input and, if it is trained, one for itself. Checkpointed
-    blocks run forward twice, the last of them whole, and so does a trained head.
+    `head_tokens`: tokens of all rows together for which the LM head is computed.
     """
-    calls, asked = _counts(views)
-    once = forward_flops(shape, calls, total, asked)
-    full = shape.adapters == 0
-    again = int(recipe.model.gradient_checkpointing)
-    tokens = once.tokens
-    spared = 0 if again else tokens - asked
-    base = OPERATIONS * (shape.backbone * tokens - shape.position_wise * spared) * ((3 if full else 2) + again)
-    adapters = OPERATIONS * (shape.adapters * tokens - shape.adapters_position_wise * spared) * (3 + again)
+    tokens = calls * row_length
+    weights = shape.backbone + (shape.adapters if adapters else 0)
+    position_wise = shape.position_wise + (shape.adapters_position_wise if adapters else 0)
     return PhaseFlops(
         calls,
         tokens,
-        asked,
-        float(base + adapters),
-        once.attention * (1 + again + ATTENTION_BACKWARD[recipe.model.attention]),
-        once.head * (4 if full else 2),
+        head_tokens,
+        float(OPERATIONS * (weights * tokens - position_wise * (tokens - head_tokens))),
+        float(2 * OPERATIONS * shape.layers * shape.attention * row_length * tokens),  # queries x keys, then x values
+        float(OPERATIONS * shape.head * head_tokens),
     )
 
 
-def _counts(views: Sequence[MaskSamples]) -> tuple[int, int]:
-    return sum(int(v.needs_forward.sum()) for v in views), sum(int((v.loss_weights != 0).sum()) for v in views)
+def logps_flops(
+    shape: NetworkShape, mask_samples: Sequence[MaskSamples], row_length: int, adapters: bool = True
+) -> PhaseFlops:
+    """Token log-probabilities without gradients."""
+    calls, head_tokens = _calls_and_head_tokens(mask_samples)
+    return forward_flops(shape, calls, row_length, head_tokens, adapters)
 
 
-def _distinct(views: Sequence[MaskSamples]) -> list[MaskSamples]:
-    """An estimator without noise repeats one view, and it is scored once."""
-    return list({id(v): v for v in views}.values())
+def update_flops(
+    recipe: Recipe, shape: NetworkShape, mask_samples: Sequence[MaskSamples], row_length: int
+) -> PhaseFlops:
+    """Forward and backward passes of the mu inner updates.
+
+    The backward pass of a matrix needs one product for the gradient of its input and, if it is trained, one for its
+    own. Layers with checkpointing run forward twice (the last of them for all tokens), and so does a trained LM head.
+    """
+    calls, head_tokens = _calls_and_head_tokens(mask_samples)
+    forward = forward_flops(shape, calls, row_length, head_tokens)
+    full_fine_tuning = shape.adapters == 0
+    recomputed = int(recipe.model.gradient_checkpointing)
+    tokens = forward.tokens
+    skipped = 0 if recomputed else tokens - head_tokens  # tokens that the last layer's position-wise matrices skip
+    base_products = (3 if full_fine_tuning else 2) + recomputed
+    base = OPERATIONS * (shape.backbone * tokens - shape.position_wise * skipped) * base_products
+    adapters = OPERATIONS * (shape.adapters * tokens - shape.adapters_position_wise * skipped) * (3 + recomputed)
+    return PhaseFlops(
+        calls,
+        tokens,
+        head_tokens,
+        float(base + adapters),
+        forward.attention * (1 + recomputed + ATTENTION_BACKWARD[recipe.model.attention]),
+        forward.head * (4 if full_fine_tuning else 2),
+    )
+
+
+def _calls_and_head_tokens(mask_samples: Sequence[MaskSamples]) -> tuple[int, int]:
+    calls = sum(int(masks.needs_forward.sum()) for masks in mask_samples)
+    return calls, sum(int((masks.loss_weights != 0).sum()) for masks in mask_samples)
+
+
+def _distinct(mask_samples: Sequence[MaskSamples]) -> list[MaskSamples]:
+    """Without repetitions. An estimator without noise repeats one object, which is computed once."""
+    return list({id(masks): masks for masks in mask_samples}.values())

@@ -1,4 +1,4 @@
-"""The forecast of a recipe: everything `stipule plan` prints, put together."""
+"""The forecast of a recipe: all numbers that `stipule plan` prints."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from stipule.plan.speed import StepSeconds, from_data_sheet, matmul_rate, measur
 from stipule.tasks.problem import Problem
 from stipule.training.settings import Recipe
 
-PROMPT = 200  # tokens, where the task's prompts cannot be encoded here: what SPG cuts them to
-SAMPLE = 64  # prompts encoded to learn their length
+PROMPT_LENGTH = 200  # tokens, if the task's prompts cannot be encoded here; SPG truncates prompts to this length
+PROMPT_SAMPLE = 64  # number of prompts to encode, to measure their lengths
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a user wants to know; the options of `stipule plan`."""
+    """The options of `stipule plan`."""
 
     gpus: int = 1
     nodes: int = 1
-    memory: int | None = None  # bytes of a device
+    memory: int | None = None  # bytes of each device
     engine: Engine | None = None
     measure: bool = True
     device: Device | None = None
     config: Path | None = None
-    prompt: int | None = None
+    prompt: int | None = None  # width of the prompts in tokens
 
 
 @dataclass(frozen=True)
 class PromptShape:
-    """The prompts of a step: their width in tokens, whether they differ, and how many problems a visit takes."""
+    """The prompts of a step."""
 
-    tokens: int
-    padded: bool
-    problems: int | None
+    tokens: int  # their width
+    padded: bool  # whether their lengths differ
+    problems: int | None  # number of training problems, if known
     source: str
 
 
@@ -65,86 +65,89 @@ class Forecast:
     budget: int | None
     remedy: Remedy | None
     seconds: StepSeconds | None
-    in_bfloat16: StepSeconds | None  # measured with model.autocast=true, where this device multiplies faster so
-    extra_calls: dict[str, int]  # rows x calls of a whole run besides its steps
+    in_bfloat16: StepSeconds | None  # with model.autocast=true, if this device multiplies faster in bfloat16
+    extra_calls: dict[str, int]  # rows x forward passes of a whole run in addition to its steps
     scaling: list[ScalingForecast] = field(default_factory=list)
     scaling_curve: list[ScalingForecast] = field(default_factory=list)
 
     def run_seconds(self, steps: int) -> float:
         """Seconds of the whole run on one device."""
         assert self.seconds is not None
-        call = self.seconds.rollout / self.flops.rollout.calls
-        return steps * self.seconds.step + call * sum(self.extra_calls.values())
+        seconds_per_call = self.seconds.rollout / self.flops.rollout.calls
+        return steps * self.seconds.step + seconds_per_call * sum(self.extra_calls.values())
 
 
-def forecast(recipe: Recipe, asked: PlanOptions, say: Callable[[str], None] = lambda words: None) -> Forecast:
-    """Counts, rehearses, measures and spreads a recipe; `say` is told what is being done.
+def forecast(recipe: Recipe, options: PlanOptions, progress: Callable[[str], None] = lambda message: None) -> Forecast:
+    """Computes the forecast; `progress` is called with a message before each part.
 
     Raises RecipeError for options that do not fit together, CheckpointError if the model's sizes are not known.
     """
-    devices = asked.gpus * asked.nodes
+    devices = options.gpus * options.nodes
     if devices > 1:
         check_division(recipe, devices)
-    published, source = published_config(recipe.model.path, asked.config)
-    shape = shape_of(published, recipe.model.lora)
-    say("reading prompts")
-    prompting = prompts_of_task(recipe, published, asked.prompt)
-    say("counting")
-    accelerator = asked.device is not None or asked.memory is not None or torch.cuda.is_available()
-    work = count_flops(recipe, shape, prompting.tokens)
-    say("rehearsing a step without contents")
-    arguments = (recipe, published, prompting.tokens, prompting.padded, accelerator)
+    config_json, source = published_config(recipe.model.path, options.config)
+    shape = shape_of(config_json, recipe.model.lora)
+    progress("reading prompts")
+    prompt_shape = prompt_shape_of(recipe, config_json, options.prompt)
+    progress("counting operations")
+    accelerator = options.device is not None or options.memory is not None or torch.cuda.is_available()
+    flops = count_flops(recipe, shape, prompt_shape.tokens)
+    progress("simulating the memory of a step")
+    arguments = (recipe, config_json, prompt_shape.tokens, prompt_shape.padded, accelerator)
     peaks = simulate_memory(*arguments)
-    budget = asked.memory or (asked.device.memory if asked.device else _device_memory())
+    budget = options.memory or (options.device.memory if options.device else _device_memory())
     change = None
     if budget is not None and needed_memory(peaks, accelerator) > budget:
-        say("looking for settings that fit")
+        progress("looking for settings that fit")
         change = remedy(*arguments, budget)
-    seconds = _seconds(recipe, asked, published, work, shape, prompting, say)
-    low = None
-    if asked.measure and asked.device is None and may_autocast(recipe):
-        lower = replace(recipe, model=replace(recipe.model, autocast=True))
-        low = _seconds(lower, asked, published, work, shape, prompting, say)
-    spreads: list[ScalingForecast] = []
-    along: list[ScalingForecast] = []
+    seconds = _seconds(recipe, options, config_json, flops, shape, prompt_shape, progress)
+    in_bfloat16 = None
+    if options.measure and options.device is None and may_autocast(recipe):
+        autocast = replace(recipe, model=replace(recipe.model, autocast=True))
+        in_bfloat16 = _seconds(autocast, options, config_json, flops, shape, prompt_shape, progress)
+    scaling: list[ScalingForecast] = []
+    curve: list[ScalingForecast] = []
     if devices > 1:
-        sheet = asked.device or DEVICES["a100"]
+        device = options.device or DEVICES["a100"]
         if seconds is None:
-            seconds = from_data_sheet(recipe, work, shape, sheet)
-        parts: dict[str, Any] = {
-            "work": work, "shape": shape, "peaks": peaks, "whole": seconds, "device": sheet
+            seconds = from_data_sheet(recipe, flops, shape, device)
+        inputs: dict[str, Any] = {
+            "flops": flops, "shape": shape, "peaks": peaks, "step_seconds": seconds, "device": device
         }  # fmt: skip
-        engines = [asked.engine] if asked.engine else list(ENGINES)
-        spreads = [forecast_scaling(e, recipe, gpus=asked.gpus, nodes=asked.nodes, **parts) for e in engines]
-        along = scaling_curve(recipe, asked.gpus, engine=engines[0], **parts)
+        engines = [options.engine] if options.engine else list(ENGINES)
+        scaling = [forecast_scaling(e, recipe, gpus=options.gpus, nodes=options.nodes, **inputs) for e in engines]
+        curve = scaling_curve(recipe, options.gpus, engine=engines[0], **inputs)
     return Forecast(
-        source, shape, prompting, work, peaks, needed_memory(peaks, accelerator), budget, change, seconds,
-        low, extra_calls(recipe, prompting.problems), spreads, along,
+        source, shape, prompt_shape, flops, peaks, needed_memory(peaks, accelerator), budget, change, seconds,
+        in_bfloat16, extra_calls(recipe, prompt_shape.problems), scaling, curve,
     )  # fmt: skip
 
 
-def prompts_of_task(recipe: Recipe, published: Mapping[str, Any], given: int | None) -> PromptShape:
-    """Encodes a sample of the training prompts where model folder and problems are on this machine."""
-    count = getattr(recipe.task, "train_problems", None)
+def prompt_shape_of(recipe: Recipe, config_json: Mapping[str, Any], prompt_length: int | None) -> PromptShape:
+    """The given length; else that of encoded training prompts, if model folder and problems are on this machine."""
+    num_problems = getattr(recipe.task, "train_problems", None)
     several = recipe.training.prompts_per_step > 1
-    if given is not None:
-        if given < 1:
-            raise RecipeError(f"--prompt is {given}; it is the prompts' width in tokens; try {PROMPT}")
-        return PromptShape(given, several, count, "as given")
-    place = resolve_model_path(recipe.model.path)
-    problems = _problems(recipe) if Path(place).is_dir() else None  # neither weights nor data are downloaded to plan
+    if prompt_length is not None:
+        if prompt_length < 1:
+            raise RecipeError(
+                f"--prompt is {prompt_length}; it is the width of the prompts in tokens and must be 1 or more; "
+                f"try {PROMPT_LENGTH}"
+            )
+        return PromptShape(prompt_length, several, num_problems, "as given")
+    path = resolve_model_path(recipe.model.path)
+    problems = _problems(recipe) if Path(path).is_dir() else None  # a plan downloads neither weights nor data
     if problems is None:
-        return PromptShape(PROMPT, several, count, "assumed; give --prompt if yours are longer")
-    policy = dummy_policy(published, recipe.model, "meta", layers=1)
-    policy.tokenizer = _load_tokenizer(place, family_of(published).read_config(published))
-    at_once, count = recipe.training.prompts_per_step, len(problems)
-    sample = problems[: max(1, SAMPLE // at_once) * at_once]
+        return PromptShape(PROMPT_LENGTH, several, num_problems, "assumed; give --prompt if yours are longer")
+    policy = dummy_policy(config_json, recipe.model, "meta", layers=1)
+    policy.tokenizer = _load_tokenizer(path, family_of(config_json).read_config(config_json))
+    batch_size = recipe.training.prompts_per_step
+    sample = problems[: max(1, PROMPT_SAMPLE // batch_size) * batch_size]
     lengths = [policy.encode([problem.messages]).prompt_ids.shape[1] for problem in sample]
-    batches = [lengths[i : i + at_once] for i in range(0, len(lengths), at_once)]
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     return PromptShape(
         round(mean(map(max, batches))),
         any(min(batch) < max(batch) for batch in batches),
-        count,
+        len(problems),
         f"of {len(sample)} training prompts",
     )
 
@@ -154,26 +157,25 @@ def may_autocast(recipe: Recipe) -> bool:
     model = recipe.model
     if model.dtype != "float32" or model.autocast or model.quantize:
         return False
-    return matmul_rate(_here(), True) > matmul_rate(_here(), False)
+    return matmul_rate(_local_device(), True) > matmul_rate(_local_device(), False)
 
 
-def extra_calls(recipe: Recipe, problems: int | None) -> dict[str, int]:
-    """Rows x model calls of a run besides its steps: anchors made beforehand, evaluations, audits."""
-    settings, spatial, calls = recipe.training, recipe.pruning.spatial, recipe.sampler.steps
-    found: dict[str, int] = {}
-    if spatial.ratio > 0 and spatial.source == "pregenerated" and not spatial.path and problems is not None:
-        found["anchors"] = problems * calls
+def extra_calls(recipe: Recipe, num_problems: int | None) -> dict[str, int]:
+    """Rows x forward passes of a run in addition to its steps: pre-generation, evaluations, unpruned rollouts."""
+    settings, spatial, nfe = recipe.training, recipe.pruning.spatial, recipe.sampler.steps
+    calls: dict[str, int] = {}
+    if spatial.ratio > 0 and spatial.source == "pregenerated" and not spatial.path and num_problems is not None:
+        calls["anchors"] = num_problems * nfe
     if settings.evaluate_every:
-        found["evaluations"] = settings.steps // settings.evaluate_every * settings.evaluate_problems * calls
+        calls["evaluations"] = settings.steps // settings.evaluate_every * settings.evaluate_problems * nfe
     if settings.unpruned_every:
-        found["audits"] = (
-            settings.steps // settings.unpruned_every * settings.prompts_per_step * settings.num_generations * calls
-        )
-    return found
+        rows = settings.prompts_per_step * settings.num_generations
+        calls["unpruned rollouts"] = settings.steps // settings.unpruned_every * rows * nfe
+    return calls
 
 
 def _problems(recipe: Recipe) -> Sequence[Problem] | None:
-    """The training problems, or None where they must be fetched and cannot be."""
+    """The training problems; None if they cannot be read."""
     try:
         return recipe.task.problems("train")
     except StipuleError:
@@ -182,25 +184,26 @@ def _problems(recipe: Recipe) -> Sequence[Problem] | None:
 
 def _seconds(
     recipe: Recipe,
-    asked: PlanOptions,
-    published: Mapping[str, Any],
-    work: StepFlops,
+    options: PlanOptions,
+    config_json: Mapping[str, Any],
+    flops: StepFlops,
     shape: NetworkShape,
-    prompting: PromptShape,
-    say: Callable[[str], None],
+    prompt_shape: PromptShape,
+    progress: Callable[[str], None],
 ) -> StepSeconds | None:
-    if asked.device is not None:
-        return from_data_sheet(recipe, work, shape, asked.device)
-    if not asked.measure:
+    if options.device is not None:
+        return from_data_sheet(recipe, flops, shape, options.device)
+    if not options.measure:
         return None
-    say("measuring this device")
-    return measure_seconds(recipe, published, work, shape, prompting.tokens, prompting.padded, _here())
+    progress("measuring this device")
+    length, padded = prompt_shape.tokens, prompt_shape.padded
+    return measure_seconds(recipe, config_json, flops, shape, length, padded, _local_device())
 
 
-def _here() -> torch.device:
+def _local_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _device_memory() -> int | None:
-    """Bytes of this machine's accelerator; None on a CPU, whose memory is shared with everything else."""
+    """Bytes of this machine's accelerator; None on a CPU, whose memory is shared with other programs."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

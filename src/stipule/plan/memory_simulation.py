@@ -1,7 +1,7 @@
-"""Peak memory by rehearsal: the step's own code runs on tensors without contents, and their bytes are counted.
+"""Simulates the peak memory of a step: the step's code runs on tensors without data, and their bytes are counted.
 
-Nothing is estimated from a formula here: what autograd keeps, what LoRA copies, what checkpointing frees and what a
-chunk of logits takes is what the installed versions of torch, transformers and peft do with these shapes.
+No formula estimates memory. So the tensors that autograd saves, the copies of LoRA, the effect of checkpointing and
+the chunks of logits are those of the installed versions of torch, transformers and peft at these shapes.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from stipule.training.micro_batches import micro_batches
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples
 
-# bitsandbytes' NF4 with double quantisation: 4 bits, an 8-bit scale for 64 numbers, a float32 for 256 scales.
+# bitsandbytes' NF4 with double quantisation: 4 bits a number, an 8-bit scale per 64 numbers, a float32 per 256 scales.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes: what is held throughout, and the most that is held in each part of a step, that included."""
+    """Bytes: static memory by what it contains, then the peak of each phase of a step, static memory included."""
 
     weights: int  # without adapters
     adapters: int
     gradients: int
     optimizer: int  # AdamW's two moments
-    reference: int  # the frozen copy of full fine-tuning with kl > 0
+    reference: int  # a frozen copy of the weights: full fine-tuning with objective.beta > 0
     rollout: int
     logps: int
-    update: int  # forward and backward of the largest portion
+    update: int  # forward and backward pass of the largest micro-batch
     optimizer_step: int
 
     @property
@@ -55,28 +55,28 @@ class PeakMemory:
 
     @property
     def largest_phase(self) -> str:
-        """The part of the step that needs the most."""
-        parts = ("rollout", "logps", "update", "optimizer_step")
-        return max(parts, key=lambda name: int(getattr(self, name)))
+        """The phase of the step with the highest peak."""
+        phases = ("rollout", "logps", "update", "optimizer_step")
+        return max(phases, key=lambda name: int(getattr(self, name)))
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages made under it until they are freed."""
+class AllocatedBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are created inside the context, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.current = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = call(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = call(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
-        return made
+        return result
 
     def ignore(self, tensors: list[Tensor]) -> None:
-        """What is there already is not counted, and neither is a view of it."""
+        """Excludes the storages of existing tensors, and so also of their views."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
@@ -85,145 +85,145 @@ class LiveBytes(TorchDispatchMode):
             return
         size = storage.nbytes()
         self._known.add(storage)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, size)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._subtract, size)
 
-    def _drop(self, size: int) -> None:
-        self.live -= size
+    def _subtract(self, size: int) -> None:
+        self.current -= size
 
 
 def simulate_memory(
-    recipe: Recipe, published: Mapping[str, Any], prompt: int, padded: bool, accelerator: bool
+    recipe: Recipe, config_json: Mapping[str, Any], prompt_length: int, padded: bool, accelerator: bool
 ) -> PeakMemory:
-    """The peaks of one RL step after the first, when optimizer and gradients exist.
+    """The peaks of one RL step after the first one, when optimizer state and gradients exist.
 
-    Responses are taken at full length. `accelerator`: AdamW then works on all parameters at once and needs a copy of
-    a moment of each; on a CPU it goes one by one. `prompt` is in tokens; `padded`: whether prompts differ in length.
+    Responses have full length. `padded`: prompts differ in length. `accelerator`: AdamW updates all parameters at once
+    there, which needs a temporary copy of one moment of all of them; on a CPU it updates them one by one.
     """
-    settings, sampler = recipe.training, recipe.sampler
-    responses = full_length_rollouts(recipe, prompt, padded)
-    portion, view = _largest(recipe, mask_samples_of_step(recipe, responses))
-    asked, hidden = int(view.needs_forward[:, portion].sum()), int((view.loss_weights[:, portion] != 0).sum())
-    rows = min(len(responses), settings.rollout_batch_size)
-    policy = dummy_policy(published, recipe.model, "meta")
+    settings, gen_length = recipe.training, recipe.sampler.gen_length
+    rollouts = full_length_rollouts(recipe, prompt_length, padded)
+    masks = _largest_micro_batch(recipe, mask_samples_of_step(recipe, rollouts))
+    masked_rows, targets = int(masks.needs_forward.sum()), int((masks.loss_weights != 0).sum())
+    rollout_rows = min(len(rollouts), settings.rollout_batch_size)
+    policy = dummy_policy(config_json, recipe.model, "meta")
     if recipe.model.autocast:
         prepare_autocast(policy, on_cpu=not accelerator)
-    weights, unpacked = _base(policy, recipe)
+    weights, unpacked = _weight_bytes(policy, recipe)
     sizes = [_bytes(p) for p in trainable_parameters(policy)]
     gradients = sum(sizes)
     adapters = gradients if recipe.model.lora else 0
     reference = weights if recipe.objective.beta > 0 and recipe.model.lora is None else 0
     optimizer = 2 * gradients
-    quiet = weights + adapters + optimizer + reference + unpacked
-    stepping = gradients if accelerator else 2 * max(sizes)
+    without_gradients = weights + adapters + optimizer + reference + unpacked
+    optimizer_copies = gradients if accelerator else 2 * max(sizes)
 
-    at_once = MAX_LOGITS_ON_DEVICE if accelerator else MAX_LOGITS
+    max_logits = MAX_LOGITS_ON_DEVICE if accelerator else MAX_LOGITS
+    shape = (masked_rows, prompt_length, gen_length, padded, targets)
     with FakeTensorMode():
         _make_fake(policy.model)
-        score = _scoring(policy, asked, prompt, sampler.gen_length, padded, hidden, False, at_once)
-        # Gradients come into being in the backward pass itself, and are counted there.
-        several = len(responses) > settings.micro_batch_size
-        update = _scoring(policy, asked, prompt, sampler.gen_length, padded, hidden, True, at_once, several)
-        rollout = _denoising(policy, recipe, rows, prompt, padded)
-    held = quiet + gradients
+        logps = _logps_peak(policy, *shape, False, max_logits)
+        # The backward pass creates gradients, so they are counted there.
+        several_batches = len(rollouts) > settings.micro_batch_size
+        update = _logps_peak(policy, *shape, True, max_logits, several_batches)
+        rollout = _rollout_peak(policy, recipe, rollout_rows, prompt_length, padded)
+    with_gradients = without_gradients + gradients
     return PeakMemory(
         weights,
         adapters,
         gradients,
         optimizer,
         reference,
-        held + rollout,
-        held + score,
-        quiet + update,
-        held + stepping,
+        with_gradients + rollout,
+        with_gradients + logps,
+        without_gradients + update,
+        with_gradients + optimizer_copies,
     )
 
 
 def quantized(recipe: Recipe) -> bool:
-    """Whether the base is held in 4 bits."""
+    """Whether the base is stored in 4 bits."""
     return recipe.model.quantize is not None
 
 
-def _base(policy: MaskedPolicy, recipe: Recipe) -> tuple[int, int]:
-    """Bytes of the weights without adapters, and of the largest matrix that is unpacked to be multiplied.
+def _weight_bytes(policy: MaskedPolicy, recipe: Recipe) -> tuple[int, int]:
+    """Bytes of the weights without adapters, and of the largest matrix that is unpacked before multiplication.
 
-    Only matrices of the blocks are held in 4 bits: embedding, head and norms stay as they are.
+    Only the matrices of the layers are stored in 4 bits, not embedding, LM head and norms.
     """
     lora = recipe.model.lora is not None
-    numbers = {id(p): _bytes(p) for n, p in policy.unwrapped_model.named_parameters() if not (lora and "lora_" in n)}
+    sizes = {id(p): _bytes(p) for n, p in policy.unwrapped_model.named_parameters() if not (lora and "lora_" in n)}
     if not quantized(recipe):
-        return sum(numbers.values()), 0
+        return sum(sizes.values()), 0
     head = policy.unwrapped_model.get_output_embeddings()
     packed = [m.weight for m in policy.unwrapped_model.modules() if isinstance(m, nn.Linear) and m is not head]
-    packed = [w for w in packed if id(w) in numbers]
-    kept = sum(numbers.values()) - sum(map(_bytes, packed))
-    return kept + int(NF4_BYTES * sum(w.numel() for w in packed)), max(map(_bytes, packed))
+    packed = [w for w in packed if id(w) in sizes]
+    unchanged = sum(sizes.values()) - sum(map(_bytes, packed))
+    return unchanged + int(NF4_BYTES * sum(w.numel() for w in packed)), max(map(_bytes, packed))
 
 
-def _largest(recipe: Recipe, views: list[MaskSamples]) -> tuple[slice, MaskSamples]:
-    """The portion of an inner update that asks for the most tokens."""
-    rows = views[0].masked.shape[1]
-    every = [(part, view) for view in views for part in micro_batches(slice(0, rows), recipe.training.micro_batch_size)]
-    return max(every, key=lambda pair: int((pair[1].loss_weights[:, pair[0]] != 0).sum()))
+def _largest_micro_batch(recipe: Recipe, mask_samples: list[MaskSamples]) -> MaskSamples:
+    """The masks of the micro-batch, of all inner updates, that needs the most log-probabilities."""
+    rows = mask_samples[0].masked.shape[1]
+    slices = micro_batches(slice(0, rows), recipe.training.micro_batch_size)
+    batches = [masks[batch_slice] for masks in mask_samples for batch_slice in slices]
+    return max(batches, key=lambda masks: int((masks.loss_weights != 0).sum()))
 
 
-def _scoring(
+def _logps_peak(
     policy: MaskedPolicy,
     rows: int,
-    prompt: int,
-    length: int,
+    prompt_length: int,
+    gen_length: int,
     padded: bool,
-    hidden: int,
+    targets: int,
     backward: bool,
-    at_once: int,
-    again: bool = False,
+    max_logits: int,
+    twice: bool = False,
 ) -> int:
-    """Bytes on top of what is held: `estimators/token_logps.py` with the counts known beforehand.
+    """Bytes above static memory of `estimators/token_logps.py`, for `targets` log-probabilities in `rows` rows.
 
-    `again`: a second portion, which finds the gradients of the first there.
+    `twice`: with a second micro-batch, at whose start the gradients of the first exist.
     """
-    live = LiveBytes()
-    live.ignore([*policy.model.parameters(), *policy.model.buffers()])
-    with live, torch.set_grad_enabled(backward):
-        policy.model.train(backward)  # as in `policy.update_mode`: dropout of adapters, recomputed blocks
-        for _ in range(1 + again):
-            canvas = torch.zeros(rows, prompt + length, dtype=torch.long)
-            states = policy.hidden_states(canvas, _attend(canvas, padded), canvas.bool(), hidden)
-            logp = target_logps(policy, states, torch.zeros(hidden, dtype=torch.long), at_once)
+    allocated = AllocatedBytes()
+    allocated.ignore([*policy.model.parameters(), *policy.model.buffers()])
+    with allocated, torch.set_grad_enabled(backward):
+        policy.model.train(backward)  # as in `policy.update_mode`: dropout of adapters, checkpointing
+        for _ in range(1 + twice):
+            canvas = torch.zeros(rows, prompt_length + gen_length, dtype=torch.long)
+            hidden_states = policy.hidden_states(canvas, _attention_mask(canvas, padded), canvas.bool(), targets)
+            logps = target_logps(policy, hidden_states, torch.zeros(targets, dtype=torch.long), max_logits)
             if backward:
-                logp.sum().backward()
-            del canvas, states, logp
+                logps.sum().backward()
+            del canvas, hidden_states, logps
     policy.model.eval().zero_grad(set_to_none=True)
-    return live.peak
+    return allocated.peak
 
 
-def _denoising(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt: int, padded: bool) -> int:
-    """Bytes on top of what is held: a call of `rollouts/sampler.py` with the widest window."""
-    sampler, width = recipe.sampler, rows * max(candidates_per_call(recipe))
-    live = LiveBytes()
-    live.ignore([*policy.model.parameters(), *policy.model.buffers()])
-    with live, torch.no_grad():
-        canvas = torch.zeros(rows, prompt + sampler.gen_length, dtype=torch.long)
-        attend = _attend(canvas, padded)
-        memory = None if sampler.cache is None else policy.new_kv_cache(rows, canvas.shape[1])
-        if memory is None:
-            logits = policy.logits(canvas, attend, canvas.bool(), width)
+def _rollout_peak(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt_length: int, padded: bool) -> int:
+    """Bytes above static memory of a forward pass of `rollouts/sampler.py` with the most candidate positions."""
+    sampler, candidates = recipe.sampler, rows * max(candidates_per_call(recipe))
+    allocated = AllocatedBytes()
+    allocated.ignore([*policy.model.parameters(), *policy.model.buffers()])
+    with allocated, torch.no_grad():
+        canvas = torch.zeros(rows, prompt_length + sampler.gen_length, dtype=torch.long)
+        mask = _attention_mask(canvas, padded)
+        kv_cache = None if sampler.cache is None else policy.new_kv_cache(rows, canvas.shape[1])
+        if kv_cache is None:
+            logits = policy.logits(canvas, mask, canvas.bool(), candidates)
         else:
-            logits = policy.lm_head(
-                memory.hidden_states(torch.arange(rows), canvas, attend, canvas.bool(), width)
-            )
-        greedy = torch.zeros(width, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
-        sample_tokens(logits, torch.zeros(width), sampler.temperature, greedy, policy.mask_id)
-    return live.peak
+            logits = policy.lm_head(kv_cache.hidden_states(torch.arange(rows), canvas, mask, canvas.bool(), candidates))
+        is_argmax = torch.zeros(candidates, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
+        sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, policy.mask_id)
+    return allocated.peak
 
 
-def _attend(canvas: Tensor, padded: bool) -> Tensor | None:
+def _attention_mask(canvas: Tensor, padded: bool) -> Tensor | None:
     return torch.ones_like(canvas, dtype=torch.bool) if padded else None
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Parameters and buffers of the meta device become tensors that claim a CPU and hold nothing."""
+    """Replaces parameters and buffers on the meta device by tensors on a CPU without data."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -1,4 +1,4 @@
-"""Many devices on paper: what each holds, computes and sends, for three engines (docs/scaling.md)."""
+"""Predicts memory, computing and communication of each of many devices, for four engines (docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ ENGINES: Mapping[Engine, str] = {
     "fsdp2_node": "sharded inside a node, a copy on every node",
     "zero3": "DeepSpeed ZeRO-3, sharded over all devices",
 }
-# DeepSpeed's default buckets, in numbers: gathered weights kept alive, gradients waiting to be reduced, prefetch.
-ZERO3_ALIVE, ZERO3_REDUCE, ZERO3_PREFETCH = 10**9, 5 * 10**8, 5 * 10**7
+# DeepSpeed's default limits, in numbers: gathered weights that stay on the device, gradient bucket, prefetched weights.
+ZERO3_MAX_LIVE, ZERO3_REDUCE, ZERO3_PREFETCH = 10**9, 5 * 10**8, 5 * 10**7
 
 
 @dataclass(frozen=True)
 class ScalingForecast:
-    """One engine on gpus x nodes devices. Seconds are of an RL step, bytes on each device."""
+    """One engine on gpus x nodes devices. Seconds are of an RL step, bytes of each device."""
 
     engine: Engine
     devices: int
     compute: float
-    communication: float  # if nothing of it were hidden behind computing
+    communication: float  # without overlap with computing
     seconds: float
     memory: int
     efficiency: float  # seconds on one device / (devices x seconds)
@@ -42,103 +42,106 @@ class ScalingForecast:
 
 
 def check_division(recipe: Recipe, devices: int) -> None:
-    """Raises RecipeError unless the groups of a step can be dealt out evenly: a group never crosses ranks."""
-    problems = recipe.training.prompts_per_step
-    if problems % devices:
-        fitting = max(d for d in range(1, devices + 1) if problems % d == 0)
+    """Raises RecipeError unless the groups of a step can be divided evenly. A group is never split over ranks."""
+    prompts = recipe.training.prompts_per_step
+    if prompts % devices:
+        divisor = max(d for d in range(1, devices + 1) if prompts % d == 0)
         raise RecipeError(
-            f"{devices} devices cannot share training.prompts_per_step = {problems}: every device gets the same number of "
-            f"whole groups; use {fitting} devices, or training.prompts_per_step={-(-problems // devices) * devices}"
+            f"training.prompts_per_step is {prompts}, which is not a multiple of {devices} devices; every device needs "
+            f"the same number of whole groups; use {divisor} devices, or "
+            f"training.prompts_per_step={-(-prompts // devices) * devices}"
         )
 
 
 def forecast_scaling(
     engine: Engine,
     recipe: Recipe,
-    work: StepFlops,
+    flops: StepFlops,
     shape: NetworkShape,
     peaks: PeakMemory,
-    whole: StepSeconds,
+    step_seconds: StepSeconds,
     device: Device,
     gpus: int,
     nodes: int,
 ) -> ScalingForecast:
-    """Seconds and memory with the step's groups dealt out over `gpus` devices on each of `nodes` nodes.
+    """Seconds and memory if the groups of a step are divided over `gpus` devices on each of `nodes` nodes.
 
-    `whole` and `work` are of one device doing the whole step; `peaks` of a device's portion, which is the same.
-    Gathering weights overlaps with computing the block before; reducing gradients does not.
+    `step_seconds` and `flops` are for one device that computes the whole step. `peaks` do not depend on the number of
+    devices. Gathering weights overlaps with computing the layer before; reducing gradients does not overlap.
     """
     devices = gpus * nodes
     check_division(recipe, devices)
-    sharded = {"ddp": 1, "fsdp2": devices, "fsdp2_node": gpus, "zero3": devices}[engine]
-    inside = device.link * LINK_EFFICIENCY
-    across = inside if nodes == 1 else min(device.link, device.network) * LINK_EFFICIENCY
-    gathering = inside if engine == "fsdp2_node" else across
+    num_shards = {"ddp": 1, "fsdp2": devices, "fsdp2_node": gpus, "zero3": devices}[engine]
+    in_node = device.link * LINK_EFFICIENCY
+    between_nodes = in_node if nodes == 1 else min(device.link, device.network) * LINK_EFFICIENCY
+    gather_bandwidth = in_node if engine == "fsdp2_node" else between_nodes
 
-    gathers = _gathers(recipe, devices)
-    per_gather = peaks.weights * (sharded - 1) / sharded / gathering
+    gather_seconds = peaks.weights * (num_shards - 1) / num_shards / gather_bandwidth
     seconds = communication = 0.0
-    for name, count in gathers.items():
-        computing, sending = getattr(whole, name) / devices, count * per_gather
-        seconds += max(computing, sending)
-        communication += sending
-    reducing = recipe.training.num_iterations * _reduce(peaks.gradients, sharded, devices, gathering, across)
+    for phase, count in _gathers(recipe, devices).items():
+        computing, gathering = getattr(step_seconds, phase) / devices, count * gather_seconds
+        seconds += max(computing, gathering)
+        communication += gathering
+    reduce_seconds = _reduce_seconds(peaks.gradients, num_shards, devices, gather_bandwidth, between_nodes)
+    reducing = recipe.training.num_iterations * reduce_seconds
     seconds, communication = seconds + reducing, communication + reducing
-    compute = whole.step / devices
+    compute = step_seconds.step / devices
     return ScalingForecast(
         engine,
         devices,
         compute,
         communication,
         seconds,
-        _memory(engine, sharded, peaks, shape),
-        whole.step / (devices * seconds),
-        "computing" if communication < compute else "sending weights" if sharded > 1 else "reducing gradients",
+        _memory(engine, num_shards, peaks, shape),
+        step_seconds.step / (devices * seconds),
+        "computing" if communication < compute else "sending weights" if num_shards > 1 else "reducing gradients",
     )
 
 
 def _gathers(recipe: Recipe, devices: int) -> dict[str, int]:
-    """How often a device sees all the weights in each part of a step: batched calls, not rows."""
+    """How often a device gathers all weights in each phase of a step: once per forward pass of a batch."""
     settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations // devices
-    scoring = len(micro_batches(slice(0, rows), settings.micro_batch_size))
+    batches = len(micro_batches(slice(0, rows), settings.micro_batch_size))
     old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
     return {
         "rollout": schedule_of(recipe).nfe * len(micro_batches(slice(0, rows), settings.rollout_batch_size)),
-        "old_logps": old * scoring,
-        "ref_logps": settings.num_iterations * scoring if recipe.objective.beta > 0 else 0,
-        "update": 2 * settings.num_iterations * scoring,  # forward, and again for the backward pass
+        "old_logps": old * batches,
+        "ref_logps": settings.num_iterations * batches if recipe.objective.beta > 0 else 0,
+        "update": 2 * settings.num_iterations * batches,  # once forward, once backward
     }
 
 
-def _reduce(gradients: int, sharded: int, devices: int, inside: float, across: float) -> float:
-    """Seconds to sum the gradients of one update: scattered over a shard group, all-reduced over its copies."""
-    copies = devices // sharded
-    scattering = gradients * (sharded - 1) / sharded / inside
-    return scattering + 2 * (gradients / sharded) * (copies - 1) / copies / across
+def _reduce_seconds(
+    gradients: int, num_shards: int, devices: int, gather_bandwidth: float, between_nodes: float
+) -> float:
+    """Seconds to sum the gradients of one update: a reduce-scatter over the shards, then an all-reduce over copies."""
+    copies = devices // num_shards
+    scattering = gradients * (num_shards - 1) / num_shards / gather_bandwidth
+    return scattering + 2 * (gradients / num_shards) * (copies - 1) / copies / between_nodes
 
 
-def _memory(engine: Engine, sharded: int, peaks: PeakMemory, shape: NetworkShape) -> int:
-    """Bytes on a device: its share of what is held, what is gathered at once, and a portion's activations."""
-    moving = peaks.peak - peaks.static
-    if sharded == 1:
+def _memory(engine: Engine, num_shards: int, peaks: PeakMemory, shape: NetworkShape) -> int:
+    """Bytes of one device: its fraction of the static memory, the gathered weights, and activations."""
+    activations = peaks.peak - peaks.static
+    if num_shards == 1:
         return int(peaks.peak * FRAGMENTATION + OVERHEAD)
     size = peaks.weights / shape.parameters
-    block, ends = size * shape.backbone / shape.layers, size * (shape.parameters - shape.backbone)
-    gathered = 2 * block + ends  # the block at work and the next; embedding and head stay gathered
+    layer, ends = size * shape.backbone / shape.layers, size * (shape.parameters - shape.backbone)
+    gathered = 2 * layer + ends  # the current layer and the next one; embedding and LM head stay gathered
     if engine == "zero3":
-        alive = min(shape.parameters, ZERO3_ALIVE) * size
-        gathered = alive + size * (min(shape.trained, ZERO3_REDUCE) + ZERO3_PREFETCH)
-    return int((peaks.static / sharded + gathered + moving) * FRAGMENTATION + OVERHEAD)
+        gathered_weights = min(shape.parameters, ZERO3_MAX_LIVE) * size
+        gathered = gathered_weights + size * (min(shape.trained, ZERO3_REDUCE) + ZERO3_PREFETCH)
+    return int((peaks.static / num_shards + gathered + activations) * FRAGMENTATION + OVERHEAD)
 
 
-def scaling_curve(recipe: Recipe, gpus: int, **parts: Any) -> list[ScalingForecast]:
-    """One engine on 1, 2, 4, ... devices, as far as the groups of a step go round."""
-    found: list[ScalingForecast] = []
+def scaling_curve(recipe: Recipe, gpus: int, **arguments: Any) -> list[ScalingForecast]:
+    """One engine on 1, 2, 4, ... devices, as long as the groups of a step can be divided evenly."""
+    curve: list[ScalingForecast] = []
     devices = 1
     while recipe.training.prompts_per_step % devices == 0:
         nodes = -(-devices // gpus)
         if devices == nodes * min(devices, gpus):
-            found.append(forecast_scaling(recipe=recipe, gpus=min(devices, gpus), nodes=nodes, **parts))
+            curve.append(forecast_scaling(recipe=recipe, gpus=min(devices, gpus), nodes=nodes, **arguments))
         devices *= 2
-    return found
+    return curve

@@ -1,4 +1,4 @@
-"""The sizes of a recipe's network, from `config.json` alone."""
+"""The sizes of a recipe's network, computed from `config.json` alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stipule.models.loading import LoRA, read_published_config, resolve_model_pa
 _LLADA_8B = write_llada_config(
     width=4096, layers=32, heads=32, mlp=12288, vocabulary=126464, longest=4096, mask=126336, eos=126081, pad=126081
 ) | {"rope_theta": 500000.0}
-# Sizes as published, so that planning needs no download. Only what decides shapes and ids is here.
+# Published sizes, so that planning needs no download. Only keys that determine shapes and ids are included.
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
     "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
@@ -43,10 +43,10 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 
 
 def published_config(path: str, file: Path | None = None) -> tuple[dict[str, Any], str]:
-    """A model's `config.json`, and in words where it was found.
+    """A model's `config.json`, and a text that names its source.
 
-    In this order: the file given, a folder of that name, the published sizes above, the hub. Raises CheckpointError
-    if none has it.
+    Sources in this order: the file given, a folder of that name, the published sizes above, the hub. Raises
+    CheckpointError if none of them has it.
     """
     if file is not None:
         try:
@@ -61,51 +61,51 @@ def published_config(path: str, file: Path | None = None) -> tuple[dict[str, Any
         return read_published_config(resolve_model_path(path)), "config.json"
     except CheckpointError as cause:
         raise CheckpointError(
-            f"the sizes of {path!r} are not to be had here ({cause}); give --config FILE, or one of "
+            f"the config.json of {path!r} cannot be read here ({cause}); give --config FILE, or one of "
             f"{', '.join(PUBLISHED)}"
         ) from cause
 
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What decides the work of a network. All are counts of numbers, not bytes."""
+    """The sizes that determine the operations of a network. All are counts of numbers, not bytes."""
 
     parameters: int
-    backbone: int  # in the matrices of the blocks: every token is multiplied with all of them
-    head: int  # D x V
+    backbone: int  # in the matrices of the layers; every token is multiplied by all of them
+    head: int  # in the LM head: D x V
     layers: int
     width: int  # D
     attention: int  # heads x head dimension
     vocabulary: int  # V
-    adapters: int  # in LoRA's matrices; 0 for full fine-tuning
-    position_wise: int  # of the body, in what the last layer computes only for tokens that meet the head
-    adapters_position_wise: int  # of the adapters
+    adapters: int  # in the LoRA matrices; 0 for full fine-tuning
+    position_wise: int  # of `backbone`: matrices that the last layer computes only for tokens that need logits
+    adapters_position_wise: int  # of `adapters`: the same
 
     @property
     def trained(self) -> int:
         return self.adapters or self.parameters
 
 
-def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkShape:
-    """Counts the network on the meta device: no weight is made.
+def shape_of(config_json: Mapping[str, Any], lora: LoRA | None = None) -> NetworkShape:
+    """Counts the network on the meta device, so no weights are allocated.
 
-    Raises CheckpointError if the family is not known, StipuleError for a mixture of experts.
+    Raises CheckpointError if the family is unknown, StipuleError for a mixture of experts.
     """
-    family = family_of(published)
-    config = family.read_config(published)
+    family = family_of(config_json)
+    config = family.read_config(config_json)
     with torch.device("meta"):
         network = family.model_class(config)
     if any(p.ndim > 2 for p in network.parameters()):
         raise StipuleError(
-            "the network has experts, of which a token meets only some; plan counts dense networks only; measure one "
-            "step instead: stipule train RECIPE training.steps=1"
+            "the network is a mixture of experts; stipule plan counts dense networks only; measure one step instead: "
+            "stipule train RECIPE training.steps=1"
         )
     head = network.get_output_embeddings().weight
     linear = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and m.weight is not head}
     targets = family.lora_targets[lora.targets] if lora else ()
     adapted = {n: sum(m.weight.shape) for n, m in linear.items() if n.rsplit(".", 1)[-1] in targets}
-    last = tuple(f"layers.{config.num_hidden_layers - 1}.{part}" for part in family.position_wise)
-    spared = {n for n in linear if any(f".{part}." in f".{n}." for part in last)}
+    last_layer = tuple(f"layers.{config.num_hidden_layers - 1}.{name}" for name in family.position_wise)
+    position_wise = {n for n in linear if any(f".{name}." in f".{n}." for name in last_layer)}
     heads = config.num_attention_heads
     return NetworkShape(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -116,6 +116,6 @@ def shape_of(published: Mapping[str, Any], lora: LoRA | None = None) -> NetworkS
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocabulary=head.shape[0],
         adapters=lora.rank * sum(adapted.values()) if lora else 0,
-        position_wise=sum(linear[n].weight.numel() for n in spared),
-        adapters_position_wise=lora.rank * sum(adapted[n] for n in spared & set(adapted)) if lora else 0,
+        position_wise=sum(linear[n].weight.numel() for n in position_wise),
+        adapters_position_wise=lora.rank * sum(adapted[n] for n in position_wise & set(adapted)) if lora else 0,
     )

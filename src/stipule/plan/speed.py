@@ -1,4 +1,4 @@
-"""Seconds of a step, from a few seconds' measurement on this device with the recipe's own shapes."""
+"""Seconds of a step, from a few seconds of measurement on this device at the recipe's own shapes."""
 
 from __future__ import annotations
 
@@ -34,175 +34,177 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """One RL step, and how it was found."""
+    """Seconds of one RL step by phase, and their source."""
 
     rollout: float
     old_logps: float
     ref_logps: float
     update: float
     source: str
-    matmul: float  # operations a second of a large product on the device, in the recipe's precision
+    matmul: float  # operations per second of a large matrix product on the device, in the recipe's precision
 
     @property
     def step(self) -> float:
         return self.rollout + self.old_logps + self.ref_logps + self.update
 
 
-def from_data_sheet(recipe: Recipe, work: StepFlops, shape: NetworkShape, device: Device) -> StepSeconds:
-    """Operations at a stated share of the promised rate; never faster than reading the weights once a call."""
-    half = recipe.model.dtype == "bfloat16" or recipe.model.autocast
-    rate = device.bfloat16 if half else device.float32
+def from_data_sheet(recipe: Recipe, flops: StepFlops, shape: NetworkShape, device: Device) -> StepSeconds:
+    """Operations at a fixed fraction of the rated speed, but at least the time to read the weights once per pass."""
+    is_bfloat16 = recipe.model.dtype == "bfloat16" or recipe.model.autocast
+    rate = device.bfloat16 if is_bfloat16 else device.float32
     settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations
-    reading = (2 if half else 4) * (shape.backbone + shape.head) / device.bandwidth
+    read_seconds = (2 if is_bfloat16 else 4) * (shape.backbone + shape.head) / device.bandwidth
 
-    def seconds(name: str, at_once: int, efficiency: float) -> float:
-        part = work.phases[name]
-        return max(part.operations / (rate * efficiency), part.calls / max(1, min(rows, at_once)) * reading)
+    def seconds(name: str, batch_size: int, efficiency: float) -> float:
+        phase = flops.phases[name]
+        return max(phase.operations / (rate * efficiency), phase.calls / max(1, min(rows, batch_size)) * read_seconds)
 
-    views = recipe.estimator.num_masks(recipe.sampler.gen_length, schedule_of(recipe).nfe)
-    scored = settings.micro_batch_size * views
+    num_masks = recipe.estimator.num_masks(recipe.sampler.gen_length, schedule_of(recipe).nfe)
+    masked_rows = settings.micro_batch_size * num_masks
     return StepSeconds(
         seconds("rollout", settings.rollout_batch_size, FORWARD_EFFICIENCY),
-        seconds("old_logps", scored, FORWARD_EFFICIENCY),
-        seconds("ref_logps", scored, FORWARD_EFFICIENCY),
-        seconds("update", scored, UPDATE_EFFICIENCY),
+        seconds("old_logps", masked_rows, FORWARD_EFFICIENCY),
+        seconds("ref_logps", masked_rows, FORWARD_EFFICIENCY),
+        seconds("update", masked_rows, UPDATE_EFFICIENCY),
         f"data sheet of {device.name}: {FORWARD_EFFICIENCY:.0%} of its rate forward, {UPDATE_EFFICIENCY:.0%} in "
         "updates (guesses until measured)",
         rate,
     )
 
 
-def matmul_rate(device: torch.device, half: bool) -> float:
-    """Operations a second of a product of two square matrices."""
+def matmul_rate(device: torch.device, is_bfloat16: bool) -> float:
+    """Operations per second of a product of two square matrices."""
     size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if half else torch.float32
-    one = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / _timed(lambda: one @ one, device)
+    dtype = torch.bfloat16 if is_bfloat16 else torch.float32
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _median_seconds(lambda: matrix @ matrix, device)
 
 
 def measure_seconds(
     recipe: Recipe,
-    published: Mapping[str, Any],
-    work: StepFlops,
+    config_json: Mapping[str, Any],
+    flops: StepFlops,
     shape: NetworkShape,
-    prompt: int,
+    prompt_length: int,
     padded: bool,
     device: torch.device,
     budget: float = 10.0,
 ) -> StepSeconds:
-    """Times the recipe's own rollout, scoring and update with random weights, for at most about `budget` seconds.
+    """Measures the recipe's rollout, log-probabilities and update with random weights, for about `budget` seconds.
 
-    A model that is too large for that is timed with one and two blocks, and with fewer rows, and scaled; where even
-    one row is too much, its operations are divided by half the rate of a plain matrix product.
+    A model that is too large for this is measured with one and with two layers, and with fewer rows, and scaled. If
+    even one row takes too long, its operations are divided by half the rate of a matrix product.
     """
-    half = recipe.model.dtype == "bfloat16" or recipe.model.autocast
-    matmul = matmul_rate(device, half)
-    trial = _trial(recipe, work, matmul * 0.5, budget / (REPEATS + 1), shape)
+    is_bfloat16 = recipe.model.dtype == "bfloat16" or recipe.model.autocast
+    matmul = matmul_rate(device, is_bfloat16)
+    trial = _trial_recipe(recipe, flops, matmul * 0.5, budget / (REPEATS + 1), shape)
     if trial is None:
-        rates = {name: part.operations / (matmul * 0.5) for name, part in work.phases.items()}
+        seconds = {name: phase.operations / (matmul * 0.5) for name, phase in flops.phases.items()}
         return StepSeconds(
-            **rates, source="operations at half the rate of a matrix product on this device", matmul=matmul
+            **seconds, source="operations at half the rate of a matrix product on this device", matmul=matmul
         )
     small, depths = trial
-    found = [_times(small, published, depth, prompt, padded, device) for depth in depths]
-    if len(found) == 1:
-        times = found[0]
-    else:  # a fixed part, and one for each block
-        one, two = found
+    measured = [_measure_phases(small, config_json, depth, prompt_length, padded, device) for depth in depths]
+    if len(measured) == 1:
+        times = measured[0]
+    else:  # a constant, and a time per layer
+        one, two = measured
         times = {k: one[k] + (two[k] - one[k]) * (shape.layers - 1) for k in one}
-    calls = {name: part.calls for name, part in work.phases.items()}
+    calls = {name: phase.calls for name, phase in flops.phases.items()}
     settings = recipe.training
-    how = f"measured on this device with {'all' if len(depths) == 1 else '1 and 2 of its'} {shape.layers} blocks"
+    layers = "all" if len(depths) == 1 else "1 and 2 of its"
     return StepSeconds(
-        rollout=times["call"] * calls["rollout"],
-        old_logps=times["score"] * calls["old_logps"],
-        ref_logps=times["score"] * calls["ref_logps"],
+        rollout=times["rollout"] * calls["rollout"],
+        old_logps=times["logps"] * calls["old_logps"],
+        ref_logps=times["logps"] * calls["ref_logps"],
         update=times["update"] * calls["update"] + times["optimizer"] * settings.num_iterations,
-        source=how,
+        source=f"measured on this device with {layers} {shape.layers} layers",
         matmul=matmul,
     )
 
 
-def _trial(
-    recipe: Recipe, work: StepFlops, rate: float, budget: float, shape: NetworkShape
+def _trial_recipe(
+    recipe: Recipe, flops: StepFlops, rate: float, budget: float, shape: NetworkShape
 ) -> tuple[Recipe, tuple[int, ...]] | None:
-    """The recipe with no more rows than can be timed, and the depths to time it at."""
+    """The recipe with as few rows as `budget` seconds allow, and the numbers of layers to measure it with."""
     settings = recipe.training
-    every = settings.prompts_per_step * settings.num_generations
+    rows = settings.prompts_per_step * settings.num_generations
     for depths in ((shape.layers,), (1, 2)):
-        share = min(1.0, sum(depths) / shape.layers)
-        for shrink in (1, 2, 4, 8, 16):
-            rolled, scored = (
-                min(every, settings.rollout_batch_size) // shrink,
-                min(every, settings.micro_batch_size) // shrink,
-            )
-            if min(rolled, scored) < 1 or (shrink > 1 and depths == (shape.layers,)):
+        fraction = min(1.0, sum(depths) / shape.layers)
+        for divisor in (1, 2, 4, 8, 16):
+            rollout_rows = min(rows, settings.rollout_batch_size) // divisor
+            update_rows = min(rows, settings.micro_batch_size) // divisor
+            if min(rollout_rows, update_rows) < 1 or (divisor > 1 and depths == (shape.layers,)):
                 break
             blocks = recipe.sampler.gen_length // recipe.sampler.block_length
-            cost = share * (
-                work.rollout.operations * rolled / every / blocks
-                + work.update.operations * 1.5 * scored / every / settings.num_iterations
+            operations = fraction * (
+                flops.rollout.operations * rollout_rows / rows / blocks
+                + flops.update.operations * 1.5 * update_rows / rows / settings.num_iterations
             )
-            if cost / rate <= budget:
-                small = replace(settings, rollout_batch_size=rolled, micro_batch_size=scored, num_iterations=1)
-                return replace(recipe, training=small), depths
+            if operations / rate <= budget:
+                trial = replace(
+                    settings, rollout_batch_size=rollout_rows, micro_batch_size=update_rows, num_iterations=1
+                )
+                return replace(recipe, training=trial), depths
     return None
 
 
-def _times(
-    recipe: Recipe, published: Mapping[str, Any], depth: int, prompt: int, padded: bool, device: torch.device
+def _measure_phases(
+    recipe: Recipe, config_json: Mapping[str, Any], depth: int, prompt_length: int, padded: bool, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of a row's call in a rollout, in scoring and in an update, and of an optimizer step."""
-    policy = dummy_policy(published, recipe.model, device, depth)
-    whole = full_length_rollouts(recipe, prompt, padded, device)
-    part = micro_batches(slice(0, len(whole)), recipe.training.micro_batch_size)[0]
-    view, responses = mask_samples_of_step(recipe, whole)[0][part], whole[part]
-    calls = max(1, int(view.needs_forward.sum()))
+    """Seconds per row and forward pass of rollout, log-probabilities and update, and of an optimizer step."""
+    policy = dummy_policy(config_json, recipe.model, device, depth)
+    all_rollouts = full_length_rollouts(recipe, prompt_length, padded, device)
+    batch_slice = micro_batches(slice(0, len(all_rollouts)), recipe.training.micro_batch_size)[0]
+    masks, rollouts = mask_samples_of_step(recipe, all_rollouts)[0][batch_slice], all_rollouts[batch_slice]
+    calls = max(1, int(masks.needs_forward.sum()))
     optimizer = torch.optim.AdamW(trainable_parameters(policy), lr=1e-9)
 
-    def score() -> None:
+    def logps() -> None:
         with torch.no_grad():
-            masked_token_logps(policy, responses, view)
+            masked_token_logps(policy, rollouts, masks)
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
         with policy.update_mode(make_generator(0, 0, "plan")):
-            masked_token_logps(policy, responses, view).sum().backward()
+            masked_token_logps(policy, rollouts, masks).sum().backward()
 
-    def step() -> None:
+    def optimizer_step() -> None:
         torch.nn.utils.clip_grad_norm_(trainable_parameters(policy), 1.0)
         optimizer.step()
 
-    rows = min(len(whole), recipe.training.rollout_batch_size)
-    times = {
-        "call": _call(recipe, policy, rows, prompt, padded, device),
-        "score": _timed(score, device) / calls,
-        "update": _timed(update, device) / calls,
+    rows = min(len(all_rollouts), recipe.training.rollout_batch_size)
+    seconds = {
+        "rollout": _rollout_seconds(recipe, policy, rows, prompt_length, padded, device),
+        "logps": _median_seconds(logps, device) / calls,
+        "update": _median_seconds(update, device) / calls,
     }
-    return times | {"optimizer": _timed(step, device)}
+    return seconds | {"optimizer": _median_seconds(optimizer_step, device)}
 
 
-def _call(recipe: Recipe, policy: MaskedPolicy, rows: int, prompt: int, padded: bool, device: torch.device) -> float:
-    """Seconds a row and call of the sampler; all before the last block is fixed, so only that one is denoised."""
+def _rollout_seconds(
+    recipe: Recipe, policy: MaskedPolicy, rows: int, prompt_length: int, padded: bool, device: torch.device
+) -> float:
+    """Seconds per row and forward pass of the sampler. Only the last block is denoised; the others are anchors."""
     sampler = recipe.sampler
-    prompts = prompts_of(full_length_rollouts(recipe, prompt, padded, device)[:rows])
+    prompts = prompts_of(full_length_rollouts(recipe, prompt_length, padded, device)[:rows])
     anchors = anchors_of(recipe, rows)
-    fixed = anchors.fixed_mask.clone()
-    fixed[:, : sampler.gen_length - sampler.block_length] = True
-    drawn = sampler.sample_noise(rows, make_generator(0, 0, "plan"))
-    noise = Noise(drawn.uniform, drawn.position_noise)
-    last = Anchors(anchors.token_ids, fixed)
-    calls = int(sampler(policy, prompts, noise, last, recipe.pruning.temporal).nfe.sum())
-    return _timed(lambda: sampler(policy, prompts, noise, last, recipe.pruning.temporal), device) / calls
+    fixed_mask = anchors.fixed_mask.clone()
+    fixed_mask[:, : sampler.gen_length - sampler.block_length] = True
+    sampled = sampler.sample_noise(rows, make_generator(0, 0, "plan"))
+    noise = Noise(sampled.uniform, sampled.position_noise)
+    last_block = Anchors(anchors.token_ids, fixed_mask)
+    calls = int(sampler(policy, prompts, noise, last_block, recipe.pruning.temporal).nfe.sum())
+    return _median_seconds(lambda: sampler(policy, prompts, noise, last_block, recipe.pruning.temporal), device) / calls
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Median seconds of REPEATS runs after one to warm up."""
+def _median_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Median seconds of REPEATS calls, after one call to warm up."""
     seconds = []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
-        work()
+        function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

@@ -1,1 +1,1 @@
-"""What people look at: the live display of a run. Never imports torch."""
+"""Output for users: tables, figures, the live display and the report page of a run. Never imports torch."""

@@ -1,4 +1,4 @@
-"""A response as it appears, model call by model call."""
+"""The denoising of a response in the terminal, forward pass by forward pass."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-SHADES = ("red", "yellow", "green")  # below 0.5, below 0.9, above: confidence when the token was committed
+COLORS = ("red", "yellow", "green")  # confidence of an unmasked token: below 0.5, below 0.9, above
 
 
 def denoising_steps(
-    pieces: Sequence[str], revealed: Sequence[int], confidence: Sequence[float], cut: bool = False
+    token_texts: Sequence[str], unmask_step: Sequence[int], confidence: Sequence[float], cut: bool = False
 ) -> Iterator[Text]:
-    """One line a model call: hidden tokens as dots, fresh ones coloured by confidence, anchors underlined.
+    """One line per forward pass. Masked tokens are dots, new tokens are coloured by confidence, anchors underlined.
 
-    With `cut` the last call is the one-step cut of temporal pruning, and is marked as such.
+    With `cut` the last forward pass is the one-step cut of temporal pruning, and is marked.
     """
-    last = max(revealed)
-    for call in range(last + 1):
-        here = cut and call == last
-        line = Text(f"{call + 1:>4}{'*' if here else ' '} ", style="dim")
-        for piece, when, sure in zip(pieces, revealed, confidence, strict=True):
-            if when > call:
+    last = max(unmask_step)
+    for step in range(last + 1):
+        is_cut = cut and step == last
+        line = Text(f"{step + 1:>4}{'*' if is_cut else ' '} ", style="dim")
+        for text, unmasked_at, probability in zip(token_texts, unmask_step, confidence, strict=True):
+            if unmasked_at > step:
                 line.append("·", "dim")
-            elif when < 0:
-                line.append(piece, "underline")
+            elif unmasked_at < 0:
+                line.append(text, "underline")
             else:
-                shade = SHADES[(sure >= 0.5) + (sure >= 0.9)]
-                line.append(piece, f"bold{' reverse' if here else ''} {shade}" if when == call else "default")
+                color = COLORS[(probability >= 0.5) + (probability >= 0.9)]
+                new = f"bold{' reverse' if is_cut else ''} {color}"
+                line.append(text, new if unmasked_at == step else "default")
         yield line
 
 
 def animate(console: Console, frames: Sequence[Text], seconds: float = 0.08) -> None:
-    """The frames one after the other in one place, where the console is a terminal; line after line elsewhere."""
+    """In a terminal, shows the frames one after the other on one line. Elsewhere prints one line per frame."""
     if not console.is_terminal:
         for frame in frames:
             console.print(frame)
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) as display:
         for frame in frames:
-            live.update(frame, refresh=True)
+            display.update(frame, refresh=True)
             time.sleep(seconds)
 
 
 def legend(cut: bool, anchors: bool) -> Text:
-    """What colours and marks of the frames mean."""
-    line = Text("confidence when committed: ", style="dim")
-    for shade, words in zip(SHADES, ("below 0.5", "0.5 to 0.9", "above"), strict=True):
-        line.append(f"{words}  ", shade)
+    """The meaning of the colours and marks."""
+    line = Text("confidence when unmasked: ", style="dim")
+    for color, label in zip(COLORS, ("below 0.5", "0.5 to 0.9", "above 0.9"), strict=True):
+        line.append(f"{label}  ", color)
     if anchors:
         line.append("anchor", "underline").append("  ")
     if cut:

@@ -1,4 +1,4 @@
-"""What `stipule doctor` prints."""
+"""The table of `stipule doctor`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.table import Table
 
 from stipule.models.checks import Check
 
-WORDS = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[dim]-[/]"}
+RESULTS = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[dim]-[/]"}
 
 
 def doctor_table(model: str, checks: Sequence[Check]) -> Table:
-    """One line a check: how it went, why it matters, and where it failed what to do."""
-    table = Table(title=f"{escape(model)} as a masked diffusion language model", title_justify="left")
-    for column in ("check", "", "measured", "why it matters"):
+    """One line per check: its result, the measured value, why it matters, and what to do if it failed."""
+    table = Table(title=f"Checks of {escape(model)} as a masked diffusion language model", title_justify="left")
+    for column in ("check", "result", "measured", "why it matters"):
         table.add_column(column)
     for check in checks:
         advice = f"; [bold]{escape(check.remedy)}[/]" if check.ok is False else ""
-        table.add_row(check.name, WORDS[check.ok], escape(check.measured), escape(check.why) + advice)
+        table.add_row(check.name, RESULTS[check.ok], escape(check.measured), escape(check.why) + advice)
     return table

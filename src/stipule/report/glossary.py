@@ -1,4 +1,4 @@
-"""The glossary of logged keys: what docs/metrics.md lists and what the report page explains."""
+"""The glossary of logged keys: docs/metrics.md lists it, and the report page shows it beside each curve."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """One key, or a family of keys: `{a,b}` for alternatives, `<part>` for a name of the task's own."""
+    """One key, or a family of keys: `{a,b}` for alternatives, `<part>` for a name that the task defines."""
 
     key: str
     meaning: str
-    look: str = ""  # when to look closer
+    warning: str = ""  # the value that is a sign of a problem
 
     def covers(self, key: str) -> bool:
         pattern = re.escape(self.key).replace(r"\{", "(").replace(r"\}", ")").replace(",", "|")
@@ -21,101 +21,131 @@ class Entry:
 
 GLOSSARY = (
     Entry("step", "RL steps finished"),
-    Entry("reward/mean", "mean reward of the step's rollouts (sampled, pruned)", "it falls: alarm `collapse`"),
-    Entry("reward/accuracy", "share of right responses among them"),
+    Entry("reward/mean", "mean reward of the step's rollouts, sampled and pruned", "falls: alarm `collapse`"),
+    Entry("reward/accuracy", "fraction of these rollouts that are correct"),
     Entry(
         "reward/frac_nonzero_std",
-        "share of groups whose rewards differ: only they teach",
-        "it stays near 0 before the task is solved: alarm `spread`; raise `sampler.temperature` or set "
+        "fraction of groups whose rewards differ; a group with equal rewards has no advantages",
+        "stays near 0 before the task is solved: alarm `frac_nonzero_std`; raise `sampler.temperature` or set "
         "`sampler.remasking=random`",
     ),
-    Entry("reward/<part>", "mean of each named part of the grade", "`reward/format` falls"),
-    Entry("response/length", "live tokens, up to and including the first end-of-text", "it collapses"),
+    Entry("reward/<part>", "mean of each named part of the reward", "`reward/format` falls"),
+    Entry(
+        "response/length",
+        "mean number of tokens in a response, up to and including the first end-of-text token",
+        "drops sharply",
+    ),
     Entry(
         "response/anchors",
-        "fixed tokens in a response",
-        "it is below round(gamma L): too few tokens may become anchors",
+        "mean number of anchors in a response",
+        "is below round(gamma L): too few tokens are eligible as anchors",
     ),
-    Entry("response/distinct", "different texts / responses", "it is near 1 / group: the group is one response"),
+    Entry(
+        "response/distinct",
+        "number of distinct texts / number of rollouts",
+        "is near 1 / `training.num_generations`: all responses of a group are the same",
+    ),
     Entry(
         "response/copies",
-        "share of groups in which every response is a copy of the first, token by token and call by call",
-        "above 0.95 before the task is solved: alarm `copies`",
+        "fraction of groups in which every response has the tokens of the first one, unmasked in the same forward "
+        "passes",
+        "is above 0.95 before the task is solved: alarm `copies`",
     ),
     Entry(
         "response/repetition",
-        "share of runs of four tokens that the same response has had before",
-        "above 0.5: alarm `repetition`; the model loops",
+        "fraction of sequences of four tokens that occurred earlier in the same response",
+        "is above 0.5: alarm `repetition`; the model loops",
     ),
     Entry(
         "response/confidence",
-        "mean probability of a scored token when it was committed (low where entropy is high)",
-        "near 1 before the task is solved: alarm `confidence`; no exploration",
+        "mean probability, when it was unmasked, of a token in the loss; low where entropy is high",
+        "is near 1 before the task is solved: alarm `confidence`; the model does not explore",
     ),
-    Entry("policy/loss", "eq. 1, negated", "it is not a number: alarm `diverged`, the run stops and dumps the step"),
-    Entry("policy/ratio", "mean of rho of eq. 4; 1 in the first inner update", "it leaves 1 by more than the clip"),
-    Entry("policy/ratio_max", "largest rho of the step", "above 30: alarm `ratio`"),
+    Entry(
+        "policy/loss",
+        "the loss: eq. 1, negated",
+        "is not a finite number: alarm `diverged`; the run stops and saves the step's rollouts",
+    ),
+    Entry(
+        "policy/ratio",
+        "mean probability ratio (rho of eq. 4); 1 in the first inner update",
+        "differs from 1 by more than `objective.epsilon`",
+    ),
+    Entry("policy/ratio_max", "largest probability ratio of the step", "is above 30: alarm `ratio`"),
     Entry(
         "policy/clip_ratio",
-        "share of scored tokens whose gradient the clip has stopped",
-        "above 0.5: alarm `clipped`",
+        "fraction of tokens in the loss whose gradient is 0 because of the clip",
+        "is above 0.5: alarm `clip_ratio`",
     ),
     Entry(
         "policy/kl",
-        "distance to the reference in nats per token (only where `objective.beta` > 0)",
-        "above 1: alarm `kl`",
+        "KL to the reference policy in nats per token; only with `objective.beta` > 0",
+        "is above 1: alarm `kl`",
     ),
     Entry(
         "variance/estimate",
-        "variance of a response's estimate per counted token, over the independent views of the mu updates under one "
-        "policy; needs `training.num_iterations` >= 2, an objective with a ratio and an estimator with noise",
-        "it grows thirtyfold while less than 0.9 is solved: alarm `variance`",
+        "variance of a response's log-probability estimate per token, over the independent mask samples of the mu "
+        "inner updates, all under one policy; needs `training.num_iterations` >= 2, an objective with a ratio, and an "
+        "estimator with random masks",
+        "is 30 times its first values while accuracy is below 0.9: alarm `variance`",
     ),
     Entry(
         "variance/per_sample",
-        "the same of a single view, over the K views of the first update (only where they are independent draws)",
-        "it grows thirtyfold while less than 0.9 is solved: alarm `variance`, where there is no variance/estimate",
+        "the same for a single mask sample, over the K mask samples of the first inner update; only if they are "
+        "independent",
+        "is 30 times its first values while accuracy is below 0.9: alarm `variance`, if `variance/estimate` is not "
+        "logged",
     ),
     Entry(
         "policy/grad_norm",
-        "before clipping, mean over inner updates",
-        "it grows fiftyfold: alarm `gradient`",
+        "gradient norm before clipping, mean over the inner updates",
+        "is 50 times its first values: alarm `grad_norm`",
     ),
     Entry(
         "policy/frac_zero_advantage",
-        "share of rows without advantage, neither scored nor updated (kl = 0)",
-        "1.0 for many steps: nothing is learned",
+        "fraction of rollouts left out of the update because their advantage is 0; only with `objective.beta=0`",
+        "is 1.0 for many steps: the policy does not change",
     ),
-    Entry("time/{rollout,logps,update,reward}", "wall seconds of the step (of many processes, the first one's)"),
-    Entry("nfe/{rollout,logps,update}", "rows x model calls of the step, of all processes together"),
-    Entry("{nfe,time}/total", "since the start of the run"),
-    Entry("learning_rate", "of the step"),
-    Entry("memory/peak", "GiB: the most that the GPU has held since the start, or the process on a CPU", "it grows"),
+    Entry(
+        "time/{rollout,logps,update,reward}",
+        "seconds of each phase of the step; with several processes, of the main process",
+    ),
+    Entry("nfe/{rollout,logps,update}", "rows x forward passes of each phase of the step, summed over all processes"),
+    Entry("{nfe,time}/total", "rows x forward passes, and seconds, since the start of the run"),
+    Entry("learning_rate", "learning rate of the step"),
+    Entry(
+        "memory/peak",
+        "largest memory use since the start in GiB: of the GPU, or of the process on a CPU",
+        "grows",
+    ),
     Entry(
         "unpruned/{reward,accuracy}",
-        "the step's problems rolled out once more without pruning (`training.unpruned_every`)",
-        "far below `reward/mean`, `reward/accuracy`: the anchors do the work",
+        "mean reward and accuracy of the same problems without pruning, every `training.unpruned_every` steps",
+        "is far below `reward/mean` or `reward/accuracy`: much of the reward comes from the anchors",
     ),
-    Entry("unpruned/nfe", "rows x model calls that the audit took; in no other total"),
+    Entry("unpruned/nfe", "rows x forward passes of the rollouts without pruning; in no other total"),
     Entry(
         "approximate/tokens",
-        "with `sampler.confidence_threshold` or `sampler.cache`, every `training.agreement_every` steps: share of live tokens that "
-        "exact rollouts from the same noise have too",
-        "it falls: the model has moved to where the approximation is poor",
+        "with `sampler.confidence_threshold` or `sampler.cache`, every `training.agreement_every` steps: fraction of "
+        "response tokens that are the same in exact rollouts from the same noise",
+        "falls: the approximation has become worse for this policy",
     ),
     Entry(
         "approximate/{accuracy,distinct}",
-        "share solved, and share of a group's texts that are distinct, minus those of the exact rollouts",
-        "`distinct` is far below 0: groups lose what advantages are made of",
+        "accuracy, and fraction of distinct texts in a group, minus those of the exact rollouts",
+        "`approximate/distinct` is far below 0: fewer groups have rewards that differ",
     ),
-    Entry("approximate/nfe", "rows x model calls of those exact rollouts; in no other total"),
-    Entry("eval/{solved,total}", "greedy, unpruned, on held-out problems (`training.evaluate_every`)"),
-    Entry("alarms", "alarms that ring at this step: name, key, value, limit, and a sentence with a remedy"),
+    Entry("approximate/nfe", "rows x forward passes of the exact rollouts; in no other total"),
+    Entry(
+        "eval/{solved,total}",
+        "eval problems solved, and all eval problems; greedy and unpruned, every `training.evaluate_every` steps",
+    ),
+    Entry("alarms", "alarms of this step: name, key, value, limit, and a message with advice"),
 )
 
 
 def explain(key: str) -> Entry | None:
-    """The entry of a logged key: its own before a family's."""
+    """The entry of a logged key; an exact entry comes before a family."""
     return next((entry for entry in GLOSSARY if key == entry.key), None) or next(
         (entry for entry in GLOSSARY if entry.covers(key)), None
     )
@@ -123,5 +153,5 @@ def explain(key: str) -> Entry | None:
 
 def table() -> str:
     """The glossary as the table of docs/metrics.md."""
-    rows = [f"| `{entry.key}` | {entry.meaning} | {entry.look} |".replace("  |", " |") for entry in GLOSSARY]
-    return "\n".join(["| key | meaning | look closer when |", "|---|---|---|", *rows])
+    rows = [f"| `{entry.key}` | {entry.meaning} | {entry.warning} |".replace("  |", " |") for entry in GLOSSARY]
+    return "\n".join(["| key | meaning | warning sign |", "|---|---|---|", *rows])

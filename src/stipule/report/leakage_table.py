@@ -1,4 +1,4 @@
-"""What `stipule anchors audit` prints."""
+"""The tables of `stipule anchors audit`."""
 
 from __future__ import annotations
 
@@ -10,34 +10,43 @@ from rich.table import Table
 from rich.text import Text
 
 
-def leakage_table(found: Mapping[str, Any]) -> Group:
-    """The numbers, and what they say."""
-    table = Table(title=f"Anchors of {found['problems']} training problems", title_justify="left")
-    for column in ("", "solved", "mean reward"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, words in (("empty", "an empty response"), ("read_off", "the anchors alone, read as a response")):
-        part = found[name]
-        table.add_row(words, f"{part['solved']} of {found['problems']}", f"{part['reward']:.3f}")
-    for name, words in (("rolled_without", "rollouts without anchors"), ("rolled_with", "rollouts with anchors")):
-        part = found[name]
-        low, high = part["interval"]
+def leakage_table(result: Mapping[str, Any]) -> Group:
+    """The numbers, and a sentence that says whether the anchors leak."""
+    table = Table(title=f"Anchors of {result['problems']} training problems", title_justify="left")
+    for column in ("graded text", "correct", "mean reward"):
+        table.add_column(column, justify="left" if column == "graded text" else "right")
+    for name, label in (("empty", "an empty response"), ("read_off", "the anchors alone, as a response")):
+        row = result[name]
+        table.add_row(label, f"{row['solved']} of {result['problems']}", f"{row['reward']:.3f}")
+    for name, label in (("rolled_without", "rollouts without anchors"), ("rolled_with", "rollouts with anchors")):
+        row = result[name]
+        low, high = row["interval"]
         table.add_row(
-            f"{words} ({part['groups_with_spread']} groups with spread)",
-            f"{part['solved']} of {part['total']} = {part['solved'] / part['total']:.1%} ({low:.1%} to {high:.1%})",
-            f"{part['reward']:.3f}",
+            f"{label} (rewards differ in {row['groups_with_spread']} groups)",
+            f"{row['solved']} of {row['total']} = {row['solved'] / row['total']:.1%} ({low:.1%} to {high:.1%})",
+            f"{row['reward']:.3f}",
         )
-    return Group(table, Text(verdict(found), style="bold red" if found["held"] or _leaks(found) else "green"))
+    return Group(table, Text(verdict(result), style="bold red" if result["held"] or _leaks(result) else "green"))
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """In words: whether anything leaks, and what to do."""
-    count = f"{found['anchors']:.1f} anchors a response, {found['with_anchors']} of {found['problems']} have any; "
-    if found["held"]:
-        return count + f"{found['held']} hold an answer, its tags or a special token: build the store again"
-    if _leaks(found):
-        return count + "the anchors alone earn more than an empty response: extend the task's protected spans"
-    return count + "none holds an answer, its tags or a special token, and alone they earn nothing"
+def verdict(result: Mapping[str, Any]) -> str:
+    """One sentence: whether the anchors leak, and what to do."""
+    count = (
+        f"{result['anchors']:.1f} anchors per response; {result['with_anchors']} of {result['problems']} problems have "
+        "anchors; "
+    )
+    if result["held"]:
+        return count + (
+            f"in {result['held']} problems an anchor is part of an answer or its tags, or a special token: build the "
+            "store again"
+        )
+    if _leaks(result):
+        return count + "the anchors alone have more reward than an empty response: extend the task's protected spans"
+    return count + (
+        "no anchor is part of an answer or its tags, or a special token, and the anchors alone have no more reward "
+        "than an empty response"
+    )
 
 
-def _leaks(found: Mapping[str, Any]) -> bool:
-    return found["read_off"]["reward"] > found["empty"]["reward"] or found["read_off"]["solved"] > 0
+def _leaks(result: Mapping[str, Any]) -> bool:
+    return result["read_off"]["reward"] > result["empty"]["reward"] or result["read_off"]["solved"] > 0

@@ -1,4 +1,4 @@
-"""The live display of a run: progress, reward curve, where seconds and model calls go."""
+"""The live display of a run: progress, reward and accuracy, seconds and forward passes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 48, top: float | None = None) -> str:
-    """The values as a row of bars from 0 to `top` (their maximum), averaged down to at most `width` of them."""
+    """The values as a row of bars from 0 to `top` (default: the maximum), averaged to at most `width` bars."""
     if not values:
         return ""
     bins = min(width, len(values))
-    cuts = [len(values) * i // bins for i in range(bins + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
-    most = top or max(means) or 1.0
-    return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(mean / most * len(BLOCKS))))] for mean in means)
+    edges = [len(values) * i // bins for i in range(bins + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    highest = top or max(means) or 1.0
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(mean / highest * len(BLOCKS))))] for mean in means)
 
 
 def progress_bar(console: Console) -> Progress:
-    """One bar with count, time spent and time left."""
+    """A bar with count, elapsed time and remaining time."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -42,35 +42,35 @@ def progress_bar(console: Console) -> Progress:
 
 
 @contextmanager
-def bar(console: Console, words: str) -> Iterator[Any]:
-    """Within, the value is a `progress(done, total)` for one stretch of work."""
+def bar(console: Console, description: str) -> Iterator[Any]:
+    """A progress bar; yields the function `progress(done, total)` that updates it."""
     with progress_bar(console) as progress:
-        task = progress.add_task(words, total=None)
+        task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class LiveRun:
-    """Watches a training run (`training.loop.Watch`). Without a terminal it prints a line now and then."""
+    """Shows the events of a training run (`training.anchor_source.Watch`). Without a terminal it prints lines."""
 
     def __init__(self, console: Console, steps: int, earlier: Sequence[Mapping[str, Any]] = ()):
         self.console, self.steps = console, steps
-        self.lines = [line for line in earlier if "reward/mean" in line]  # a broken step has only its alarm
+        self.lines = [line for line in earlier if "reward/mean" in line]  # the line of a failed step has only an alarm
         self.note = ""
-        self.alarms: dict[str, str] = {}  # by name: the last sentence
+        self.alarms: dict[str, str] = {}  # by name: the latest message
         self.progress = progress_bar(console)
         self.task = self.progress.add_task("training", total=steps, completed=len(self.lines))
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+        self.display = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> LiveRun:
         if self.console.is_terminal:
-            self.live.__enter__()
+            self.display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.console.is_terminal:
-            self.live.__exit__(kind, error, trace)
+            self.display.__exit__(kind, error, trace)
 
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "anchors":
@@ -90,17 +90,18 @@ class LiveRun:
     def _line(self, data: Mapping[str, Any]) -> str:
         return (
             f"step {data['step']:>5}/{self.steps}  reward {data['reward/mean']:.3f}  "
-            f"solved {data['reward/accuracy']:.0%}  {data['time/total']:.0f} s  {data['nfe/total']:,} model calls"
+            f"accuracy {data['reward/accuracy']:.0%}  {data['time/total']:.0f} s  "
+            f"{data['nfe/total']:,} forward passes"
         )
 
-    def _draw(self) -> Group:
-        parts: list[Any] = [self.progress]
+    def _render(self) -> Group:
+        renderables: list[Any] = [self.progress]
         if self.lines:
-            parts.append(self._table(self.lines[-1]))
-        parts += [Text(words, style="bold red") for words in self.alarms.values()]
+            renderables.append(self._table(self.lines[-1]))
+        renderables += [Text(message, style="bold red") for message in self.alarms.values()]
         if self.note:
-            parts.append(Text(self.note, style="dim"))
-        return Group(*parts)
+            renderables.append(Text(self.note, style="dim"))
+        return Group(*renderables)
 
     def _table(self, last: Mapping[str, Any]) -> Table:
         def history(key: str) -> list[float]:
@@ -109,24 +110,24 @@ class LiveRun:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("reward", f"{last['reward/mean']:.3f}", Text(sparkline(history("reward/mean")), style="cyan"))
         grid.add_row(
-            "solved",
+            "accuracy",
             f"{last['reward/accuracy']:.0%}",
             Text(sparkline(history("reward/accuracy"), top=1.0), style="green"),
         )
-        if found := [line for line in self.lines if "eval/solved" in line]:
-            share = found[-1]["eval/solved"] / found[-1]["eval/total"]
-            grid.add_row("held out", f"{share:.0%}", Text(f"greedy, at step {found[-1]['step']}", style="dim"))
+        if evaluated := [line for line in self.lines if "eval/solved" in line]:
+            accuracy = evaluated[-1]["eval/solved"] / evaluated[-1]["eval/total"]
+            grid.add_row("eval accuracy", f"{accuracy:.0%}", Text(f"greedy, step {evaluated[-1]['step']}", style="dim"))
         grid.add_row(
-            "learning from",
+            "rewards differ",
             f"{last['reward/frac_nonzero_std']:.0%}",
-            Text("of the groups: their rewards differ", style="dim"),
+            Text("of the groups; the others have no advantages", style="dim"),
         )
         seconds = {k.split("/")[1]: v for k, v in last.items() if k.startswith("time/") and k != "time/total"}
-        grid.add_row("seconds a step", f"{sum(seconds.values()):.2f}", _split(seconds, "{:.2f}"))
-        calls = {k.split("/")[1]: v for k, v in last.items() if k.startswith("nfe/") and k != "nfe/total"}
-        grid.add_row("model calls", f"{sum(calls.values()):,.0f}", _split(calls, "{:,.0f}"))
+        grid.add_row("seconds per step", f"{sum(seconds.values()):.2f}", _by_phase(seconds, "{:.2f}"))
+        nfe = {k.split("/")[1]: v for k, v in last.items() if k.startswith("nfe/") and k != "nfe/total"}
+        grid.add_row("forward passes", f"{sum(nfe.values()):,.0f}", _by_phase(nfe, "{:,.0f}"))
         return grid
 
 
-def _split(parts: Mapping[str, float], form: str) -> Text:
-    return Text(" · ".join(f"{name} {form.format(value)}" for name, value in parts.items()), style="dim")
+def _by_phase(values: Mapping[str, float], template: str) -> Text:
+    return Text(" · ".join(f"{name} {template.format(value)}" for name, value in values.items()), style="dim")

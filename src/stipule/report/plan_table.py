@@ -1,4 +1,4 @@
-"""What `stipule plan` prints."""
+"""The tables of `stipule plan`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from stipule.training.settings import Recipe
 GIB = 2**30
 
 
-def plan_tables(recipe: Recipe, found: Forecast) -> RenderableType:
-    """Work, memory, seconds and scaling, each with what it rests on."""
-    pieces: list[RenderableType] = [_head(recipe, found), _work(found), _memory(recipe, found)]
-    if found.seconds is not None:
-        pieces.append(_seconds(recipe, found))
-    if found.scaling:
-        pieces += [_spreads(found.scaling), _curve(found.scaling_curve)]
-    return Group(*pieces)
+def plan_tables(recipe: Recipe, forecast: Forecast) -> RenderableType:
+    """Operations, memory, seconds and scaling, each with its source."""
+    renderables: list[RenderableType] = [
+        _header(recipe, forecast), _flops_table(forecast), _memory_table(recipe, forecast)
+    ]  # fmt: skip
+    if forecast.seconds is not None:
+        renderables.append(_seconds_table(recipe, forecast))
+    if forecast.scaling:
+        renderables += [_scaling_table(forecast.scaling), _curve_table(forecast.scaling_curve)]
+    return Group(*renderables)
 
 
-def _below(table: Table, words: str) -> Group:
-    """A table with a line under it, not squeezed into its width."""
-    return Group(table, Text(words + "\n", style="dim"))
+def _with_note(table: Table, note: str) -> Group:
+    """A table with a line below it that may be wider than the table."""
+    return Group(table, Text(note + "\n", style="dim"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -37,92 +39,101 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _head(recipe: Recipe, found: Forecast) -> Text:
-    shape, settings = found.shape, recipe.training
+def _header(recipe: Recipe, forecast: Forecast) -> Text:
+    shape, settings, prompts = forecast.shape, recipe.training, forecast.prompt_shape
     rows = settings.prompts_per_step * settings.num_generations
     return Text(
-        f"{recipe.model.path}: {shape.parameters:,} parameters, {shape.trained:,} trained; sizes from {found.source}\n"
-        f"a step: {settings.prompts_per_step} problems x {settings.num_generations} = {rows} responses of {recipe.sampler.gen_length} tokens "
-        f"after prompts of {found.prompt_shape.tokens} ({found.prompt_shape.source}), {settings.num_iterations} updates\n"
-        "counted for responses of full length; less where rows end early or have no advantage\n"
-        + ("confidence or difficulty decides by row: rollout calls are the most it takes\n" * is_upper_bound(recipe))
+        f"{recipe.model.path}: {shape.parameters:,} parameters, {shape.trained:,} trained; sizes from "
+        f"{forecast.source}\n"
+        f"one step: {settings.prompts_per_step} prompts x {settings.num_generations} generations = {rows} rollouts of "
+        f"{recipe.sampler.gen_length} tokens, prompts of {prompts.tokens} tokens ({prompts.source}), "
+        f"{settings.num_iterations} inner updates\n"
+        "counted for rollouts of full length; less if rows end early or have no advantage\n"
+        + ("pruning differs by row (confidence or difficulty): the counts are upper bounds\n" * is_upper_bound(recipe))
     )
 
 
-def _work(found: Forecast) -> Group:
-    table = _table("Work of one RL step", "part", "row calls", "tokens", "to the head", "body", "attention", "head")
-    for name, part in found.flops.phases.items():
-        operations = [f"{x / 1e12:.4g}" for x in (part.backbone, part.attention, part.head)]
-        table.add_row(name, f"{part.calls:,}", f"{part.tokens:,}", f"{part.head_tokens:,}", *operations)
-    return _below(table, f"operations in units of 10^12; {found.flops.operations / 1e12:,.4g} in all")
+def _flops_table(forecast: Forecast) -> Group:
+    table = _table(
+        "Operations of one RL step", "phase", "rows x forward passes", "tokens", "LM head tokens", "backbone",
+        "attention", "LM head",
+    )  # fmt: skip
+    for name, phase in forecast.flops.phases.items():
+        operations = [f"{x / 1e12:.4g}" for x in (phase.backbone, phase.attention, phase.head)]
+        table.add_row(name, f"{phase.calls:,}", f"{phase.tokens:,}", f"{phase.head_tokens:,}", *operations)
+    return _with_note(table, f"operations in units of 10^12; {forecast.flops.operations / 1e12:,.4g} in total")
 
 
-def _memory(recipe: Recipe, found: Forecast) -> Group:
-    peaks = found.peaks
-    table = _table("Peak memory of a step", "what", "GiB")
+def _memory_table(recipe: Recipe, forecast: Forecast) -> Group:
+    memory = forecast.peaks
+    table = _table("Peak memory of one RL step", "item", "GiB")
     for name in ("weights", "adapters", "gradients", "optimizer", "reference"):
-        if amount := getattr(peaks, name):
-            table.add_row(name, f"{amount / GIB:.3f}")
+        if num_bytes := getattr(memory, name):
+            table.add_row(name, f"{num_bytes / GIB:.3f}")
     table.add_section()
     for name in ("rollout", "logps", "update", "optimizer_step"):
-        table.add_row(f"most during {name.replace('_', ' ')}", f"{getattr(peaks, name) / GIB:.3f}")
+        table.add_row(f"peak during {name.replace('_', ' ')}", f"{getattr(memory, name) / GIB:.3f}")
     table.add_section()
-    table.add_row("needed", f"{found.needed_memory / GIB:.3f}")
+    table.add_row("needed", f"{forecast.needed_memory / GIB:.3f}")
     cache = recipe.sampler.cache
-    words = "no cache of keys and values is held: every call is a full forward"
+    note = "no KV cache: every forward pass computes all tokens"
     if cache is not None:
-        words = f"the {cache.kind} cache of keys and values is in the rollout; its calls are counted as full forwards"
-    if found.budget is not None:
-        table.add_row("the device has", f"{found.budget / GIB:.3f}")
-        if found.remedy is None:
-            words += "; it fits"
-        elif found.remedy.fits:
-            words += f"; it does not fit, but does with: {' '.join(found.remedy.settings)} "
-            words += f"({found.remedy.needed_bytes / GIB:.1f} GiB)"
+        note = f"rollout includes the {cache.kind} KV cache; operations are counted as without a cache"
+    if forecast.budget is not None:
+        table.add_row("memory of the device", f"{forecast.budget / GIB:.3f}")
+        if forecast.remedy is None:
+            note += "; it fits"
+        elif forecast.remedy.fits:
+            note += f"; it does not fit; it fits with: {' '.join(forecast.remedy.settings)} "
+            note += f"({forecast.remedy.needed_bytes / GIB:.1f} GiB)"
         else:
-            words += f"; it does not fit, and not even with: {' '.join(found.remedy.settings)} "
-            words += f"({found.remedy.needed_bytes / GIB:.1f} GiB); shard it over more devices: --gpus 8 --engine fsdp2"
-    return _below(table, words)
+            note += f"; it does not fit, not even with: {' '.join(forecast.remedy.settings)} "
+            note += (
+                f"({forecast.remedy.needed_bytes / GIB:.1f} GiB); shard it over more devices: --gpus 8 --engine fsdp2"
+            )
+    return _with_note(table, note)
 
 
-def _seconds(recipe: Recipe, found: Forecast) -> Group:
-    seconds = found.seconds
+def _seconds_table(recipe: Recipe, forecast: Forecast) -> Group:
+    seconds = forecast.seconds
     assert seconds is not None
-    table = _table("Seconds on one device", "part", "seconds", "of the matmul rate")
-    for name, part in found.flops.phases.items():
-        spent = getattr(seconds, name)
-        share = f"{part.operations / spent / seconds.matmul:.0%}" if spent else ""
-        table.add_row(name, f"{spent:,.3f}", share)
+    table = _table("Seconds on one device", "phase", "seconds", "of the matmul rate")
+    for name, phase in forecast.flops.phases.items():
+        phase_seconds = getattr(seconds, name)
+        utilization = f"{phase.operations / phase_seconds / seconds.matmul:.0%}" if phase_seconds else ""
+        table.add_row(name, f"{phase_seconds:,.3f}", utilization)
     table.add_section()
-    table.add_row("a step", f"{seconds.step:,.3f}", "")
-    if found.in_bfloat16:
-        table.add_row("the same, model.autocast=true", f"{found.in_bfloat16.step:,.3f}", "")
-    for name, calls in found.extra_calls.items():
-        table.add_row(f"{name} in a run", f"{calls * seconds.rollout / found.flops.rollout.calls:,.1f}", "")
+    table.add_row("one step", f"{seconds.step:,.3f}", "")
+    if forecast.in_bfloat16:
+        table.add_row("one step with model.autocast=true", f"{forecast.in_bfloat16.step:,.3f}", "")
+    for name, calls in forecast.extra_calls.items():
+        table.add_row(f"{name} in a run", f"{calls * seconds.rollout / forecast.flops.rollout.calls:,.1f}", "")
     steps = recipe.training.steps
-    run = found.run_seconds(steps)
-    table.add_row(f"a run of {steps} steps", f"{run:,.1f} ({run / 3600:,.1f} h)", "")
-    return _below(table, f"{seconds.source}; matmul rate {seconds.matmul / 1e12:.3g} x 10^12 operations a second")
+    run_seconds = forecast.run_seconds(steps)
+    table.add_row(f"a run of {steps} steps", f"{run_seconds:,.1f} ({run_seconds / 3600:,.1f} h)", "")
+    return _with_note(table, f"{seconds.source}; matmul rate {seconds.matmul / 1e12:.3g} x 10^12 operations per second")
 
 
-def _spreads(spreads: list[ScalingForecast]) -> Group:
-    title = f"{spreads[0].devices} devices, a step's groups dealt out over them"
-    table = _table(title, "engine", "s a step", "computing", "sending", "GiB each", "efficiency", "dominated by")
-    for found in spreads:
+def _scaling_table(forecasts: list[ScalingForecast]) -> Group:
+    title = f"{forecasts[0].devices} devices that share the groups of a step"
+    table = _table(
+        title, "engine", "s per step", "computing", "communication", "GiB per device", "efficiency", "limited by"
+    )
+    for forecast in forecasts:
         table.add_row(
-            f"{found.engine}: {ENGINES[found.engine]}",
-            f"{found.seconds:,.2f}",
-            f"{found.compute:,.2f}",
-            f"{found.communication:,.2f}",
-            f"{found.memory / GIB:.1f}",
-            f"{found.efficiency:.0%}",
-            found.dominates,
+            f"{forecast.engine}: {ENGINES[forecast.engine]}",
+            f"{forecast.seconds:,.2f}",
+            f"{forecast.compute:,.2f}",
+            f"{forecast.communication:,.2f}",
+            f"{forecast.memory / GIB:.1f}",
+            f"{forecast.efficiency:.0%}",
+            forecast.dominates,
         )
-    return _below(table, "gathering weights overlaps with computing, reducing gradients does not; docs/scaling.md")
+    return _with_note(table, "gathering weights overlaps with computing, reducing gradients does not; docs/scaling.md")
 
 
-def _curve(curve: list[ScalingForecast]) -> Group:
-    table = _table(f"{curve[0].engine}: where it stops", "devices", "s a step", "efficiency")
-    for found in curve:
-        table.add_row(str(found.devices), f"{found.seconds:,.2f}", f"{found.efficiency:.0%}")
-    return _below(table, "groups never cross devices, so a step has no use for more devices than problems")
+def _curve_table(curve: list[ScalingForecast]) -> Group:
+    table = _table(f"{curve[0].engine}: efficiency by number of devices", "devices", "s per step", "efficiency")
+    for forecast in curve:
+        table.add_row(str(forecast.devices), f"{forecast.seconds:,.2f}", f"{forecast.efficiency:.0%}")
+    return _with_note(table, "a group is never split, so more devices than prompts per step do not help")

@@ -1,4 +1,4 @@
-"""What `stipule variance` prints."""
+"""The tables of `stipule variance`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from rich.console import Group
 from rich.table import Table
 
 
-def variance_tables(found: Mapping[str, Any]) -> Group:
-    """The study as tables: rollouts x masks, forms at equal calls, the split of eq. 14, differences after updates."""
-    return Group(_crossing(found), _forms(found["forms"]), _split(found["split"]), _differences(found["differences"]))
+def variance_tables(study: Mapping[str, Any]) -> Group:
+    """Rollouts x masks, estimators at equal forward passes, the terms of eq. 14, and differences after updates."""
+    return Group(
+        _rollouts_by_masks(study),
+        _estimators(study["forms"]),
+        _split(study["split"]),
+        _differences(study["differences"]),
+    )
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -21,43 +26,49 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _crossing(found: Mapping[str, Any]) -> Table:
-    pruning = found["pruning"]
+def _rollouts_by_masks(study: Mapping[str, Any]) -> Table:
+    pruning = study["pruning"]
     table = _table(
-        f"Variance of one draw of the ELBO, {found['responses']} responses x {found['draws']} draws; gamma "
-        f"{pruning['gamma']:g} ({pruning['keep']}, {pruning['anchors']:.1f} anchors), cut-off {pruning['cutoff']:g}",
+        f"Variance of the ELBO with one mask sample, {study['responses']} responses x {study['draws']} samples; gamma "
+        f"{pruning['gamma']:g} ({pruning['keep']}, {pruning['anchors']:.1f} anchors), cutoff {pruning['cutoff']:g}",
         "rollouts", "masks", "tokens L'", "variance of the sum", "relative", "per token", "relative", "quartiles",
     )  # fmt: skip
-    for row in found["crossing"]:
-        each = row["per_token"]
+    for row in study["crossing"]:
+        per_token = row["per_token"]
         table.add_row(
             row["rollouts"],
             row["masks"],
             f"{row['tokens']:.1f}",
             _mean(row["sum"]),
-            _share(row["ratio"]),
-            _mean(each),
-            _share(row["ratio_per_token"]),
-            f"{each['quartiles'][0]:.2g}, {each['median']:.2g}, {each['quartiles'][1]:.2g}",
+            _ratio(row["ratio"]),
+            _mean(per_token),
+            _ratio(row["ratio_per_token"]),
+            f"{per_token['quartiles'][0]:.2g}, {per_token['median']:.2g}, {per_token['quartiles'][1]:.2g}",
         )
     return table
 
 
-def _forms(rows: Sequence[Mapping[str, Any]]) -> Table:
-    calls = sorted({row["calls"] for row in rows})
+def _estimators(rows: Sequence[Mapping[str, Any]]) -> Table:
+    counts = sorted({row["calls"] for row in rows})
     table = _table(
-        "Variance of the sum at equal model calls, relative to the paper's form", "form", *(f"{c} calls" for c in calls)
+        "Variance of the sum at equal forward passes, relative to the paper's estimator",
+        "estimator",
+        *(f"{count} forward passes" if count > 1 else "1 forward pass" for count in counts),
     )
     table.columns[1].justify = "right"
-    for form in dict.fromkeys(row["form"] for row in rows):
-        mine = {row["calls"]: row for row in rows if row["form"] == form}
-        table.add_row(form, *(_share(mine[c]["ratio"]) if c in mine else "-" for c in calls))
+    for name in dict.fromkeys(row["form"] for row in rows):
+        by_count = {row["calls"]: row for row in rows if row["form"] == name}
+        table.add_row(name, *(_ratio(by_count[count]["ratio"]) if count in by_count else "-" for count in counts))
     return table
 
 
 def _split(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
-        "Where a single draw's variance comes from (eq. 14)", "form", "time part", "noise part", "time share"
+        "Variance of one mask sample in two terms (eq. 14)",
+        "estimator",
+        "of the mask ratio",
+        "of the masked tokens",
+        "fraction of the mask ratio",
     )
     table.columns[1].justify = "right"
     for row in rows:
@@ -68,13 +79,17 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(
-        "Variance of B_new - B_old per token after inner updates", "rollouts", "updates", "shared masks", "own masks"
+        "Variance of B_new - B_old per token after inner updates",
+        "rollouts",
+        "updates",
+        "shared masks",
+        "independent masks",
     )
     for row in rows:
         table.add_row(row["rollouts"], str(row["updates"]), _mean(row["shared"]), _mean(row["own"]))
     if not rows:
         table.caption = (
-            "no group's rewards differ in the steps tried: nothing to learn from; raise training.prompts_per_step"
+            "in no group of the steps tried do rewards differ, so there is no update; raise training.prompts_per_step"
         )
     return table
 
@@ -83,6 +98,6 @@ def _mean(summary: Mapping[str, Any]) -> str:
     return f"{summary['mean']:.3g} ({summary['low']:.2g} to {summary['high']:.2g})"
 
 
-def _share(ratio: Sequence[float]) -> str:
-    middle, low, high = ratio
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+def _ratio(ratio: Sequence[float]) -> str:
+    mean, low, high = ratio
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"

@@ -1,4 +1,4 @@
-"""What the paper reports (tables 2-7, figure 3), and what each of its rows is in the small world."""
+"""The numbers of the paper (tables 2-7, figure 3), and the recipe overrides of each row on the testbed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import Literal
 
 from stipule.errors import RecipeError
 
-# calls: those of the anchors included; variance: per counted token; sum variance: of the sum over them.
+# calls: pre-generation of anchors included; variance: per token in the normalizer; sum variance: of their sum.
 Quantity = Literal["accuracy", "calls", "calls of training", "seconds", "variance", "sum variance"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A way of training, named once and used by every table it stands in.
+    """A way of training. Several tables may contain it.
 
-    accuracy: per cent, by the paper's task. seconds: of training, by task. changes: overrides on the recipe of a world;
+    accuracy: per cent, by the paper's task. seconds: of training, by task. overrides: of the testbed's recipe; None for
+    the untrained base.
     """
 
     title: str
     accuracy: Mapping[str, float]
     seconds: Mapping[str, int]
-    changes: tuple[str, ...] | None
+    overrides: tuple[str, ...] | None
 
 
-# What stands for the paper's 0.05 and 0.10 on responses of 16 tokens: two tokens and four. One would be nearer, but a
-# cut-off of one token saves no call ((1 - 1/16) 16 + 1 = 16, eq. 10) and moves no response.
+# Two and four tokens replace the paper's 0.05 and 0.10, because responses have 16 tokens here. One token would be
+# closer to 0.05, but a cutoff of one token saves no forward pass ((1 - 1/16) 16 + 1 = 16, eq. 10) and changes nothing.
 LIGHT, HEAVY = 2 / 16, 4 / 16
 
 ONE_STEP = ("estimator.kind=one_step", "advantage.scale_rewards=false", "objective.loss_aggregation=token")
@@ -34,12 +35,12 @@ SPG = ("estimator.kind=spg", "estimator.block_length=8", "advantage.scale_reward
 
 
 def spatial(ratio: float, *more: str) -> tuple[str, ...]:
-    """Overrides that turn on spatial pruning at this ratio."""
+    """Overrides for spatial pruning at this ratio."""
     return (f"pruning.spatial.ratio={ratio}", *more)
 
 
 def temporal(cutoff: float) -> tuple[str, ...]:
-    """Overrides that turn on temporal pruning at this cut-off."""
+    """Overrides for temporal pruning at this cutoff."""
     return (f"pruning.temporal.cutoff={cutoff}",)
 
 
@@ -50,63 +51,63 @@ ROWS: Mapping[str, Row] = {
         title="base, untrained",
         accuracy={"math": 32.80, "gsm8k": 77.79, "countdown": 16.80},
         seconds={},
-        changes=None,
+        overrides=None,
     ),
     "elbo": Row(
         title="GRPO w/ ELBO",
         accuracy={"math": 34.20, "gsm8k": 80.52, "countdown": 36.33},
         seconds={"math": 126_045, "gsm8k": 163_035, "countdown": 164_657},
-        changes=(),
+        overrides=(),
     ),
     "diffu": Row(
         title="Diffu-GRPO",
         accuracy={"math": 32.80, "gsm8k": 80.21, "countdown": 25.39},
         seconds={"math": 113_358, "gsm8k": 146_641, "countdown": 147_100},
-        changes=ONE_STEP,
+        overrides=ONE_STEP,
     ),
     "stp": Row(
         title="STP",
         accuracy={"math": 36.20, "gsm8k": 80.97, "countdown": 66.02},
         seconds={"math": 98_537, "gsm8k": 144_536, "countdown": 142_055},
-        changes=STP,
+        overrides=STP,
     ),
     "diffu_stp": Row(
-        title="Diffu-GRPO + STP", accuracy={"math": 34.40}, seconds={"math": 79_529}, changes=(*ONE_STEP, *STP)
+        title="Diffu-GRPO + STP", accuracy={"math": 34.40}, seconds={"math": 79_529}, overrides=(*ONE_STEP, *STP)
     ),
-    "spg": Row(title="SPG", accuracy={"math": 36.10}, seconds={"math": 89_525}, changes=SPG),
-    "spg_stp": Row(title="SPG + STP", accuracy={"math": 36.60}, seconds={"math": 82_830}, changes=(*SPG, *STP)),
+    "spg": Row(title="SPG", accuracy={"math": 36.10}, seconds={"math": 89_525}, overrides=SPG),
+    "spg_stp": Row(title="SPG + STP", accuracy={"math": 36.60}, seconds={"math": 82_830}, overrides=(*SPG, *STP)),
     "stp_truth": Row(
         title="STP, reference solutions",
         accuracy={"math": 36.60},
         seconds={"math": 99_756},
-        changes=(*STP, "pruning.spatial.source=ground_truth"),
+        overrides=(*STP, "pruning.spatial.source=ground_truth"),
     ),
     "spatial": Row(
-        title="spatial only, 0.05", accuracy={"math": 35.20}, seconds={"math": 102_553}, changes=spatial(LIGHT)
+        title="spatial only, 0.05", accuracy={"math": 35.20}, seconds={"math": 102_553}, overrides=spatial(LIGHT)
     ),
     "temporal": Row(
-        title="temporal only, 0.05", accuracy={"math": 36.60}, seconds={"math": 102_190}, changes=temporal(LIGHT)
+        title="temporal only, 0.05", accuracy={"math": 36.60}, seconds={"math": 102_190}, overrides=temporal(LIGHT)
     ),
     "spatial_heavy": Row(
-        title="spatial only, 0.10", accuracy={"math": 34.20}, seconds={"math": 100_935}, changes=spatial(HEAVY)
+        title="spatial only, 0.10", accuracy={"math": 34.20}, seconds={"math": 100_935}, overrides=spatial(HEAVY)
     ),
     "temporal_heavy": Row(
-        title="temporal only, 0.10", accuracy={"math": 35.20}, seconds={"math": 102_165}, changes=temporal(HEAVY)
+        title="temporal only, 0.10", accuracy={"math": 35.20}, seconds={"math": 102_165}, overrides=temporal(HEAVY)
     ),
     "spatial_random": Row(
         title="spatial only, 0.05, random tokens",
         accuracy={"math": 34.60},
         seconds={"math": 98_234},
-        changes=spatial(LIGHT, "pruning.spatial.keep=random"),
+        overrides=spatial(LIGHT, "pruning.spatial.keep=random"),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper says that `better` has more accuracy than `worse`, or less of anything else."""
+    """The row `better` has a higher accuracy than `worse`, or a lower value of another quantity."""
 
-    words: str
+    text: str
     better: str
     worse: str
     quantity: Quantity
@@ -114,7 +115,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure: the rows it compares and what the paper concludes from them."""
+    """A table or figure: the rows that it compares, and the claims of the paper about them."""
 
     title: str
     rows: tuple[str, ...]
@@ -189,7 +190,7 @@ TABLES: Mapping[str, Table] = {
 
 
 def table_of(name: str) -> Table:
-    """Raises RecipeError, naming the known ones, for any other table."""
+    """The table of this name. Raises RecipeError for an unknown one."""
     if name not in TABLES:
-        raise RecipeError(f"{name!r} is no table or figure to reproduce; there are {', '.join(TABLES)}")
+        raise RecipeError(f"the table is {name!r}; allowed: {', '.join(TABLES)}, or all")
     return TABLES[name]

@@ -1,4 +1,4 @@
-"""The runs behind a table: each row x seed is `stipule train` and `stipule eval`, a process and a core each."""
+"""The runs of a table. Each row and seed is one `stipule train` and one `stipule eval`, on a CPU core of its own."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
 from stipule.reproduce.paper import ROWS
 from stipule.training.checkpoint import newest_checkpoint, read_train_state
+from stipule.training.run_folder import check_format
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained (or untrained) model: held-out problems by key, what training it took, its variance by step."""
+    """The results of one model, trained or not."""
 
-    correct: dict[str, bool]
-    calls: int  # rows x model calls of training, without those that made the anchors
-    anchor_calls: int
-    seconds: float
-    variance: Mapping[int, float]  # of the estimate per counted token, at the RL steps that logged one
-    sum_variance: Mapping[int, float]  # of the sum over the counted tokens, at the same steps
-    environment: Mapping[str, Any]  # where it was made
+    correct: dict[str, bool]  # whether each eval problem is solved, by its key
+    calls: int  # rows x forward passes of training, without pre-generation of anchors
+    anchor_calls: int  # those of pre-generation
+    seconds: float  # of training
+    variance: Mapping[int, float]  # of the estimate per token in the normalizer, by RL step; only steps that logged it
+    sum_variance: Mapping[int, float]  # of the sum over these tokens, for the same steps
+    environment: Mapping[str, Any]  # machine and versions
     evaluation_seconds: float
 
     @property
@@ -36,109 +37,111 @@ class Outcome:
         return sum(self.correct.values())
 
 
-def recipe_of(world: str) -> str:
-    """The recipe of a world: a shipped one by name, or a YAML file."""
-    return world if world.endswith((".yaml", ".yml")) else f"reproduce/{world}"
+def recipe_of(testbed: str) -> str:
+    """The recipe of a testbed, which is the name of a shipped one or a YAML file."""
+    return testbed if testbed.endswith((".yaml", ".yml")) else f"reproduce/{testbed}"
 
 
-def place_of(out: Path, world: str, row: str, seed: int) -> Path:
-    """Where a run lies; the untrained base has no seed."""
-    return out / Path(world).stem / (row if ROWS[row].changes is None else f"{row}-{seed}")
+def run_path(out: Path, testbed: str, row: str, seed: int) -> Path:
+    """The folder of a run. The untrained base has no seed."""
+    return out / Path(testbed).stem / (row if ROWS[row].overrides is None else f"{row}-{seed}")
 
 
-def commands(out: Path, world: str, row: str, seed: int) -> list[list[str]]:
-    """The words after `stipule` that make a row: what anyone can type."""
-    place = place_of(out, world, row, seed)
-    recipe, changes = recipe_of(world), ROWS[row].changes
-    if changes is None:
-        return [["eval", load_recipe(recipe).model.path, "--recipe", recipe, "--out", str(place)]]
-    train = ["train", recipe, *changes, "--seed", str(seed), "--out", str(place)]
-    return [train, ["eval", str(place), "--out", str(place / "evaluation")]]
+def commands(out: Path, testbed: str, row: str, seed: int) -> list[list[str]]:
+    """The arguments of the `stipule` commands of one run."""
+    path = run_path(out, testbed, row, seed)
+    recipe, overrides = recipe_of(testbed), ROWS[row].overrides
+    if overrides is None:
+        return [["eval", load_recipe(recipe).model.path, "--recipe", recipe, "--out", str(path)]]
+    train = ["train", recipe, *overrides, "--seed", str(seed), "--out", str(path)]
+    return [train, ["eval", str(path), "--out", str(path / "evaluation")]]
 
 
 def run_all(
-    rows: Sequence[str], world: str, seeds: int, out: Path, jobs: int, progress: Callable[[int, int], None]
+    rows: Sequence[str], testbed: str, seeds: int, out: Path, jobs: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Makes what is not there yet; interrupted, the same call goes on. Raises StipuleError with a run's own words."""
-    wanted = {(row, seed if ROWS[row].changes is not None else 0) for seed in range(seeds) for row in rows}
-    # Seed by seed, so that a table can be read before its last seed is there.
-    order = sorted(wanted, key=lambda pair: (pair[1], rows.index(pair[0])))
-    done = 0
+    """Runs everything that is not finished, so the same call continues after an interruption.
+
+    Raises StipuleError with the last line of the output if a run fails.
+    """
+    runs = {(row, seed if ROWS[row].overrides is not None else 0) for seed in range(seeds) for row in rows}
+    # By seed first, so that the table can be printed before the last seed is finished.
+    order = sorted(runs, key=lambda run: (run[1], rows.index(run[0])))
+    finished = 0
     with ThreadPoolExecutor(jobs) as pool:
-        pending = [pool.submit(_make, out, world, row, seed) for row, seed in order]
+        pending = [pool.submit(_run, out, testbed, row, seed) for row, seed in order]
         try:
-            for each in pending:
-                each.result()
-                done += 1
-                progress(done, len(order))
+            for future in pending:
+                future.result()
+                finished += 1
+                progress(finished, len(order))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _make(out: Path, world: str, row: str, seed: int) -> None:
-    place = place_of(out, world, row, seed)
-    _check(place, world, row, seed)
-    for words in commands(out, world, row, seed):
-        if words[0] == "train":
-            if _trained(place):
+def _run(out: Path, testbed: str, row: str, seed: int) -> None:
+    path = run_path(out, testbed, row, seed)
+    _check_recipe(path, testbed, row, seed)
+    for arguments in commands(out, testbed, row, seed):
+        if arguments[0] == "train":
+            if _is_trained(path):
                 continue
-            words = [*words, *(["--resume"] if place.exists() else [])]
-        elif (Path(words[-1]) / "result.json").exists():
+            arguments = [*arguments, *(["--resume"] if path.exists() else [])]
+        elif (Path(arguments[-1]) / "result.json").exists():
             continue
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "stipule", *words], env=environment, capture_output=True, text=True
+        process = subprocess.run(
+            [sys.executable, "-m", "stipule", *arguments], env=environment, capture_output=True, text=True
         )
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()
+        if process.returncode:
+            output = (process.stderr or process.stdout).strip().splitlines()
             raise StipuleError(
-                f"stipule {' '.join(words)} ended with {done.returncode}: {said[-1] if said else 'nothing said'}; "
-                "the finished runs are kept: the same command goes on"
+                f"stipule {' '.join(arguments)} exited with {process.returncode}: "
+                f"{output[-1] if output else 'no output'}; finished runs are kept: run the same command again"
             )
 
 
-def _check(place: Path, world: str, row: str, seed: int) -> None:
-    """Raises StipuleError if what is there was made by another recipe: a table must not mix two worlds."""
-    kept, changes = place / "recipe.yaml", ROWS[row].changes
-    if changes is None or not kept.exists():
+def _check_recipe(path: Path, testbed: str, row: str, seed: int) -> None:
+    """Raises StipuleError if the folder has a run of another recipe: one table must not mix two recipes."""
+    recipe_path, overrides = path / "recipe.yaml", ROWS[row].overrides
+    if overrides is None or not recipe_path.exists():
         return
-    if load_recipe(str(kept)) != load_recipe(recipe_of(world), (*changes, f"training.seed={seed}")):
+    check_format(path)
+    if load_recipe(str(recipe_path)) != load_recipe(recipe_of(testbed), (*overrides, f"training.seed={seed}")):
         raise StipuleError(
-            f"{place} holds a run of another recipe than {world} is now; its runs and new ones would stand in one "
-            "table; give another --out, or remove the folder"
+            f"{path} has a run of another recipe than {testbed} is now; one table must not mix two recipes; give "
+            "another --out, or remove the folder"
         )
 
 
-def _trained(place: Path) -> bool:
-    newest = newest_checkpoint(place / "checkpoints")
-    return (
-        newest is not None and read_train_state(newest).step == load_recipe(str(place / "recipe.yaml")).training.steps
-    )
+def _is_trained(path: Path) -> bool:
+    newest = newest_checkpoint(path / "checkpoints")
+    return newest is not None and read_train_state(newest).step == load_recipe(str(path / "recipe.yaml")).training.steps
 
 
-def outcome(out: Path, world: str, row: str, seed: int) -> Outcome:
-    """What a finished run left in its folder."""
-    place = place_of(out, world, row, seed)
-    if ROWS[row].changes is None:
-        result = _json(place / "result.json")
-        return Outcome(_correct(place), 0, 0, 0.0, {}, {}, result["environment"], result["seconds"])
-    newest = newest_checkpoint(place / "checkpoints")
+def read_outcome(out: Path, testbed: str, row: str, seed: int) -> Outcome:
+    """Reads the results of a finished run from its folder."""
+    path = run_path(out, testbed, row, seed)
+    if ROWS[row].overrides is None:
+        result = _json(path / "result.json")
+        return Outcome(_correct(path), 0, 0, 0.0, {}, {}, result["environment"], result["seconds"])
+    newest = newest_checkpoint(path / "checkpoints")
     assert newest is not None
-    progress, key = read_train_state(newest), "variance/estimate"
-    logged = [line for line in _lines(place / "metrics.jsonl") if key in line]
+    state, key = read_train_state(newest), "variance/estimate"
+    logged = [line for line in _lines(path / "metrics.jsonl") if key in line]
     return Outcome(
-        correct=_correct(place / "evaluation"),
-        calls=progress.model_calls,
-        anchor_calls=progress.pregeneration_calls,
-        seconds=progress.seconds,
+        correct=_correct(path / "evaluation"),
+        calls=state.model_calls,
+        anchor_calls=state.pregeneration_calls,
+        seconds=state.seconds,
         variance={line["step"]: line[key] for line in logged},
-        # Exact where all responses count equally many tokens, as in a world without end-of-text.
+        # Exact if all responses have the same number of tokens, as on a testbed without end-of-text.
         sum_variance={
             line["step"]: line[key] * (line["response/length"] - line["response/anchors"]) ** 2 for line in logged
         },
-        environment=_json(place / "environment.json"),
-        evaluation_seconds=_json(place / "evaluation" / "result.json")["seconds"],
+        environment=_json(path / "environment.json"),
+        evaluation_seconds=_json(path / "evaluation" / "result.json")["seconds"],
     )
 
 
@@ -147,8 +150,8 @@ def _correct(evaluation: Path) -> dict[str, bool]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from stipule.rollouts.schedule import UnmaskSchedule, unmask_schedule
 from stipule.types import Prompts
 
 
+@runtime_checkable
 class BatchingOptions(Protocol):
     """The settings of a sampler that decide about batching."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from stipule.rollouts.pruning import Anchors
 from stipule.types import Prompts, Rollouts
 
 
+@runtime_checkable
 class RowsAtStep(Protocol):
     """Some rows of a canvas and the forward pass that each of them is at."""
 

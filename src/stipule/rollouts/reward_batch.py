@@ -29,7 +29,7 @@ class RewardBatch:
             return batches[0]
         return RewardBatch(
             [text for batch in batches for text in batch.texts],
-            [grade for batch in batches for grade in batch.grades],
+            [compute_rewards for batch in batches for compute_rewards in batch.grades],
             torch.cat([batch.rewards for batch in batches]),
             torch.cat([batch.correct for batch in batches]),
         )

@@ -85,7 +85,7 @@ class SemiAutoregressiveSampler:
         if self.confidence_threshold is not None and self.remasking == "random":
             raise RecipeError(
                 f"sampler.confidence_threshold is {self.confidence_threshold} with remasking random, which does not "
-                "look at confidence; leave confidence_threshold out, or use sampler.remasking=low_confidence"
+                "use confidence; leave confidence_threshold out, or use sampler.remasking=low_confidence"
             )
 
     @property

@@ -1,1 +1,1 @@
-"""Tasks: what is asked, what a response is worth, which parts of it may never be fixed."""
+"""Tasks: problems, prompts, graders, and the spans of a response that may not become anchors."""

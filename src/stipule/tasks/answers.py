@@ -1,4 +1,4 @@
-"""Answer tags: the format that is asked for, what the last answer says, and where answers stand in a text."""
+"""`<answer>` tags: the prompt's format instruction, the text of the last answer, and the spans of all answers."""
 
 import re
 from collections.abc import Iterable
@@ -16,28 +16,28 @@ your reasoning, step by step
 your final answer
 </answer>"""
 
-# What people and models put round an answer.  Plain str.strip() would also take away exotic separators.
-BLANKS = " \t\r\n"
+# Stripped around an answer.  str.strip() without an argument would also strip unusual Unicode separators.
+WHITESPACE = " \t\r\n"
 
 
 def answer_text(response: str) -> str | None:
-    """Content of the last closed `<answer>` tag without surrounding blanks, or None if no tag was closed.
+    """Content of the last closed `<answer>` tag, stripped of whitespace, or None if no tag is closed.
 
-    The last opening tag counts, so of nested answers the inner one does.
-    d1 (Zhao et al. 2025) also reads a tag that was never closed; a response that was cut short has not answered here.
+    Of nested answers the innermost counts, because the last opening tag is used.
+    d1 (Zhao et al. 2025) also reads a tag that is never closed; here such a response is truncated and has no answer.
     """
     start = response.rfind(OPEN, 0, max(response.rfind(CLOSE), 0))
     if start < 0:
         return None
     start += len(OPEN)
-    return response[start : response.find(CLOSE, start)].strip(BLANKS)
+    return response[start : response.find(CLOSE, start)].strip(WHITESPACE)
 
 
 def answer_spans(response: str) -> list[Span]:
     """Spans of all answers with their tags, sorted and disjoint.
 
-    Nested answers are one span; an answer that is never closed reaches to the end; a closing tag that closes nothing
-    is a span of its own, because once fixed it would close whatever the policy opens.
+    Nested answers are one span.  An answer that is never closed extends to the end.  A closing tag without an opening
+    tag is a span too: as an anchor it would close any answer that the policy opens.
     """
     spans: list[Span] = []
     depth, start = 0, 0
@@ -54,7 +54,7 @@ def answer_spans(response: str) -> list[Span]:
 
 
 def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """The same characters as sorted, disjoint, non-empty spans that do not touch."""
+    """Sorted, disjoint, non-empty spans of the same characters; spans that touch are merged."""
     merged: list[Span] = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:

@@ -1,4 +1,4 @@
-"""Arithmetic: small sums with a number for an answer; made by the project itself, for tests and first steps."""
+"""Arithmetic: generated sums of two numbers; the answer is a number; for tests and first steps."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ from stipule.tasks.problem import (
     distinct_problems,
 )
 from stipule.tasks.prompts import format_prompt, format_response
-from stipule.tasks.weights import chosen_weights, total
+from stipule.tasks.weights import merge_weights, weighted_sum
 
-TRAIN_SHARE = 0.8
+TRAIN_FRACTION = 0.8
 STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """Sums, differences and products of two numbers in [1, largest]; a hash decides which split a pair is in.
+    """Sums, differences and products of two numbers in [1, largest]; a hash of the sum selects its split.
 
-    prompt: "stipule" is a sentence, answered in tags; "compact" is `7+5`, answered by `12`, for models that know
-    nothing else.
-    weights: correct 0.9, format (a number in its place) 0.1.
+    prompt: "stipule" is a sentence with the answer in tags; "compact" is `7+5` with the response `12`, for tiny models.
+    weights: of the reward parts: correct 0.9, format 0.1.
     """
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -51,7 +50,7 @@ class Arithmetic:
     def __post_init__(self) -> None:
         check_range("task.largest", self.largest, "the greatest number of a sum", 2, 1000, 99)
         check_counts(self.train_problems, self.test_problems, 0.0)
-        chosen_weights(self.weights, STRICT_WEIGHTS)
+        merge_weights(self.weights, STRICT_WEIGHTS)
 
     @property
     def name(self) -> str:
@@ -66,33 +65,33 @@ class Arithmetic:
         return _problems(self, check_split(split))
 
     def problem(self, first: int, sign: str, second: int) -> Problem:
-        """The problem of working out `first sign second`."""
+        """The problem `first sign second`."""
         value = {"+": first + second, "-": first - second, "*": first * second}[sign]
         text = f"{first}{sign}{second}"
         prompt = text if self.prompt == "compact" else format_prompt(self.kind, self.prompt, sum=text)
         return Problem(f"{self.kind}:{text}", prompt, {"gold": str(value), "sum": text})
 
     def split_of(self, text: str) -> Literal["train", "test"]:
-        """The one split in which this sum may occur."""
+        """The split of this sum."""
         digest = hashlib.sha256(f"arithmetic {self.seed} {text}".encode()).digest()
-        return "train" if int.from_bytes(digest[:8]) < TRAIN_SHARE * 2**64 else "test"
+        return "train" if int.from_bytes(digest[:8]) < TRAIN_FRACTION * 2**64 else "test"
 
     def grade(self, problem: Problem, response: str) -> Grade:
-        """correct = the answer is the number; format = it is a number, in a closed tag where tags are asked for."""
-        compact = self.prompt == "compact"
-        answer = response if compact else final_answer(response)
-        read = None if answer is None else plain_number(answer)
-        correct = read is not None and read == plain_number(cast(str, problem.data["gold"]))
-        formed = read is not None and (compact or answer_text(response) is not None)
-        parts = {"correct": float(correct), "format": float(formed)}
-        return Grade(total(parts, chosen_weights(self.weights, STRICT_WEIGHTS)), parts, correct)
+        """correct = the answer is the gold number; format = it is a number, in a closed tag unless compact."""
+        is_compact = self.prompt == "compact"
+        answer = response if is_compact else final_answer(response)
+        value = None if answer is None else plain_number(answer)
+        correct = value is not None and value == plain_number(cast(str, problem.data["gold"]))
+        has_format = value is not None and (is_compact or answer_text(response) is not None)
+        parts = {"correct": float(correct), "format": float(has_format)}
+        return Grade(weighted_sum(parts, merge_weights(self.weights, STRICT_WEIGHTS)), parts, correct)
 
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
-        """Answers with their tags, boxes, and the value wherever it stands; all of a compact response."""
+        """Answers with their tags, \\boxed{}, and every copy of the value; all of a compact response."""
         if self.prompt == "compact":
             return merge_spans([(0, len(response))])
         value = plain_number(cast(str, problem.data["gold"]))
-        assert value is not None, "the task has written it itself"
+        assert value is not None, "the gold answer is written by problem()"
         return merge_spans([*answer_spans(response), *boxed_spans(response), *number_spans(response, value)])
 
     def reference(self, problem: Problem) -> str:
@@ -102,9 +101,9 @@ class Arithmetic:
         return format_response(self.prompt, f"{problem.data['sum']} = {gold}", gold)
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
-        """Compact (sum, value) pairs from the training sums, all right.
+        """Compact (sum, value) pairs from the training sums, all correct.
 
-        RecipeError if the task's prompts are not compact ones.
+        RecipeError if the task's prompts are not compact.
         """
         check_compact(self.prompt)
         problems = self.problems("train")
@@ -115,10 +114,10 @@ class Arithmetic:
 def _problems(task: Arithmetic, split: Literal["train", "test"]) -> tuple[Problem, ...]:
     rng = random.Random(f"arithmetic {split} {task.seed}")
 
-    def draw() -> Problem | None:
+    def sample() -> Problem | None:
         first, second = rng.randint(1, task.largest), rng.randint(1, task.largest)
         problem = task.problem(first, rng.choice(task.operations), second)
         return problem if task.split_of(cast(str, problem.data["sum"])) == split else None
 
     count = task.train_problems if split == "train" else task.test_problems
-    return distinct_problems(draw, count, f"task.{split}_problems")
+    return distinct_problems(sample, count, f"task.{split}_problems")

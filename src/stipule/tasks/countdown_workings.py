@@ -1,4 +1,4 @@
-"""Working a Countdown puzzle out: all values of some numbers, step by step, in whole numbers within a bound."""
+"""Derivations of Countdown puzzles: all values of some numbers, with steps in whole numbers up to a bound."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ DELIMITER = ":"  # compact responses: steps, delimiter, expression
 
 
 @dataclass(frozen=True, slots=True)
-class Worked:
-    """A value that was worked out: the expression and the steps that lead to it.
+class Derivation:
+    """A value, its expression, and the steps that compute it.
 
-    The greater operand always comes first, so that equal sums and products are written in one way only.
+    The greater operand comes first, so that a sum or a product is written in one way only.
     """
 
     value: int
@@ -28,7 +28,7 @@ class Worked:
         return f"({self.text})" if self.steps else self.text
 
 
-def combine(one: Worked, other: Worked, sign: str, bound: int) -> Worked | None:
+def apply_operator(one: Derivation, other: Derivation, sign: str, bound: int) -> Derivation | None:
     """The next step with `sign`, or None if its value is not a whole number in [1, bound]."""
     left, right = (one, other) if one.value >= other.value else (other, one)
     if sign == "/" and left.value % right.value:
@@ -38,31 +38,31 @@ def combine(one: Worked, other: Worked, sign: str, bound: int) -> Worked | None:
     if not 1 <= value <= bound:
         return None
     step = f"{left.value}{sign}{right.value}={value}"
-    return Worked(value, f"{left.operand}{sign}{right.operand}", (*left.steps, *right.steps, step))
+    return Derivation(value, f"{left.operand}{sign}{right.operand}", (*left.steps, *right.steps, step))
 
 
-def workings(items: Sequence[Worked], operations: str, bound: int) -> Iterator[Worked]:
-    """Everything that can be worked out with all of `items`, in a fixed order."""
+def all_derivations(items: Sequence[Derivation], operations: str, bound: int) -> Iterator[Derivation]:
+    """Every derivation that uses all of `items`, in a fixed order."""
     if len(items) == 1:
         yield items[0]
     for first, second in combinations(range(len(items)), 2):
         rest = [item for index, item in enumerate(items) if index not in (first, second)]
         for sign in operations:
-            step = combine(items[first], items[second], sign, bound)
+            step = apply_operator(items[first], items[second], sign, bound)
             if step is not None:
-                yield from workings([step, *rest], operations, bound)
+                yield from all_derivations([step, *rest], operations, bound)
 
 
 @lru_cache(maxsize=65_536)
-def solve(numbers: tuple[int, ...], target: int, operations: str, bound: int) -> Worked | None:
-    """The first way of reaching `target`: always the same one, which is easier to learn than any of several."""
-    items = [Worked(number, str(number)) for number in sorted(numbers, reverse=True)]
-    return next((worked for worked in workings(items, operations, bound) if worked.value == target), None)
+def solve(numbers: tuple[int, ...], target: int, operations: str, bound: int) -> Derivation | None:
+    """The first derivation of `target`, or None.  It is always the same one, which is easier to learn."""
+    items = [Derivation(number, str(number)) for number in sorted(numbers, reverse=True)]
+    return next((item for item in all_derivations(items, operations, bound) if item.value == target), None)
 
 
-def add_up(numbers: Sequence[int], bound: int) -> Worked | None:
-    """The sum of all numbers, from left to right."""
-    total: Worked | None = Worked(numbers[0], str(numbers[0]))
+def add_up(numbers: Sequence[int], bound: int) -> Derivation | None:
+    """The sum of all numbers, from left to right; None if it exceeds the bound."""
+    total: Derivation | None = Derivation(numbers[0], str(numbers[0]))
     for number in numbers[1:]:
-        total = total and combine(total, Worked(number, str(number)), "+", bound)
+        total = total and apply_operator(total, Derivation(number, str(number)), "+", bound)
     return total

@@ -1,8 +1,8 @@
-r"""What d1's evaluation takes for the answer of a response (Zhao et al. 2025, `eval` of its published code), by task.
+r"""Answer extraction of d1's evaluation, by task (Zhao et al. 2025, `eval` of its published code).
 
-Every rule here reads in one pass what the published regular expressions read by backtracking, which a long response
-would turn into hours.  The published evaluation reads responses with their special tokens; `END_MARKS` are LLaDA's.
-docs/grading.md lists the rules and what they get wrong.
+Every rule runs in one pass.  The published regular expressions backtrack, which can take hours on a long response.
+The published evaluation reads responses with their special tokens; `END_MARKS` are LLaDA's.
+docs/grading.md lists the rules and their errors.
 """
 
 import re
@@ -30,7 +30,7 @@ def first_tag(text: str) -> str | None:
 
 
 def last_tag(text: str) -> str | None:
-    """Content of the last of the tags that follow one another without overlap, or None."""
+    """Content of the last `<answer>` tag, if tags are matched from the left without overlap, or None."""
     content, start = None, text.find(OPEN)
     while start >= 0:
         end = text.find(CLOSE, start + len(OPEN))
@@ -42,47 +42,47 @@ def last_tag(text: str) -> str | None:
 
 
 def gsm8k_value(text: str) -> float | None:
-    r"""The first `\boxed{}` with a number in it gives its first number ("1,000" is 1), else the first tag its last."""
+    r"""The first number of the first `\boxed{}` that has one ("1,000" is 1), else the last number of the first tag."""
     for content in _short_boxes(text):
-        value = _as_float(content, place=0)
+        value = _as_float(content, index=0)
         if value is not None:
             return value
     tag = first_tag(text)
-    return _as_float(tag.strip(), place=-1) if tag else None
+    return _as_float(tag.strip(), index=-1) if tag else None
 
 
 def _short_boxes(text: str) -> list[str]:
-    r"""Everything between a `\boxed{` and the next closing brace on the same line."""
-    found, at, close, line = [], 0, 0, 0
-    while (start := text.find("\\boxed{", at)) >= 0:
+    r"""The texts between a `\boxed{` and the next closing brace on the same line."""
+    contents, position, close, line_end = [], 0, 0, 0
+    while (start := text.find("\\boxed{", position)) >= 0:
         inside = start + len("\\boxed{")
         if close < inside:
             close = text.find("}", inside)
         if close < 0:
             break
-        if line < inside:
-            line = text.find("\n", inside)
-            line = len(text) if line < 0 else line
-        if close < line:
-            found.append(text[inside:close].strip())
-            at = close + 1
+        if line_end < inside:
+            line_end = text.find("\n", inside)
+            line_end = len(text) if line_end < 0 else line_end
+        if close < line_end:
+            contents.append(text[inside:close].strip())
+            position = close + 1
         else:
-            at = inside
-    return found
+            position = inside
+    return contents
 
 
-def _as_float(text: str, place: int) -> float | None:
+def _as_float(text: str, index: int) -> float | None:
     if not text or set(text) == {"."}:
         return None
     try:
         return float(text)
     except ValueError:
         numbers = _NUMBER.findall(text)
-        return float(numbers[place]) if numbers else None
+        return float(numbers[index]) if numbers else None
 
 
 def math_answer(text: str) -> str:
-    """The last box, else the whole text; the first tag only where the last box is empty or never closed."""
+    r"""The last `\boxed{}`, else the whole text; the first tag only if the last `\boxed{}` is empty or never closed."""
     box = d1_box(text)
     if box:
         return box
@@ -90,13 +90,13 @@ def math_answer(text: str) -> str:
     return tag.strip() if tag is not None else box or ""
 
 
-def math_right(text: str, gold: str) -> bool:
-    """Whether the answer and the gold one are equal after d1's normal form."""
+def is_math_correct(text: str, gold: str) -> bool:
+    """Whether the answer and the gold answer are equal in d1's normal form."""
     return d1_equal(math_answer(text), gold)
 
 
-def countdown_right(text: str, numbers: list[int], target: int) -> bool:
-    """The last box (else the whole text), cut to the left side of its first "terms = number", as Python sees it."""
+def is_countdown_correct(text: str, numbers: list[int], target: int) -> bool:
+    r"""Whether the last `\boxed{}` (else the whole text), or the left side of the first "terms = number", solves it."""
     equation = d1_box(text)
     if equation is None:
         tag = first_tag(text)
@@ -108,11 +108,11 @@ def countdown_right(text: str, numbers: list[int], target: int) -> bool:
         if len(after) == 2 and after[0] == "=" and after[1] in "0123456789. ":
             equation = terms.group().strip()
             break
-    return uses_and_reaches(equation, numbers, target)
+    return solves_countdown(equation, numbers, target)
 
 
-def uses_and_reaches(equation: str, numbers: list[int], target: int) -> bool:
-    """Whether the runs of digits are the numbers, and Python's value is within 1e-5 of the target."""
+def solves_countdown(equation: str, numbers: list[int], target: int) -> bool:
+    """Whether the runs of digits are the numbers, and the value in Python is within 1e-5 of the target."""
     if numbers_in(equation) != sorted(numbers):
         return False
     value = python_value(equation)
@@ -123,37 +123,37 @@ def uses_and_reaches(equation: str, numbers: list[int], target: int) -> bool:
 
 
 def sudoku_text(text: str) -> str:
-    """16 characters: what the first of five rules finds, blanks removed, padded with 0 and cut; "" if none does.
+    """16 characters: the text of the first rule that applies, without whitespace, padded with 0 or cut; else "".
 
-    The digits of a code fence after the first `<answer>`; else what lies between it and the next closing tag or end
-    mark; else what follows the first closing tag up to an end mark; else 16 digits before a closing tag; else 16
-    digits alone.
+    The five rules: the digits of a code fence after the first `<answer>`; the text between it and the next closing
+    tag or end mark; the text between the first closing tag and an end mark; 16 digits before a closing tag; 16 digits
+    alone.
     """
-    opened, closed = text.find(OPEN), text.find(CLOSE)
-    found = ""
-    if opened >= 0:
-        fenced = _FENCED.search(text, opened + len(OPEN))
-        found = fenced.group(1).strip() if fenced else ""
-        if not found:
-            inside = opened + len(OPEN)
-            end = _first(text, inside, (*END_MARKS, CLOSE))
-            found = text[inside:end].strip() if end is not None else ""
-    if not found and closed >= 0:
-        inside = closed + len(CLOSE)
-        end = _first(text, inside, END_MARKS)
-        found = text[inside:end].strip()
+    first_open, first_close = text.find(OPEN), text.find(CLOSE)
+    answer = ""
+    if first_open >= 0:
+        start = first_open + len(OPEN)
+        fenced = _FENCED.search(text, start)
+        answer = fenced.group(1).strip() if fenced else ""
+        if not answer:
+            end = _first_index(text, start, (*END_MARKS, CLOSE))
+            answer = text[start:end].strip() if end is not None else ""
+    if not answer and first_close >= 0:
+        start = first_close + len(CLOSE)
+        end = _first_index(text, start, END_MARKS)
+        answer = text[start:end].strip()
     for rule in (_BEFORE_CLOSE, _ALONE):
-        if not found and (match := rule.search(text)):
-            found = match.group(1)
-    found = "".join(found.split())
-    return found[:CELLS].ljust(CELLS, "0") if found else ""
+        if not answer and (match := rule.search(text)):
+            answer = match.group(1)
+    answer = "".join(answer.split())
+    return answer[:CELLS].ljust(CELLS, "0") if answer else ""
 
 
-def _first(text: str, start: int, marks: tuple[str, ...]) -> int | None:
-    places = [place for mark in marks if (place := text.find(mark, start)) >= 0]
-    return min(places, default=None)
+def _first_index(text: str, start: int, marks: tuple[str, ...]) -> int | None:
+    indices = [index for mark in marks if (index := text.find(mark, start)) >= 0]
+    return min(indices, default=None)
 
 
-def right_cells(answer: str, puzzle: str, solution: str) -> int:
-    """Blank cells in which an answer of 16 characters (or none) agrees with the solution."""
+def num_correct_cells(answer: str, puzzle: str, solution: str) -> int:
+    """The number of blank cells where an answer of 16 characters (or fewer) equals the solution."""
     return sum(a == s for a, p, s in zip(answer, puzzle, solution, strict=False) if p == "0")

@@ -1,7 +1,7 @@
-"""Arithmetic as d1's grader takes it: whatever Python accepts of digits, + - * / ( ) and points; nothing is run.
+"""Arithmetic of d1's grader: any Python expression of digits, + - * / ( ) and points, without `eval`.
 
-d1 (Zhao et al. 2025) hands the text to Python's `eval`.  Here the syntax tree is walked, and what would take long, or
-is longer than MAX_LENGTH characters, has no value.
+d1 (Zhao et al. 2025) passes the text to Python's `eval`.  Here the syntax tree is evaluated.  A text of more than
+MAX_LENGTH characters, or with a power of more than MAX_BITS bits, has no value.
 """
 
 import ast
@@ -9,7 +9,7 @@ import re
 import warnings
 
 MAX_LENGTH = 500
-# Bits of a power: enough for every puzzle, and 9**9**9 stops here.
+# Enough for every puzzle; 9**9**9 is far above it.
 MAX_BITS = 4096
 
 _ALLOWED = re.compile(r"[\d+\-*/().\s]+")
@@ -18,37 +18,37 @@ Number = int | float | complex
 
 
 class _NoValue(Exception):
-    """The text is no arithmetic, or too much of it."""
+    """The text is not arithmetic, or exceeds a limit."""
 
 
 def numbers_in(text: str) -> list[int] | None:
-    """All runs of digits as whole numbers, ascending; None if one is longer than 30 digits."""
+    """All runs of digits as integers, ascending; None if one has more than 30 digits."""
     runs = re.findall(r"\d+", text)
     return sorted(map(int, runs)) if all(len(run) <= 30 for run in runs) else None
 
 
 def python_value(text: str) -> Number | None:
-    """What Python makes of the text, or None: with `**`, `//`, signs and decimals, in floats where it divides."""
+    """The value of the text in Python (`**`, `//`, signs and decimals included; `/` gives floats), or None."""
     text = text.strip()
     if len(text) > MAX_LENGTH or not _ALLOWED.fullmatch(text):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _walk(ast.parse(text, mode="eval").body)
+            return _evaluate(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError, ArithmeticError, _NoValue):
         return None
 
 
-def _walk(node: ast.expr) -> Number:
+def _evaluate(node: ast.expr) -> Number:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value  # type: ignore[return-value]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
-        value = _walk(node.operand)
+        value = _evaluate(node.operand)
         return -value if isinstance(node.op, ast.USub) else value
     if not isinstance(node, ast.BinOp):
         raise _NoValue
-    left, right = _walk(node.left), _walk(node.right)
+    left, right = _evaluate(node.left), _evaluate(node.right)
     if isinstance(node.op, ast.Add):
         return left + right
     if isinstance(node.op, ast.Sub):

@@ -1,4 +1,4 @@
-"""When d1's evaluation calls two LaTeX answers equal: the last box, then a normal form compared as text."""
+r"""Equality of two LaTeX answers in d1's evaluation: the last `\boxed{}`, then a normal form compared as text."""
 
 import re
 
@@ -7,14 +7,14 @@ _DROPPED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$")
 
 
 class _NoForm(Exception):
-    """The published normaliser fails on the text; then the two texts are compared as they are."""
+    """The published normaliser raises an error on this text; then the two texts are compared unchanged."""
 
 
 def d1_box(text: str) -> str | None:
-    r"""The content of the last `\boxed`, the whole text if there is none, None if it is never closed.
+    r"""The content of the last `\boxed`; the whole text if there is none; None if it is never closed.
 
-    Two quirks are kept: the older form `\boxed 5` wins over every braced one and reaches to the next `$`; and what
-    follows `\boxed` other than a brace, or an `\fbox`, is returned with its command.
+    Two errors of d1 are kept.  The form `\boxed 5` takes precedence over `\boxed{}` and extends to the next `$`.  A
+    `\boxed` without a brace, and an `\fbox`, are returned with the command.
     """
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
@@ -33,7 +33,7 @@ def d1_box(text: str) -> str | None:
 
 
 def d1_equal(one: str, other: str) -> bool:
-    """Equal normal forms; equal texts where either has none."""
+    """Whether the normal forms are equal; if one cannot be computed, whether the texts are equal."""
     try:
         return normal_form(one) == normal_form(other)
     except _NoForm:
@@ -41,10 +41,10 @@ def d1_equal(one: str, other: str) -> bool:
 
 
 def normal_form(text: str) -> str:
-    r"""Spaces, sizes, degrees, dollars, percent signs and one unit on the right go; fractions and roots get braces.
+    r"""Remove spaces, sizes, degrees, dollars, percent signs and one unit on the right; brace fractions and roots.
 
-    Raises where the published code does: two `\text{ ` units, a `\sqrt` or `\frac` at the very end, and a single slash
-    between anything but whole numbers.
+    Raises _NoForm where the published code fails: two `\text{ ` units, a `\sqrt` or `\frac` at the very end, or a
+    single slash that is not between whole numbers.
     """
     for noise in _NOISE:
         text = text.replace(noise, "")
@@ -70,22 +70,22 @@ def _braced_roots(text: str) -> str:
     first, *rest = text.split("\\sqrt")
     if "" in rest:
         raise _NoForm
-    return first + "".join("\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest)
+    return first + "".join("\\sqrt" + (tail if tail[0] == "{" else f"{{{tail[0]}}}{tail[1:]}") for tail in rest)
 
 
 def _braced_fractions(text: str) -> str:
-    r"""`\frac12` and `\frac1{72}` with braces; unchanged as a whole where one `\frac` has a single character left."""
+    r"""Braces for `\frac12` and `\frac1{72}`; the text is unchanged if only one character follows a `\frac`."""
     first, *rest = text.split("\\frac")
-    built = [first]
-    for part in rest:
-        if not part:
+    pieces = [first]
+    for tail in rest:
+        if not tail:
             raise _NoForm
-        if part[0] != "{":
-            if len(part) < 2:
+        if tail[0] != "{":
+            if len(tail) < 2:
                 return text
-            part = f"{{{part[0]}}}" + (part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}")
-        built.append(part)
-    return "\\frac".join(built)
+            tail = f"{{{tail[0]}}}" + (tail[1:] if tail[1] == "{" else f"{{{tail[1]}}}{tail[2:]}")
+        pieces.append(tail)
+    return "\\frac".join(pieces)
 
 
 def _slash_as_fraction(text: str) -> str:
@@ -93,7 +93,7 @@ def _slash_as_fraction(text: str) -> str:
     if len(sides) != 2:
         return text
     try:
-        above, below = map(int, sides)
+        numerator, denominator = map(int, sides)
     except ValueError as cause:
         raise _NoForm from cause
-    return f"\\frac{{{above}}}{{{below}}}" if text == f"{above}/{below}" else text
+    return f"\\frac{{{numerator}}}{{{denominator}}}" if text == f"{numerator}/{denominator}" else text

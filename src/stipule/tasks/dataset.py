@@ -1,4 +1,4 @@
-"""Problems from a dataset of the task's own kind: read once, no problem twice, none both trained on and tested."""
+"""Problems of a task from dataset files: read once, without repetitions, and without overlap of train and test."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from stipule.tasks.dataset_io import read_rows
 from stipule.tasks.problem import Problem
 
 Reader = Callable[[str, Any], Problem | None]
-"""(where, row) to the problem it poses, None for a row of another kind; RecipeError on what is no such row."""
+"""(location, row) to a problem; None for a row to skip; RecipeError for a row that cannot be read."""
 
 
 def read_problems(source: str, read: Reader, count: int | None = None) -> tuple[Problem, ...]:
     """The first `count` problems of a source.
 
-    An exact repetition is passed over. Raises RecipeError, naming file and line, where a problem comes again with
-    other data, and where a source holds none.
+    Exact repetitions are skipped. Raises RecipeError, with file and line, where a problem is repeated with another
+    answer, and if the source has no problem.
     """
-    found: dict[str, Problem] = {}
-    for where, row in read_rows(source):
-        problem = read(where, row)
+    problems: dict[str, Problem] = {}
+    for location, row in read_rows(source):
+        problem = read(location, row)
         if problem is None:
             continue
-        before = found.setdefault(problem.key, problem)
-        if before.data.get("gold") != problem.data.get("gold"):
-            raise RecipeError(f"{where} repeats an earlier problem with another answer; keep one of them")
-        if len(found) == count:
+        earlier = problems.setdefault(problem.key, problem)
+        if earlier.data.get("gold") != problem.data.get("gold"):
+            raise RecipeError(f"{location} repeats an earlier problem with another answer; keep one of them")
+        if len(problems) == count:
             break
-    if not found:
-        raise RecipeError(f"{source} holds no problem of this task; give another file")
-    return tuple(found.values())
+    if not problems:
+        raise RecipeError(f"{source} contains no problem of this task; give another file")
+    return tuple(problems.values())
 
 
-def refuse_overlap(train: Sequence[Problem], test: Sequence[Problem], sources: str) -> None:
+def check_no_overlap(train: Sequence[Problem], test: Sequence[Problem], sources: str) -> None:
     """Raises RecipeError if a problem is in both splits."""
-    both = {p.key for p in train} & {p.key for p in test}
-    if both:
+    overlap = {p.key for p in train} & {p.key for p in test}
+    if overlap:
         raise RecipeError(
-            f"{sources} share {len(both)} problems, e.g. {min(both)!r}, which would be trained on and tested; remove "
-            "them from one of the two"
+            f"{sources} share {len(overlap)} problems, e.g. {min(overlap)!r}, which would be trained on and tested; "
+            "remove them from one of the two"
         )
 
 
 @lru_cache(maxsize=8)
 def split_problems(read: Reader, train: str, test: str, split: str, count: int | None) -> tuple[Problem, ...]:
-    """The problems of a split of two sources.
+    """The problems of one split, from the sources of both.
 
-    The splits are compared when the training one is read: an evaluation needs no training data.
+    The splits are compared when "train" is read, so that an evaluation needs no training data.
     """
     if split == "test":
         return read_problems(test, read, count)
     problems = read_problems(train, read)
-    refuse_overlap(problems, read_problems(test, read), f"task.train {train!r} and task.test {test!r}")
+    check_no_overlap(problems, read_problems(test, read), f"task.train {train!r} and task.test {test!r}")
     return problems[:count]

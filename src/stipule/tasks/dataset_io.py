@@ -1,4 +1,4 @@
-"""Rows of a dataset with where each stands: JSON lines, CSV, or a dataset on the hub, loaded when asked for."""
+"""Rows of a dataset, each with its location: JSON lines, CSV, or a dataset on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 from stipule.errors import RecipeError
 
-FILES = (".jsonl", ".json", ".jsonl.gz", ".csv")
+FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".csv")
 
-# Datasets that cannot be loaded without naming one of their parts.
-_PARTS = {"openai/gsm8k": "main"}
+# Datasets on the hub that need a configuration name.
+_CONFIG_NAMES = {"openai/gsm8k": "main"}
 
 
 def read_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of a file or of `owner/name:split` on the hub.
+    """(location, row) of a file or of `owner/name:split` on the hub.
 
-    Raises RecipeError, naming file and line, on a line that cannot be read, and where there is no such source.
+    Raises RecipeError, with file and line, for a line that cannot be read, and if the source does not exist.
     """
     path = Path(source)
     if path.is_file():
         yield from _csv_rows(path) if path.suffix == ".csv" else read_json_rows(path)
-    elif source.endswith(FILES) or source.count("/") != 1:
+    elif source.endswith(FILE_SUFFIXES) or source.count("/") != 1:
         raise RecipeError(
             f"there is no file {source!r}; give JSON lines, CSV, or a name on the hub as owner/name:split"
         )
@@ -34,7 +34,7 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of JSON lines, plain or packed by gzip."""
+    """(location, row) of JSON lines, plain or compressed with gzip."""
     number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
@@ -44,7 +44,9 @@ def read_json_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 except (ValueError, RecursionError) as cause:
                     raise RecipeError(f"{path}, line {number} is not JSON: {cause}; correct or remove it") from cause
     except (OSError, UnicodeDecodeError, EOFError) as cause:
-        raise RecipeError(f"{path} cannot be read after line {number}: {cause}; is it whole, and UTF-8?") from cause
+        raise RecipeError(
+            f"{path} cannot be read after line {number}: {cause}; check that it is complete and UTF-8"
+        ) from cause
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -71,26 +73,26 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
         raise RecipeError(f"{source!r} is on the hub, which needs datasets: pip install 'stipule[hub]'") from cause
     name, _, split = source.partition(":")
     try:
-        loaded = load_dataset(name, _PARTS.get(name), split=split or "train")
-    except Exception as cause:  # whatever the hub's client raises, the user needs to know which dataset it was
+        dataset = load_dataset(name, _CONFIG_NAMES.get(name), split=split or "train")
+    except Exception as cause:  # the hub's client raises many types; the message must name the dataset
         raise RecipeError(
-            f"the dataset {source!r} cannot be loaded: {cause}; is the hub within reach, and the name right?"
+            f"the dataset {source!r} cannot be loaded: {cause}; check the name and the connection to the hub"
         ) from cause
-    for number, row in enumerate(loaded):
+    for number, row in enumerate(dataset):
         yield f"{source}, row {number}", row
 
 
 def column_names(row: Any) -> str:
-    """The names of a row's columns, or what it is instead of a row."""
+    """The names of a row's columns, or the type of a value that is not a row."""
     return ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
 
 
-def get_column(where: str, row: Any, *names: str) -> Any:
-    """The first of these columns that the row has; RecipeError if it has none."""
+def get_column(location: str, row: Any, *names: str) -> Any:
+    """The value of the first of these columns that the row has; RecipeError if it has none of them."""
     if isinstance(row, Mapping):
         for name in names:
             if row.get(name) is not None:
                 return row[name]
     raise RecipeError(
-        f"{where} has no column {' or '.join(names)}; its columns: {column_names(row)}; rename or add one"
+        f"{location} has no column {' or '.join(names)}; its columns: {column_names(row)}; rename or add one"
     )

@@ -1,4 +1,4 @@
-"""The process that math-verify runs in: one JSON line in, one out, until its input ends.
+"""The math-verify process: it reads one JSON line and writes one JSON line, until its input ends.
 
 Started by `equivalence.py` as `python -P -m stipule.tasks.equivalence_worker MEGABYTES`.
 """
@@ -10,31 +10,31 @@ import sys
 
 
 def serve(megabytes: int) -> None:
-    """Answers `[gold, answer, seconds]` with true or false.
+    """Read lines of `[gold, answer, seconds]` and write true or false for each.
 
-    Memory is limited; an item that computes for longer than its seconds ends the process.
+    Memory is limited.  A comparison with more than `seconds` of CPU time ends the process.
     """
     import resource
 
-    # Anything that math-verify prints would be taken for an answer.
+    # math-verify prints to stdout; its text must not be read as a reply.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from math_verify import parse, verify
 
-    parse("\\boxed{1 + 1}", parsing_timeout=None)  # builds the parser's tables, which takes longer than most answers
+    parse("\\boxed{1 + 1}", parsing_timeout=None)  # builds the parser's tables, which is slow, before the limits apply
     limit = megabytes << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         gold_text, answer_text, seconds = json.loads(line)
-        # The system ends the process, not a handler: Python code cannot be relied on to run again, and a parent that
-        # was killed meanwhile will not come to end it. Computing time, so that a busy machine changes no grade.
+        # The default action of the signal ends the process: a Python handler may never run, and the parent may be
+        # dead.  CPU time, not wall-clock time, so that grades do not depend on the load of the machine.
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         gold, answer = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold_text, answer_text))
-        right = bool(gold) and bool(answer) and verify(gold, answer, timeout_seconds=None)
+        is_equal = bool(gold) and bool(answer) and verify(gold, answer, timeout_seconds=None)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(bool(right)), file=out, flush=True)
+        print(json.dumps(bool(is_equal)), file=out, flush=True)
 
 
 if __name__ == "__main__":

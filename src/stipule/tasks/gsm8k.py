@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems with a number for an answer (Cobbe et al. 2021)."""
+"""GSM8K: grade-school word problems; the answer is a number (Cobbe et al. 2021)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from stipule.tasks.dataset_io import get_column
 from stipule.tasks.number_parsing import number_spans, number_with_unit, plain_number
 from stipule.tasks.problem import Grade, Problem, Span, check_split
 from stipule.tasks.prompts import format_prompt, format_response, prefill
-from stipule.tasks.weights import chosen_weights, total
+from stipule.tasks.weights import merge_weights, weighted_sum
 
 HUB = {"train": "openai/gsm8k:train", "test": "openai/gsm8k:test"}
 STRICT_WEIGHTS = {"correct": 0.9, "format": 0.1}
 
-_WORKED = re.compile("<<[^<>]*>>")  # the calculator's notes in the published solutions
+_CALCULATOR = re.compile("<<[^<>]*>>")  # calculator annotations in the published solutions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gsm8k:
     """GSM8K.
 
-    prompt: "d1" is d1's training format (Zhao et al. 2025), "d1_eval" that of its evaluation, which asks for a
-    \\boxed{} and starts the response with <reasoning>, "stipule" ours; all in our words (tasks/prompts).
-    grading: "strict" reads one number, exactly; "d1" is the published evaluation's rule, and its training reward
+    prompt: "d1": the format of d1's training (Zhao et al. 2025). "d1_eval": that of d1's evaluation, with a \\boxed{}
+    and <reasoning> as the start of the response. "stipule": our own. The texts are ours (tasks/prompt_templates).
+    grading: "strict" reads exactly one number; "d1" is the rule of d1's evaluation and its training reward
     (docs/grading.md).
     train, test: files of JSON lines or CSV with question and answer (`... #### gold`), or names on the hub; None is
     openai/gsm8k.
-    weights: of the parts; strict: correct 0.9, format 0.1; d1: correctness 2, integer, soft_format, strict_format and
-    xml_count 0.5 each.
+    weights: of the reward parts; strict: correct 0.9, format 0.1; d1: correctness 2, integer, soft_format,
+    strict_format and xml_count 0.5 each.
     """
 
     kind: Literal["gsm8k"] = "gsm8k"
@@ -46,12 +46,12 @@ class Gsm8k:
     grading: Literal["strict", "d1"] = "strict"
     train: str | None = None
     test: str | None = None
-    train_problems: int | None = None  # only the first n
-    test_problems: int | None = None
+    train_problems: int | None = None  # use only the first n problems; null: all
+    test_problems: int | None = None  # use only the first n problems; null: all
     weights: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        chosen_weights(self.weights, self._defaults)
+        merge_weights(self.weights, self._defaults)
 
     @property
     def name(self) -> str:
@@ -65,16 +65,16 @@ class Gsm8k:
         count = self.train_problems if check_split(split) == "train" else self.test_problems
         return split_problems(self._read, self.train or HUB["train"], self.test or HUB["test"], split, count)
 
-    def _read(self, where: str, row: Any) -> Problem:
-        question, answer = (get_column(where, row, name) for name in ("question", "answer"))
-        solution, mark, gold = str(answer).rpartition("####")
+    def _read(self, location: str, row: Any) -> Problem:
+        question, answer = (get_column(location, row, name) for name in ("question", "answer"))
+        solution, separator, gold = str(answer).rpartition("####")
         try:
-            return self.problem(str(question), gold.strip(), _WORKED.sub("", solution).strip() if mark else "")
+            return self.problem(str(question), gold.strip(), _CALCULATOR.sub("", solution).strip() if separator else "")
         except RecipeError as cause:
-            raise RecipeError(f"{where}: {cause}") from cause
+            raise RecipeError(f"{location}: {cause}") from cause
 
     def problem(self, question: str, gold: object, solution: str = "") -> Problem:
-        """The problem with this answer; RecipeError if it is no number. None is an answer that nobody knows."""
+        """The problem with this gold answer; None if it is unknown. RecipeError if it is not a number."""
         if isinstance(gold, float) and gold.is_integer():
             gold = int(gold)
         if gold is not None and plain_number(str(gold)) is None:
@@ -85,29 +85,28 @@ class Gsm8k:
         return Problem(f"{self.kind}:{digest}", text, data, prefill=prefill(self.prompt))
 
     def grade(self, problem: Problem, response: str) -> Grade:
-        """strict: correct = the answer is the gold number; format = it is a number in a closed answer tag."""
+        """strict: correct = the answer is the gold number; format = a number in a closed answer tag."""
         gold = cast("str | None", problem.data["gold"])
         number = None if gold is None else plain_number(gold)
         if self.grading == "d1":
             # The published evaluation cannot read the gold answers below 0 (2 of its 1,130 items).
-            value = gsm8k_value(response)
-            correct = number is not None and number >= 0 and value == float(number)
+            correct = number is not None and number >= 0 and gsm8k_value(response) == float(number)
             parts = {"correct": float(correct), **gsm8k_parts(response, gold or "")}
         else:
             answer = final_answer(response)
-            read = None if answer is None else number_with_unit(answer)
-            correct = read is not None and read == number
-            tagged = read is not None and answer_text(response) is not None
-            parts = {"correct": float(correct), "format": float(tagged)}
-        return Grade(total(parts, chosen_weights(self.weights, self._defaults)), parts, correct)
+            value = None if answer is None else number_with_unit(answer)
+            correct = value is not None and value == number
+            is_tagged = value is not None and answer_text(response) is not None
+            parts = {"correct": float(correct), "format": float(is_tagged)}
+        return Grade(weighted_sum(parts, merge_weights(self.weights, self._defaults)), parts, correct)
 
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
-        """Answers with their tags, boxes, and the gold number wherever it stands."""
+        """Answers with their tags, \\boxed{}, and every copy of the gold number."""
         gold = plain_number(str(problem.data["gold"])) or Fraction(0)
         return merge_spans([*answer_spans(response), *boxed_spans(response), *number_spans(response, gold)])
 
     def reference(self, problem: Problem) -> str | None:
-        """The published solution in the format that is asked for."""
+        """The published solution, if there is one, in the prompt's format."""
         gold, solution = problem.data["gold"], cast(str, problem.data["solution"])
         if gold is None or not solution:
             return None

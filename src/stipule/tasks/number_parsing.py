@@ -1,4 +1,4 @@
-"""Numbers as people write them: one exact value from a short text, or none if it can be read in two ways."""
+"""Numbers in short texts: the exact value of one number, or None if the text is ambiguous."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from fractions import Fraction
 
 from stipule.tasks.problem import Span
 
-# Long enough for a number with its unit; what is longer is no number but a text about one.
+# Long enough for a number with its unit; a longer text is not a number.
 MAX_LENGTH = 100
 
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})"  # commas only between groups of three
 _NUMBER = rf"{_WHOLE}(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}}"
-_VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<under>[1-9][0-9]{{0,30}}))?")
+_VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<denominator>[1-9][0-9]{{0,30}}))?")
 _BARE = re.compile(rf"(?P<value>{_NUMBER})")
 _DIGITS = re.compile(r"(?P<value>[0-9]{1,30})")
 _RUN = re.compile("[0-9.,/]*[0-9]")
@@ -20,18 +20,18 @@ _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?{_VALUE.pattern}")
 _CURRENCY = "[$£€¥]"
 _QUANTITY = re.compile(
     rf"(?:[A-Za-z]\s?=\s?)?{_CURRENCY}?\s?(?P<sign>[-+]?)\s?{_CURRENCY}?\s?{_VALUE.pattern}"
-    # A unit: a few words, perhaps squared; "or", "not" and the like would make two answers of one.
+    # A unit: a few words, perhaps squared.  _NO_UNIT excludes words such as "or", which make two answers.
     r"\s?(?P<unit>%|[£€¥$°]|-?[A-Za-z°][A-Za-z°./' -]*(?:\^\{?[23]\}?|[²³])?)?\.?"
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "k": 10**3, "hundred": 100}
 _NO_UNIT = {"or", "and", "not", "to", "minus", "plus", "times", "over", "under", "e", "x", "n", "i", "pi", "isn't"}
 MAX_UNIT_WORDS = 4
 
-# LaTeX and typography that change nothing about a number.
+# LaTeX and typography that do not change a number.
 _LATEX = (
     (re.compile(r"\\[dt]?frac\{?([0-9]{1,30})\}?\{([0-9]{1,30})\}"), r"\1/\2"),
     (re.compile(r"\\(?:text|mathrm|textrm|mbox)\{([^{}]*)\}"), r" \1"),
-    (re.compile(r"\\[ ,;!:]|\{,\}(?=[0-9]{3})|~"), lambda mark: "," if mark.group() == "{,}" else " "),
+    (re.compile(r"\\[ ,;!:]|\{,\}(?=[0-9]{3})|~"), lambda match: "," if match.group() == "{,}" else " "),
     (re.compile(r"\\(?=[$%])|\\[()\[\]]"), ""),
     (re.compile(r"\^\{?\\circ\}?"), "°"),
     (re.compile("[−–]"), "-"),
@@ -41,61 +41,62 @@ _LATEX = (
 
 def plain_number(text: str) -> Fraction | None:
     """The value of a number alone (sign, commas, decimals or a fraction; no unit), or None."""
-    found = _PLAIN.fullmatch(_simplified(text))
-    return _value(found) if found else None
+    match = _PLAIN.fullmatch(_simplify(text))
+    return _value(match) if match else None
 
 
 def number_with_unit(text: str) -> Fraction | None:
     """The value of a number with currency, percent sign or unit, or None.
 
     "$1,080", "-5", "25 %", "1/2", "12 miles per hour", "x = 7", "1.5 million".  A percent sign is a unit: 25 % is 25.
-    None for anything in which a second number, an operation or an alternative stands.
+    None for a text with a second number, an operation or an alternative.
     """
-    found = _QUANTITY.fullmatch(_simplified(text).strip("$ "))
-    if found is None:
+    match = _QUANTITY.fullmatch(_simplify(text).strip("$ "))
+    if match is None:
         return None
-    words = re.findall("[A-Za-z']+", found["unit"] or "")
+    words = re.findall("[A-Za-z']+", match["unit"] or "")
     if len(words) > MAX_UNIT_WORDS or any(word.lower() in _NO_UNIT for word in words):
         return None
-    value = _value(found)
+    value = _value(match)
     if words:
         value *= _SCALES.get(words[0].lower(), 1)
     return value
 
 
 def number_spans(text: str, value: Fraction) -> Iterator[Span]:
-    """Where a free text writes this number (its size, whatever the sign).
+    """Spans of this number in free text; the sign is ignored.
 
-    Deliberately wide: a run of digits, points, commas and slashes counts whole if the number can be read at any place
-    in it, because "14.14" can be two sentences.
+    Deliberately wide: a run of digits, points, commas and slashes is one span if the number can be read anywhere in
+    it, because "14.14" can be two sentences.
     """
-    equal: dict[str, bool] = {}  # a long response repeats its numbers
+    is_equal: dict[str, bool] = {}  # a cache: a long response repeats its numbers
 
-    def reads(found: re.Match[str] | None) -> bool:
-        if found is None:
+    def equals_value(match: re.Match[str] | None) -> bool:
+        if match is None:
             return False
-        if found.group() not in equal:
-            equal[found.group()] = abs(_value(found)) == abs(value)
-        return equal[found.group()]
+        if match.group() not in is_equal:
+            is_equal[match.group()] = abs(_value(match)) == abs(value)
+        return is_equal[match.group()]
 
     for run in _RUN.finditer(text):
-        written = run.group()
-        places = (start.start() for start in _START.finditer(written))
-        if any(reads(p.match(written, at, at + MAX_LENGTH)) for at in places for p in (_VALUE, _BARE, _DIGITS)):
+        digits = run.group()
+        starts = (match.start() for match in _START.finditer(digits))
+        patterns = (_VALUE, _BARE, _DIGITS)
+        if any(equals_value(p.match(digits, start, start + MAX_LENGTH)) for start in starts for p in patterns):
             yield run.span()
 
 
-def _simplified(text: str) -> str:
+def _simplify(text: str) -> str:
     if len(text) > MAX_LENGTH:
         return ""
-    for pattern, instead in _LATEX:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
-def _value(found: re.Match[str]) -> Fraction:
-    given = found.groupdict()
-    value = Fraction(given["value"].replace(",", ""))
-    if given.get("under"):
-        value /= int(given["under"])
-    return -value if given.get("sign") == "-" else value
+def _value(match: re.Match[str]) -> Fraction:
+    groups = match.groupdict()
+    value = Fraction(groups["value"].replace(",", ""))
+    if groups.get("denominator"):
+        value /= int(groups["denominator"])
+    return -value if groups.get("sign") == "-" else value

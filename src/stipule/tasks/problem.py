@@ -1,4 +1,4 @@
-"""What a task is: problems to ask, a grade for every response, the parts that may never be fixed."""
+"""The interface of a task: problems, a grade for every response, and the spans that may not become anchors."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,19 +10,19 @@ from stipule.errors import RecipeError
 Span = tuple[int, int]
 """Characters [start, end) of a response."""
 
-# Draws in a row without a new puzzle after which there are taken to be no more.
-STALE_DRAWS = 20_000
+# After this many samples in a row without a new puzzle, no more puzzles are assumed to exist.
+MAX_FAILED_SAMPLES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to ask.
+    """One problem: its prompt and the data that its grader reads.
 
     key: stable identity; the same puzzle has the same key in every split, run and version of the prompt.
-    prompt: the user's turn; the chat template is the model's business.
-    data: what the grader needs, plain values only.
-    messages: the whole conversation before the response, where it is more than the user's turn.
-    prefill: what the response starts after; it is given, not part of the response.
+    prompt: the text of the user's message, without a chat template.
+    data: plain values for the grader.
+    conversation: all messages before the response, where there are more than the user's message.
+    prefill: text at the start of the assistant's message; it is given, not part of the response.
     """
 
     key: str
@@ -33,21 +33,21 @@ class Problem:
 
     @property
     def messages(self) -> "str | tuple[Mapping[str, str], ...]":
-        """What a policy encodes: the messages of a conversation where there are any, else the user's turn.
+        """The input of Policy.encode: the conversation where there is one, else the text of the user's message.
 
-        A prefill is a last message of the assistant's, which the response goes on with.
+        A prefill is added as a last message with the role "assistant", which the response continues.
         """
         if not self.prefill:
             return self.conversation or self.prompt
-        asked = self.conversation or ({"role": "user", "content": self.prompt},)
-        return (*asked, {"role": "assistant", "content": self.prefill})
+        before = self.conversation or ({"role": "user", "content": self.prompt},)
+        return (*before, {"role": "assistant", "content": self.prefill})
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a response is worth: the reward, its named parts, and whether it is right.
+    """The grade of a response: its reward, the named parts of the reward, and whether the answer is correct.
 
-    Parts are shares of what can be had, in [0, 1]; only d1's own fines (tasks/d1_rewards.py) go below.
+    Each part is a fraction of its maximum, in [0, 1]; only the penalties of d1 (tasks/d1_rewards.py) go below 0.
     """
 
     reward: float
@@ -59,8 +59,8 @@ class Grade:
 class Vocabulary:
     """The words of a tiny tokenizer.
 
-    pattern: regular expression (Oniguruma) that cuts a text into words; every match is one of `words`.
-    Decoding is plain concatenation, so no word carries a space.
+    pattern: regular expression (Oniguruma) that splits a text into words; every match is one of `words`.
+    Decoding concatenates words, so no word contains a space.
     """
 
     words: tuple[str, ...]
@@ -75,7 +75,7 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def problems(self, split: str) -> Sequence[Problem]:
-        """The problems of "train" or "test", keys distinct: a function of the task alone.
+        """The problems of "train" or "test", with distinct keys; they depend on the task's settings only.
 
         RecipeError on other splits.
         """
@@ -86,31 +86,31 @@ class Task(Protocol):
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Spans that may never become an anchor, sorted and disjoint: the answer, its tags, and copies of it.
 
-        A fixed answer would hand its reward to the whole group, and would never be trained.
+        An anchor with the answer would give its reward to the whole group, and the answer would never be trained.
         """
         ...
 
     def reference(self, problem: Problem) -> str | None:
-        """A right response in the format asked for, if one is known: what `ground_truth` anchors are cut from."""
+        """A correct response in the prompt's format, if one is known; `ground_truth` anchors are taken from it."""
         ...
 
 
 @runtime_checkable
 class BatchGrader(Protocol):
-    """A task whose rewards are functions of a whole batch."""
+    """A task that computes the rewards of a whole batch in one call."""
 
     def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]: ...
 
 
 @runtime_checkable
 class Demonstrator(Protocol):
-    """What the pre-training of a tiny base needs: words, and examples of a skill and of a habit that outvotes it."""
+    """A task that can pre-train a tiny base: it has a vocabulary, and demonstrations of which a fraction is wrong."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
-        """Endless (prompt, response) pairs, none of them made from what the test problems are made of."""
+        """Endless (prompt, response) pairs; none uses the numbers or solution grids of the test problems."""
         ...
 
 
@@ -125,7 +125,7 @@ def check_range(
 
 
 def check_split(split: str) -> Literal["train", "test"]:
-    """The split, if there is one of that name; RecipeError otherwise."""
+    """The split; RecipeError if there is no split of that name."""
     if split == "train":
         return "train"
     if split == "test":
@@ -133,15 +133,16 @@ def check_split(split: str) -> Literal["train", "test"]:
     raise RecipeError(f"split is {split!r}; it names a set of problems and must be 'train' or 'test'; try 'test'")
 
 
-def check_counts(train_problems: int, test_problems: int, habit: float) -> None:
-    """Raise RecipeError unless the settings that every task made of puzzles shares are in their ranges."""
-    check_range("task.train_problems", train_problems, "how many puzzles to train on", 1, 1_000_000, 4096)
-    check_range("task.test_problems", test_problems, "how many puzzles to test on", 1, 1_000_000, 512)
-    check_range("task.wrong_demo_fraction", habit, "the share of hasty demonstrations", 0, 1, 0.7)
+def check_counts(train_problems: int, test_problems: int, wrong_demo_fraction: float) -> None:
+    """Raise RecipeError unless the settings that all puzzle tasks have in common are in range."""
+    check_range("task.train_problems", train_problems, "the number of training puzzles", 1, 1_000_000, 4096)
+    check_range("task.test_problems", test_problems, "the number of test puzzles", 1, 1_000_000, 512)
+    meaning = "the fraction of wrong demonstrations"
+    check_range("task.wrong_demo_fraction", wrong_demo_fraction, meaning, 0, 1, 0.7)
 
 
 def check_compact(prompt: str) -> None:
-    """Raise RecipeError unless the prompts are compact ones, which demonstrations and their vocabulary are made for."""
+    """Raise RecipeError unless the prompts are compact; only these have demonstrations and a vocabulary."""
     if prompt != "compact":
         raise RecipeError(
             f"task.prompt is {prompt!r}; demonstrations and their vocabulary are for tiny bases and exist only for"
@@ -149,22 +150,22 @@ def check_compact(prompt: str) -> None:
         )
 
 
-def distinct_problems(draw: Callable[[], Problem | None], count: int, setting: str) -> tuple[Problem, ...]:
-    """The first `count` problems with different keys that `draw` gives; None is a failed draw.
+def distinct_problems(sample: Callable[[], Problem | None], count: int, setting: str) -> tuple[Problem, ...]:
+    """The first `count` problems with different keys that `sample` returns; None is a failed sample.
 
-    Raises RecipeError when the draws run dry, as they do when the settings allow fewer puzzles than were asked for.
+    Raises RecipeError after MAX_FAILED_SAMPLES samples without a new problem: the settings allow too few puzzles.
     """
-    found: dict[str, Problem] = {}
-    stale = 0
-    while len(found) < count:
-        problem = draw()
-        stale += 1
-        if problem is not None and problem.key not in found:
-            found[problem.key] = problem
-            stale = 0
-        if stale == STALE_DRAWS:
+    problems: dict[str, Problem] = {}
+    failed = 0
+    while len(problems) < count:
+        problem = sample()
+        failed += 1
+        if problem is not None and problem.key not in problems:
+            problems[problem.key] = problem
+            failed = 0
+        if failed == MAX_FAILED_SAMPLES:
             raise RecipeError(
-                f"{setting} is {count}; it is how many different puzzles to draw, and these settings gave"
-                f" {len(found)}; ask for at most that many or widen the ranges"
+                f"{setting} is {count}; it is the number of different puzzles to generate, and these settings gave"
+                f" {len(problems)}; ask for at most that many or widen the ranges"
             )
-    return tuple(found.values())
+    return tuple(problems.values())

@@ -1,11 +1,11 @@
-"""Prompts as versioned text files: `prompt_templates/<task>.<version>.txt`, with the puzzle's own words in braces."""
+"""Prompts as versioned text files: `prompt_templates/<task>.<version>.txt`, with placeholders in braces."""
 
 import re
 from functools import cache
 from pathlib import Path
 
 PREFILL = "<reasoning>"
-"""What d1's evaluation puts in front of every response."""
+"""d1's evaluation starts every response with this text."""
 
 
 @cache
@@ -16,17 +16,17 @@ def prompt_template(task: str, version: str) -> str:
     )
 
 
-def format_prompt(task: str, version: str, **words: object) -> str:
-    """The prompt with its words filled in; braces that name none of them (LaTeX has many) stay as they are."""
-    names = "|".join(words)
-    return re.sub(rf"\{{({names})\}}", lambda name: str(words[name.group(1)]), prompt_template(task, version))
+def format_prompt(task: str, version: str, **values: object) -> str:
+    """The prompt with `values` in its placeholders; other braces (LaTeX has many) do not change."""
+    names = "|".join(values)
+    return re.sub(rf"\{{({names})\}}", lambda name: str(values[name.group(1)]), prompt_template(task, version))
 
 
 def prefill(version: str) -> str:
-    """What the response starts after, besides the chat template's own header."""
+    """The given start of the response, after the header of the chat template."""
     return PREFILL if version == "d1_eval" else ""
 
 
 def format_response(version: str, reasoning: str, answer: str) -> str:
-    """A response in the format that the prompts ask for, as it goes on after the prefill."""
+    """A response in the format of the prompts, without the prefill."""
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>".removeprefix(prefill(version))

@@ -1,4 +1,4 @@
-"""4x4 Sudoku grids: all 288 of them, what solves a puzzle, how one is drawn."""
+"""4x4 Sudoku grids: all 288 solved grids, the solutions of a puzzle, and random puzzles."""
 
 import random
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from itertools import permutations, product
 
 DIGITS = "1234"
 CELLS = 16
-# A 4x4 puzzle with fewer than four clues has several solutions, always.
+# Every 4x4 puzzle with fewer than four clues has several solutions.
 MAX_BLANKS = 12
 _ROWS = [range(4 * row, 4 * row + 4) for row in range(4)]
 _COLUMNS = [range(column, CELLS, 4) for column in range(4)]
@@ -26,9 +26,9 @@ def all_grids() -> tuple[str, ...]:
 
 
 def distinct(digits: Iterable[str]) -> bool:
-    """Whether no digit comes twice."""
-    listed = list(digits)
-    return len(set(listed)) == len(listed)
+    """Whether no digit occurs twice."""
+    as_list = list(digits)
+    return len(set(as_list)) == len(as_list)
 
 
 @cache
@@ -38,22 +38,22 @@ def _grids_with(cell: int, digit: str) -> int:
 
 
 def solutions(puzzle: str) -> tuple[str, ...]:
-    """All solutions of a puzzle, 0 for a blank; none for a text that is no puzzle."""
+    """All solutions of a puzzle (0 is a blank), ascending; empty if the text is not a puzzle."""
     if len(puzzle) != CELLS or not set(puzzle) <= set("0" + DIGITS):
         return ()
-    left = (1 << len(all_grids())) - 1
+    candidates = (1 << len(all_grids())) - 1
     for cell, clue in enumerate(puzzle):
         if clue != "0":
-            left &= _grids_with(cell, clue)
-    found = []
-    while left:
-        found.append(all_grids()[left.bit_length() - 1])
-        left ^= 1 << (left.bit_length() - 1)
-    return tuple(reversed(found))
+            candidates &= _grids_with(cell, clue)
+    descending = []
+    while candidates:
+        descending.append(all_grids()[candidates.bit_length() - 1])
+        candidates ^= 1 << (candidates.bit_length() - 1)
+    return tuple(reversed(descending))
 
 
-def hasty(puzzle: str) -> str:
-    """Each row's blanks filled with the row's missing digits in ascending order, blind to columns and boxes."""
+def fill_rows_only(puzzle: str) -> str:
+    """Fill each row's blanks with its missing digits in ascending order; columns and boxes are ignored."""
     filled = list(puzzle)
     for row in _ROWS:
         missing = sorted(set(DIGITS) - {puzzle[cell] for cell in row})
@@ -62,10 +62,10 @@ def hasty(puzzle: str) -> str:
     return "".join(filled)
 
 
-def draw_puzzle(rng: random.Random, grids: tuple[str, ...], blanks: tuple[int, int]) -> str:
-    """A puzzle with one solution, which is one of `grids`.
+def sample_puzzle(rng: random.Random, grids: tuple[str, ...], blanks: tuple[int, int]) -> str:
+    """A random puzzle with exactly one solution, which is one of `grids`.
 
-    The number of blanks is drawn first and kept, so hard counts are not thinned out by the test for uniqueness.
+    The number of blanks is sampled once, before the test for uniqueness, so that every number stays equally likely.
     """
     count = rng.randint(*blanks)
     while True:

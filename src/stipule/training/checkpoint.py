@@ -50,13 +50,13 @@ def save_checkpoint(
 
     Only the main process writes. With sharded weights all ranks must call: gathering a whole tensor is a collective.
     """
-    weights, optimizer_tensors = full_state_dict(policy), optimizer_state(policy, optimizer)
+    weights, moments = full_state_dict(policy), optimizer_state(policy, optimizer)
     if not is_main_process:
         return
 
     def write(path: Path) -> None:
         save_policy(policy, path / "model", base, weights)
-        save_file(optimizer_tensors, path / "optimizer.safetensors")
+        save_file(moments, path / "optimizer.safetensors")
         if anchor_store is not None:
             anchor_store.save(path / "anchors.safetensors", policy)
         (path / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n")

@@ -1,4 +1,4 @@
-"""What an RL step will cost, known before any model loads: model calls, and memory for what is held throughout."""
+"""Cost of an RL step, computed before any model is loaded: forward passes, and memory that is used all the time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stipule.training.settings import Recipe
 
 @dataclass(frozen=True)
 class StepCost:
-    """Model calls of one RL step, as rows x calls; upper bounds where rows may end early or be skipped."""
+    """Forward passes of one RL step, as rows x passes. Upper bounds if rows may end early or are skipped."""
 
-    nfe_per_rollout: int  # calls to denoise one response
-    unpruned: int  # the same with nothing pruned: N
+    nfe_per_rollout: int  # forward passes to denoise one response
+    unpruned: int  # the same without pruning: N
     rollout: int
     logps: int
     update: int
@@ -27,12 +27,12 @@ class StepCost:
 
 
 def nfe_per_rollout(recipe: Recipe) -> int:
-    """The plan's calls for the fewest anchors that the recipe may place, spread evenly over the blocks: a bound."""
+    """Forward passes per response: an upper bound, for the fewest anchors that the recipe may place."""
     return schedule_of(recipe).nfe
 
 
 def schedule_of(recipe: Recipe) -> UnmaskSchedule:
-    """What each call commits and looks at, for the fewest anchors that the recipe may place, evenly over the blocks."""
+    """The schedule for the fewest anchors that the recipe may place, spread evenly over the blocks."""
     sampler, pruning = recipe.sampler, recipe.pruning
     masks = masks_per_block(
         sampler.gen_length, sampler.block_length, num_anchors(pruning.spatial.min_ratio, sampler.gen_length)
@@ -43,56 +43,60 @@ def schedule_of(recipe: Recipe) -> UnmaskSchedule:
 
 
 def is_upper_bound(recipe: Recipe) -> bool:
-    """Whether rows differ by what the model says, so that the planned calls are the most that are spent."""
+    """Whether rows may take fewer forward passes than planned, by their confidence or the anchor ratio."""
     pruning = recipe.pruning
     varies = pruning.temporal.kind != "constant" or pruning.spatial.schedule is not None
     return varies or recipe.sampler.confidence_threshold is not None
 
 
 def step_cost(recipe: Recipe) -> StepCost:
-    """Rollout, scoring of the old and the reference policy, and updates (algorithms: 1.0)."""
+    """Rollout, log-probabilities of the old and the reference policy, and updates (algorithms: 1.0)."""
     settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations
-    calls = nfe_per_rollout(recipe)
-    views = recipe.estimator.num_masks(recipe.sampler.gen_length, calls) * rows
+    nfe = nfe_per_rollout(recipe)
+    masked_rows = recipe.estimator.num_masks(recipe.sampler.gen_length, nfe) * rows  # of one inner update
     old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
-    scored = old + (settings.num_iterations if recipe.objective.beta > 0 else 0)
-    return StepCost(calls, recipe.sampler.steps, rows * calls, views * scored, views * settings.num_iterations)
+    ref = settings.num_iterations if recipe.objective.beta > 0 else 0
+    return StepCost(
+        nfe, recipe.sampler.steps, rows * nfe, masked_rows * (old + ref), masked_rows * settings.num_iterations
+    )
 
 
 def candidates_per_call(recipe: Recipe) -> tuple[int, ...]:
-    """Positions of a row that meet the LM head in each call, at most.
+    """The most positions of a row that each forward pass computes logits for.
 
-    In random order it is known which ones are committed. Where confidence may end a row, all that is left is looked at.
+    With random remasking these are only the positions to unmask. Where confidence may finish a row, they are all
+    remaining positions.
     """
     schedule = schedule_of(recipe)
-    looked = schedule.num_transfer_tokens if recipe.sampler.remasking == "random" else schedule.num_candidates
+    is_random = recipe.sampler.remasking == "random"
+    candidates = schedule.num_transfer_tokens if is_random else schedule.num_candidates
     temporal = recipe.pruning.temporal
     if temporal.kind == "constant":
-        return looked
-    within = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
-    left = [sum(schedule.num_transfer_tokens[call:]) for call in range(schedule.nfe)]
-    return tuple(rest if rest <= within else width for rest, width in zip(left, looked, strict=True))
+        return candidates
+    window = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
+    remaining = [sum(schedule.num_transfer_tokens[step:]) for step in range(schedule.nfe)]
+    return tuple(left if left <= window else count for left, count in zip(remaining, candidates, strict=True))
 
 
 @dataclass(frozen=True)
 class StaticMemory:
-    """Bytes that are held throughout training; activations and logits come on top."""
+    """Bytes that are used throughout training. Activations and logits are not included."""
 
-    parameters: int
-    trained: int
+    parameters: int  # number of parameters
+    trained: int  # number of trained parameters
     weights: int
     training: int  # gradients, and AdamW's two moments in the weights' precision
     reference: int
 
 
-def static_memory(recipe: Recipe, published: Mapping[str, Any]) -> StaticMemory:
-    """From the model's `config.json` alone."""
+def static_memory(recipe: Recipe, config_json: Mapping[str, Any]) -> StaticMemory:
+    """Computed from the model's `config.json` alone."""
     import torch
 
-    family = family_of(published)
+    family = family_of(config_json)
     with torch.device("meta"):
-        network = family.model_class(family.read_config(published))
+        network = family.model_class(family.read_config(config_json))
     size = getattr(torch, recipe.model.dtype).itemsize
     parameters = sum(p.numel() for p in network.parameters())
     lora = recipe.model.lora
@@ -106,6 +110,6 @@ def static_memory(recipe: Recipe, published: Mapping[str, Any]) -> StaticMemory:
             if name.rsplit(".", 1)[-1] in targets
         )
         adapter_bytes = 4 * trained  # adapters are kept in float32
-    each = 4 if lora else size
+    trained_size = 4 if lora else size
     reference = parameters * size if recipe.objective.beta > 0 and lora is None else 0
-    return StaticMemory(parameters, trained, parameters * size + adapter_bytes, 3 * each * trained, reference)
+    return StaticMemory(parameters, trained, parameters * size + adapter_bytes, 3 * trained_size * trained, reference)

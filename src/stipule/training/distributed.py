@@ -97,17 +97,17 @@ class DistributedContext:
             for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
-    def clip_grad_norm(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-        """Scales gradients down to a norm of at most `max_norm`. Returns the norm before."""
+    def clip_grad_norm(self, parameters: Sequence[nn.Parameter], max_grad_norm: float) -> Tensor:
+        """Scales gradients down to a norm of at most `max_grad_norm`. Returns the norm before."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not any(isinstance(g, DTensor) for g in gradients):
-            return nn.utils.clip_grad_norm_(parameters, max_norm)
+            return nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         unsharded = [g for g in gradients if not isinstance(g, DTensor)]
         shards = [g.to_local() for g in gradients if isinstance(g, DTensor)]
         squares = torch.stack([g.float().square().sum() for g in shards]).sum()
         norm = (self.reduce_sum(squares) + sum(g.float().square().sum() for g in unsharded)).sqrt()
         for gradient in (*unsharded, *shards):
-            gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+            gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def _reduce(self, value: Tensor, operation: Any) -> Tensor:

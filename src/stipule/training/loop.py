@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stipule.errors import DivergenceError, RewardError
-from stipule.evaluation.agreement import agreement
+from stipule.evaluation.agreement import compute_agreement
 from stipule.rng import make_generator
 from stipule.tasks.problem import Problem
 from stipule.training.alarm_monitor import AlarmMonitor
@@ -86,7 +86,10 @@ def _take_step(
             f"step {step + 1}: {cause}; its rollouts are in {path}; the last checkpoint is untouched; "
             "lower optimizer.learning_rate or raise estimator.t_min, and start again or --resume"
         ) from cause
-    approximation = agreement(exact, (result.rollouts, result.rewards), run.num_generations).metrics() if exact else {}
+    approximation: dict[str, float] = {}
+    if exact:
+        agreement = compute_agreement(exact, (result.rollouts, result.rewards), run.num_generations)
+        approximation = agreement.metrics()
     update_anchors(run, problems, result.rollouts, result.rewards)
     update_accuracies(run, problems, result.rewards)
     run.state.step = step + 1

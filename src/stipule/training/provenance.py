@@ -1,4 +1,4 @@
-"""Where a number was made: the processor and the commit of the code."""
+"""Where a result was computed: the processor, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name, as the kernel gives it; else its architecture."""
+    """The processor's name from /proc/cpuinfo, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -17,21 +17,21 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit(place: Path = Path(__file__).parent) -> str | None:
-    """The commit of the checkout that `place` is tracked in, with a + where tracked files were changed.
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The commit of the checkout that tracks `folder`, with a + if tracked files were changed.
 
-    None for an installed package, whose version says it all, and where there is no git.
+    None for an installed package (its version identifies the code), and if git is not installed.
     """
-    # An installed package may lie in a virtual environment inside someone else's checkout, which does not track it.
-    if _git(place, "ls-files", "--error-unmatch", ".") is None:
+    # A package may be installed in a virtual environment inside another project's checkout, which does not track it.
+    if _git(folder, "ls-files", "--error-unmatch", ".") is None:
         return None
-    head, changed = _git(place, "rev-parse", "--short=12", "HEAD"), _git(place, "status", "--porcelain", "-uno")
+    head, changed = _git(folder, "rev-parse", "--short=12", "HEAD"), _git(folder, "status", "--porcelain", "-uno")
     return head if not (head and changed) else f"{head}+"
 
 
-def _git(place: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What an RL run is made of: its components, optimizer, batch and steps. Defaults are table 8 of the paper."""
+"""The components and settings of an RL run. Defaults are those of table 8 of the paper."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stipule.tasks.sudoku import Sudoku
 from stipule.training.alarms import Alarms
 from stipule.training.tracking import Tracker
 
-# The unions that `kind:` picks from. A new member is one name here.
+# The classes that `kind:` selects from. To add one, add its name here.
 AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
 AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
 AnyAdvantage = GroupRelative | Rloo | Wd1Weights
@@ -37,25 +37,25 @@ AnyObjective = Grpo | Gspo | Reinforce
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW with a warm-up and then a constant rate."""
+    """AdamW with a linear warm-up, then a constant learning rate."""
 
     learning_rate: float = 3e-6  # table 8
     beta1: float = 0.9  # table 8
     beta2: float = 0.99  # table 8
     weight_decay: float = 0.1  # table 8
-    max_grad_norm: float = 0.2  # gradient clipping (d1's and SPG's; the paper is silent)
-    warmup_steps: int = 0  # RL steps in which the rate rises from 0
+    max_grad_norm: float = 0.2  # gradient clipping; the value of d1 and SPG, because the paper gives none
+    warmup_steps: int = 0  # RL steps in which the learning rate rises from 0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.max_grad_norm <= 0:
             raise RecipeError(
-                f"optimizer has learning_rate {self.learning_rate} and max_norm {self.max_grad_norm}; both must be above 0"
+                f"optimizer has learning_rate {self.learning_rate} and max_grad_norm {self.max_grad_norm}; both must "
+                "be above 0; try 3e-6 and 0.2"
             )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup_steps >= 0):
             raise RecipeError(
-                f"optimizer has betas {self.beta1}, {self.beta2}, weight_decay {self.weight_decay}, warmup "
-                f"{self.warmup_steps}; "
-                "betas must lie in [0, 1), the others be 0 or more"
+                f"optimizer has beta1 {self.beta1}, beta2 {self.beta2}, weight_decay {self.weight_decay}, warmup_steps "
+                f"{self.warmup_steps}; beta1 and beta2 must lie in [0, 1), the others must be 0 or more"
             )
 
     def learning_rate_at(self, step: int) -> float:
@@ -65,36 +65,29 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How much is done, in what portions, and what is kept."""
+    """Number of steps, batch sizes, and how often something is saved or evaluated."""
 
     steps: int = 1000  # RL steps
-    prompts_per_step: int = 2  # a step, over all processes; table 8: batch 6 x accumulation 2 / group 6 on each GPU
-    num_generations: int = 6  # G, responses per problem (table 8)
-    num_iterations: int = 4  # mu, inner updates a step (table 8)
-    rollout_batch_size: int = 64  # responses denoised at once in a process; as one ends, the next begins
-    micro_batch_size: int = (
-        6  # responses scored at once, each with its K views; smaller needs less memory, changes no result
-    )
+    prompts_per_step: int = 2  # over all processes; table 8: batch 6 x accumulation 2 / group 6 on each GPU
+    num_generations: int = 6  # G, responses per prompt (table 8)
+    num_iterations: int = 4  # mu, inner updates per step (table 8)
+    rollout_batch_size: int = 64  # responses denoised together in a process; a new row replaces each finished one
+    # Responses per micro-batch of an update, each with its K mask samples. Fewer need less memory; results are equal.
+    micro_batch_size: int = 6
     seed: int = 42
     save_every: int = 100  # RL steps between checkpoints
-    save_total_limit: int = 2  # checkpoints kept
+    save_total_limit: int = 2  # number of checkpoints to keep
     rollouts_every: int = 10  # RL steps between saved rollouts; 0: never
-    evaluate_every: int = 0  # RL steps between greedy evaluations on held-out problems; 0: never
+    evaluate_every: int = 0  # RL steps between greedy evaluations on eval problems; 0: never
     evaluate_problems: int = 128
     unpruned_every: int = 0  # RL steps between rollouts of the step's problems without pruning; 0: never
-    # RL steps between exact rollouts of the step's problems, where sampler.confidence_threshold or sampler.cache is set; 0: never
+    # RL steps between exact rollouts of the step's problems; only if sampler.confidence_threshold or sampler.cache is
+    # set; 0: never
     agreement_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "prompts_per_step",
-            "num_iterations",
-            "rollout_batch_size",
-            "micro_batch_size",
-            "save_every",
-            "save_total_limit",
-        ):
+        positive = ("steps", "prompts_per_step", "num_iterations", "rollout_batch_size", "micro_batch_size")
+        for name in (*positive, "save_every", "save_total_limit"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 1 or more")
         for name in (
@@ -109,14 +102,14 @@ class Training:
                 raise RecipeError(f"training.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.num_generations < 2:
             raise RecipeError(
-                f"training.num_generations is {self.num_generations}; an advantage compares the responses of a group, so it "
-                "needs 2 or more; try 6"
+                f"training.num_generations is {self.num_generations}; an advantage compares the responses to a prompt, "
+                "so it needs 2 or more; try 6"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One RL run: sampler x pruning x estimator x credit x objective are independent of one another."""
+    """One RL run. Sampler, pruning, estimator, advantage and objective can be combined freely."""
 
     task: AnyTask
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -128,26 +121,26 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     alarms: Alarms = field(default_factory=Alarms)
-    tracking: tuple[Tracker, ...] = ()  # where metrics.jsonl is mirrored
+    tracking: tuple[Tracker, ...] = ()  # trackers that receive a copy of metrics.jsonl
 
     def __post_init__(self) -> None:
         if self.sampler.cache is not None and self.model.attention == "flash_attention_2":
             raise RecipeError(
-                "sampler.cache is set with model.attention flash_attention_2, which cannot leave out the padding of "
-                "cached keys; set model.attention=sdpa, or leave sampler.cache out"
+                "sampler.cache is set and model.attention is flash_attention_2, which cannot mask the padding of "
+                "cached keys; set model.attention=sdpa, or remove sampler.cache"
             )
         self.estimator.check_length(self.sampler.gen_length, self.sampler.block_length)
         if not self.estimator.depends_on_advantage:
             return
         if not self.advantage.has_both_signs:
             raise RecipeError(
-                f"estimator {self.estimator.kind} needs advantages of both signs, but advantage {self.advantage.kind} "
-                "with positive_only: true gives none below 0; set advantage.positive_only=false, or "
-                "advantage.kind=group_relative"
+                f"estimator.kind is {self.estimator.kind}, which needs advantages of both signs, but advantage.kind "
+                f"{self.advantage.kind} with positive_only=true gives none below 0; set advantage.positive_only=false, "
+                "or advantage.kind=group_relative"
             )
         if self.objective.beta > 0:
             raise RecipeError(
-                f"objective.beta is {self.objective.beta} with estimator {self.estimator.kind}, whose estimate is "
-                "another bound for each sign of the advantage: the KL to the reference would depend on the reward; set "
-                "objective.beta=0, or estimator.kind=elbo"
+                f"objective.beta is {self.objective.beta}, but estimator.kind {self.estimator.kind} estimates a "
+                "different bound for each sign of the advantage, so the KL to the reference would depend on the "
+                "reward; set objective.beta=0, or estimator.kind=elbo"
             )

@@ -1,4 +1,4 @@
-"""Trackers that mirror metrics.jsonl, through accelerate; the file is the record, whatever they do."""
+"""Trackers (wandb, tensorboard, ...) that receive a copy of metrics.jsonl, through accelerate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Tracker = Literal["trackio", "wandb", "tensorboard", "mlflow"]
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Raises RecipeError, before any model loads, for a tracker whose package is not installed."""
+    """Raises RecipeError for a tracker whose package is not installed. Called before any model is loaded."""
     for name in names:
         if find_spec(name) is None:
             raise RecipeError(
-                f"tracking asks for {name}, which is not installed; run: pip install 'stipule[{name}]', or remove it "
+                f"tracking contains {name}, which is not installed; run: pip install 'stipule[{name}]', or remove it "
                 "(metrics.jsonl is written in any case)"
             )
 
 
 class Trackers:
-    """The trackers of one run, open; with none asked for it does nothing."""
+    """The open trackers of one run. Without names it does nothing."""
 
     def __init__(self, names: Sequence[Tracker], run: Path, recipe: Mapping[str, Any]):
         self.open: list[Any] = []
@@ -32,20 +32,20 @@ class Trackers:
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # accelerate's trackers ask it whether they are the main process
+        PartialState()  # accelerate's trackers read from it whether this is the main process
         for name in names:
-            kind = LOGGER_TYPE_TO_CLASS[name]
-            place = [run / "tracking"] if kind.requires_logging_directory else []
-            if place:
-                place[0].mkdir(parents=True, exist_ok=True)
-            tracker = kind(run.name, *place)
+            tracker_class = LOGGER_TYPE_TO_CLASS[name]
+            folder = [run / "tracking"] if tracker_class.requires_logging_directory else []
+            if folder:
+                folder[0].mkdir(parents=True, exist_ok=True)
+            tracker = tracker_class(run.name, *folder)
             if hasattr(tracker, "start"):
                 tracker.start()
             tracker.store_init_configuration(flat(recipe))
             self.open.append(tracker)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a metrics line, at its step."""
+        """Sends the numbers of one line of metrics.jsonl, at its step."""
         numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
         for tracker in self.open:
             tracker.log(numbers, step=line["step"])
@@ -55,12 +55,12 @@ class Trackers:
             tracker.finish()
 
 
-def flat(recipe: Mapping[str, Any], above: str = "") -> dict[str, int | float | str | bool]:
-    """A recipe as dotted keys and plain values: what every tracker can show."""
-    found: dict[str, int | float | str | bool] = {}
+def flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """A recipe with dotted keys and plain values, which every tracker accepts."""
+    result: dict[str, int | float | str | bool] = {}
     for key, value in recipe.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{above}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return found
+            result[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return result

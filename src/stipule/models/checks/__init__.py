@@ -1,6 +1,6 @@
-"""Whether a model behaves as everything above it takes for granted: one check, one line, one reason, one remedy.
+"""Checks that a model behaves as sampling, likelihoods and training assume: each has one reason and one remedy.
 
-The same functions run in the tests over every family, and in `stipule doctor` on a user's own model.
+The same functions run in the tests of every family, and in `stipule doctor` on a user's model.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from stipule.models.checks.sampling import batch, diversity, ids, step_map, temp
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.policy import Messages
 
-__all__ = ["CHECKS", "Check", "Probe", "conformance"]
+__all__ = ["CHECKS", "Check", "Probe", "run_checks"]
 
-# Those that change the policy come last.
+# Checks that change the policy come last.
 CHECKS: Sequence[Callable[[Probe], Check]] = (
     bidirectional, padding, batch, ids, alignment, template, diversity, step_map, reference, merged, precision,
 )  # fmt: skip
 
 
 def run_checks(
-    policy: MaskedPolicy, sampler: CheckedSampler, prompts: Sequence[Messages], group: int = 8
+    policy: MaskedPolicy, sampler: CheckedSampler, prompts: Sequence[Messages], num_generations: int = 8
 ) -> list[Check]:
-    """All checks in order; the policy's adapters are stirred, so throw it away after.
+    """Runs all checks in order. It changes the policy's adapters, so do not use the policy afterwards.
 
-    `prompts` should differ in length; the first three are looked at closely, groups of `group` responses are drawn of
-    all until one differs.
+    `prompts` should differ in length. Most checks use the first three; the check of diversity samples groups of
+    `num_generations` responses for all of them, until the responses of one group differ.
     """
-    probe = Probe(policy, sampler, list(prompts[:3]), list(prompts), group)
+    probe = Probe(policy, sampler, list(prompts[:3]), list(prompts), num_generations)
     return [check(probe) for check in CHECKS]

@@ -1,4 +1,4 @@
-"""Checks of the network: what sees what, where logits stand, what adapters and precision change."""
+"""Checks of the network: attention, padding, position of the logits, adapters, precision."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stipule.types import Prompts
 
 
 def bidirectional(probe: Probe) -> Check:
-    """The first position sees the last."""
+    """The logits of the first position depend on the last token."""
     try:
         check_bidirectional(probe.policy)
-        ok, measured = True, "the first logits move with the last token"
+        ok, measured = True, "the first logits change with the last token"
     except CheckpointError:
-        ok, measured = False, "the first logits stay when the last token changes"
+        ok, measured = False, "the first logits do not change with the last token"
     return Check(
         "bidirectional",
         ok,
         measured,
-        "a causal model cannot fill in from the right",
+        "a causal model ignores the tokens to the right of a masked one",
         "pip install -U 'transformers>=5.4,<6'",
     )
 
 
 def padding(probe: Probe) -> Check:
-    """Padding on the left moves no log-probability."""
+    """Padding on the left changes no log-probability."""
     prompts = probe.prompts[:1]
     prompts = Prompts(prompts.prompt_ids[:, prompts.prompt_mask[0]], prompts.prompt_mask[:, prompts.prompt_mask[0]])
     pad = torch.full((1, 5), probe.policy.pad_id, device=prompts.prompt_ids.device)
@@ -38,48 +38,46 @@ def padding(probe: Probe) -> Check:
         torch.cat([pad, prompts.prompt_ids], 1),
         torch.cat([torch.zeros_like(pad, dtype=torch.bool), prompts.prompt_mask], 1),
     )
+    completion_ids = probe.completion_ids[:1]
     with torch.inference_mode():
-        worst = max_difference(
-            probe.token_logps(prompts, probe.response[:1]), probe.token_logps(padded, probe.response[:1])
-        )
+        largest = max_difference(probe.token_logps(prompts, completion_ids), probe.token_logps(padded, completion_ids))
     return Check(
         "padding",
-        worst <= probe.tolerance,
-        f"largest difference {worst:.1e} nats with 5 pads (allowed {probe.tolerance:g})",
-        "a prompt's score must not depend on how long its batch mates are",
+        largest <= probe.tolerance,
+        f"largest difference {largest:.1e} nats with 5 pads (allowed {probe.tolerance:g})",
+        "a log-probability must not depend on the lengths of the other prompts in the batch",
         "try model.attention=eager; if that helps, report the attention implementation",
     )
 
 
 def alignment(probe: Probe) -> Check:
-    """The prompts' own tokens, hidden one in four, fit best where the policy says they are."""
+    """One in four prompt tokens is masked; they are most probable at the positions that the policy reads."""
     policy, prompts = probe.policy, probe.prompts
-    found: dict[int, list[Tensor]] = {-1: [], 0: [], 1: []}
+    logps: dict[int, list[Tensor]] = {-1: [], 0: [], 1: []}
     width = prompts.prompt_ids.shape[1]
-    place = torch.arange(width, device=prompts.prompt_ids.device)
-    inside = (
+    position = torch.arange(width, device=prompts.prompt_ids.device)
+    has_neighbours = (
         (prompts.prompt_mask & prompts.prompt_mask.roll(1, 1) & prompts.prompt_mask.roll(-1, 1))
-        & (place > 0)
-        & (place < width - 1)
+        & (position > 0)
+        & (position < width - 1)
     )
     with torch.inference_mode():
         for phase in range(4):
-            hidden = inside & (place % 4 == phase)
-            if not bool(hidden.any()):
+            masked = has_neighbours & (position % 4 == phase)
+            if not bool(masked.any()):
                 continue
-            tokens = prompts.prompt_ids.masked_fill(hidden, policy.mask_id)
-            for offset, kept in found.items():
-                at = hidden.roll(offset, 1)
-                logp = policy.logits(tokens, prompts.prompt_mask, at).log_softmax(1)
-                kept.append(logp.gather(1, prompts.prompt_ids[hidden][:, None])[:, 0])
-    if not found[0]:
-        return _alignment(None, "the prompts are too short to tell")
-    mean = {offset: float(torch.cat(kept).mean()) for offset, kept in found.items()}
+            input_ids = prompts.prompt_ids.masked_fill(masked, policy.mask_id)
+            for offset, values in logps.items():
+                logits = policy.logits(input_ids, prompts.prompt_mask, masked.roll(offset, 1))
+                values.append(logits.log_softmax(1).gather(1, prompts.prompt_ids[masked][:, None])[:, 0])
+    if not logps[0]:
+        return _alignment(None, "the prompts are too short for this check")
+    mean = {offset: float(torch.cat(values).mean()) for offset, values in logps.items()}
     best = max(mean, key=lambda offset: mean[offset])
-    said = ", ".join(f"{mean[o]:.2f} nats at {o:+d}" for o in (-1, 0, 1))
+    measured = ", ".join(f"{mean[offset]:.2f} nats at {offset:+d}" for offset in (-1, 0, 1))
     if max(mean.values()) < -0.9 * torch.log(torch.tensor(float(policy.vocab_size))):
-        return _alignment(None, f"{said}: no better than chance, so the model says nothing of these prompts")
-    return _alignment(best == 0 or mean[best] - mean[0] < 0.5, said)
+        return _alignment(None, f"{measured}: no better than chance, so the model cannot predict these prompts")
+    return _alignment(best == 0 or mean[best] - mean[0] < 0.5, measured)
 
 
 def _alignment(ok: bool | None, measured: str) -> Check:
@@ -87,85 +85,86 @@ def _alignment(ok: bool | None, measured: str) -> Check:
         "alignment",
         ok,
         measured,
-        "logits read one place off train every token on its neighbour",
+        "if logits are read one position off, every token is trained on its neighbour",
         "the other value of model.shift_logits (a2d), or the right model.family",
     )
 
 
 def reference(probe: Probe) -> Check:
-    """Adapters move the policy and not its reference."""
+    """Changed adapters change the policy, but not its reference."""
     policy = probe.policy
     with torch.inference_mode():
-        before = probe.token_logps(probe.prompts, probe.response)
+        before = probe.token_logps(probe.prompts, probe.completion_ids)
         if hasattr(policy.model, "disable_adapter"):
             with policy.reference():
-                base = probe.token_logps(probe.prompts, probe.response)
-            _stir(policy)
-            moved = max_difference(probe.token_logps(probe.prompts, probe.response), before)
+                base = probe.token_logps(probe.prompts, probe.completion_ids)
+            _perturb_adapters(policy)
+            policy_change = max_difference(probe.token_logps(probe.prompts, probe.completion_ids), before)
             with policy.reference():
-                worst = max_difference(probe.token_logps(probe.prompts, probe.response), base)
+                change = max_difference(probe.token_logps(probe.prompts, probe.completion_ids), base)
         elif policy.ref_model is not None:
             with policy.reference():
-                worst, moved = max_difference(probe.token_logps(probe.prompts, probe.response), before), 1.0
+                change = max_difference(probe.token_logps(probe.prompts, probe.completion_ids), before)
+            policy_change = 1.0
         else:
             return _reference(None, "no adapter and no frozen copy")
     return _reference(
-        worst <= probe.tolerance and moved > worst,
-        f"reference moved {worst:.1e} nats while the policy moved {moved:.1e}",
+        change <= probe.tolerance and policy_change > change,
+        f"reference changed by {change:.1e} nats, the policy by {policy_change:.1e}",
     )
 
 
 def _reference(ok: bool | None, measured: str) -> Check:
     return Check(
-        "reference", ok, measured, "the KL term measures the distance from where training started",
-        "load the adapter on its own base; report this if it is",
+        "reference", ok, measured, "the KL term measures the distance to the model that training started from",
+        "load the adapter on its own base; if it is, report this",
     )  # fmt: skip
 
 
 def merged(probe: Probe) -> Check:
-    """Adapters folded into the weights say the same as adapters beside them."""
+    """Merged adapters give the same log-probabilities as separate ones."""
     model = probe.policy.model
     if not hasattr(model, "merge_adapter"):
         return _merged(None, "no adapter")
     with torch.inference_mode():
-        beside = probe.token_logps(probe.prompts, probe.response)
+        separate = probe.token_logps(probe.prompts, probe.completion_ids)
         model.merge_adapter()  # type: ignore[operator]
         try:
-            worst = max_difference(probe.token_logps(probe.prompts, probe.response), beside)
+            largest = max_difference(probe.token_logps(probe.prompts, probe.completion_ids), separate)
         finally:
             model.unmerge_adapter()  # type: ignore[operator]
-    return _merged(worst <= probe.tolerance, f"largest difference {worst:.1e} nats (allowed {probe.tolerance:g})")
+    return _merged(largest <= probe.tolerance, f"largest difference {largest:.1e} nats (allowed {probe.tolerance:g})")
 
 
 def _merged(ok: bool | None, measured: str) -> Check:
     return Check(
-        "merged", ok, measured, "export --merge must hand out the model that was trained",
-        "keep the adapter apart (export without --merge), or merge in float32",
+        "merged", ok, measured, "export --merge must write the model that was trained",
+        "keep the adapter separate (export without --merge), or merge in float32",
     )  # fmt: skip
 
 
 def precision(probe: Probe) -> Check:
-    """The update pass computes what sampling and evaluation compute, in the same precision."""
+    """The update pass computes the same log-probabilities as sampling and evaluation, in the same precision."""
     policy = probe.policy
     with torch.inference_mode():
-        outside = probe.token_logps(probe.prompts, probe.response)
-    dropped = [m.p for m in policy.model.modules() if isinstance(m, torch.nn.Dropout)]
+        outside = probe.token_logps(probe.prompts, probe.completion_ids)
+    dropouts = [module.p for module in policy.model.modules() if isinstance(module, torch.nn.Dropout)]
     with policy.update_mode(make_generator(0, 0, "dropout")):
-        inside = probe.token_logps(probe.prompts, probe.response).detach()
-    worst = max_difference(outside, inside)
-    lively = any(p > 0 for p in dropped)
+        inside = probe.token_logps(probe.prompts, probe.completion_ids).detach()
+    largest = max_difference(outside, inside)
+    has_dropout = any(p > 0 for p in dropouts)
     return Check(
         "precision",
-        None if lively else worst <= (1e-5 if probe.tolerance < 1e-3 else probe.tolerance),
+        None if has_dropout else largest <= (1e-5 if probe.tolerance < 1e-3 else probe.tolerance),
         f"{policy.precision}{', autocast to bfloat16' if policy.autocast else ''}; update and evaluation differ by "
-        f"{worst:.1e} nats" + (" (model.lora.dropout is on)" if lively else ""),
-        "the ratio of eq. 4 is 1 only when both passes agree; another precision is another policy",
-        "use one model.dtype, model.autocast and model.quantize in training and evaluation",
+        f"{largest:.1e} nats" + (" (model.lora.dropout is on)" if has_dropout else ""),
+        "the ratio of eq. 4 is 1 only if both passes agree; another precision is another policy",
+        "use the same model.dtype, model.autocast and model.quantize in training and evaluation",
     )
 
 
-def _stir(policy: MaskedPolicy) -> None:
-    """Fresh adapters change nothing; give them something to say."""
+def _perturb_adapters(policy: MaskedPolicy) -> None:
+    """Adds noise to the adapters, because new ones do not change the logits."""
     generator = make_generator(0, 0, "stir")
     with torch.no_grad():
         for parameter in policy.trainable_parameters().values():

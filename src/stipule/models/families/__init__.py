@@ -1,8 +1,8 @@
-"""Model families, chosen by what `config.json` says and never by a path.
+"""Model families, chosen by the fields of `config.json`, never by a path.
 
-There is no modelling code here and no remote code: a published model is a stock transformers class under other names
-(docs/models.md lists the families). A causal checkpoint becomes a diffusion model only when the recipe or the
-config's own `diffusion` section says so.
+This package has no modelling code and runs no code of a checkpoint: a published model is a stock transformers class
+under other names (docs/models.md lists the families). A causal checkpoint becomes a diffusion model only if the recipe
+or the `diffusion` section of its config says so.
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ from dataclasses import replace
 from typing import Any
 
 from stipule.errors import CheckpointError
-from stipule.models.families.family import DIFFUSION, Family, output_embeddings, stock_fields, without_dropout
+from stipule.models.families.family import (
+    DIFFUSION,
+    Family,
+    diffusion_section,
+    output_embeddings,
+    stock_fields,
+    without_dropout,
+)
 from stipule.models.families.llada import LLADA, write_llada_config
 from stipule.models.families.masked_lm import is_masked_lm, masked_lm_family
-from stipule.models.families.qwen import DREAM, LLADA_MOE, TURNED
+from stipule.models.families.qwen import A2D, DREAM, LLADA_MOE
 
 __all__ = [
     "DIFFUSION",
     "NAMES",
     "Family",
+    "diffusion_section",
     "family_of",
     "output_embeddings",
     "stock_fields",
@@ -29,60 +37,61 @@ __all__ = [
 ]
 
 NAMES = ("llada", "dream", "llada_moe", "a2d", "masked_lm")
-# Another project's name for a turned causal model: `a2d-llama`, `a2d-qwen2`, `a2d-qwen3`.
-_TURNED_ALREADY = "a2d-"
+# dllm's model types of converted causal models: `a2d-llama`, `a2d-qwen2`, `a2d-qwen3`.
+_A2D_PREFIX = "a2d-"
 
 
-def family_of(published: Mapping[str, Any]) -> Family:
-    """The family of a published `config.json`: of its `diffusion` section if it has one, else of its `model_type`.
+def family_of(published_config: Mapping[str, Any]) -> Family:
+    """The family of a published `config.json`: from its `diffusion` section if it has one, else from its `model_type`.
 
-    Raises CheckpointError for a type that is not supported, a family that the type cannot be, or a shift that is not
-    the user's to choose.
+    Raises CheckpointError for an unsupported type, a family that does not fit the type, a `shift_logits` that the
+    family does not allow, or an unknown key in the `diffusion` section.
     """
-    kind = str(published.get("model_type"))
-    words = published.get(DIFFUSION) or {}
-    found = _by_type(kind, published, words.get("family"))
-    asked = words.get("family", found.name)
-    if asked != found.name:
+    model_type = str(published_config.get("model_type"))
+    section = diffusion_section(published_config)
+    family = _family_of_type(model_type, published_config, section.get("family"))
+    requested = section.get("family", family.name)
+    if requested != family.name:
         raise CheckpointError(
-            f"model.family is {asked!r}, but config.json says model_type = {kind!r}, which is of family "
-            f"{found.name!r}; leave model.family out, or give the checkpoint that was meant"
+            f"model.family is {requested!r}, but config.json says model_type = {model_type!r}, which is of family "
+            f"{family.name!r}; leave model.family out, or set model.path to a checkpoint of family {requested!r}"
         )
-    shift = words.get("shift")
-    if shift is not None and found.name != "a2d" and shift != found.shift_logits:
+    shift_logits = section.get("shift_logits")
+    if shift_logits is not None and family.name != "a2d" and shift_logits != family.shift_logits:
         raise CheckpointError(
-            f"model.shift_logits is {shift}, but logits of family {found.name} are always "
-            f"{'shifted by one' if found.shift_logits else 'in place'}; leave model.shift_logits out; only a2d has both"
+            f"model.shift_logits is {shift_logits}, but logits of family {family.name} are "
+            f"{'always shifted by one' if family.shift_logits else 'never shifted'}; only a2d allows both; leave "
+            "model.shift_logits out"
         )
-    return found if shift is None else replace(found, shift_logits=shift)
+    return family if shift_logits is None else replace(family, shift_logits=shift_logits)
 
 
-def _by_type(kind: str, published: Mapping[str, Any], asked: str | None) -> Family:
-    if kind in ("llada", "mmada", "lladamoe", "llada_moe"):
-        # LLaDA-MoE was published under LLaDA's own type; its experts give it away.
-        return LLADA_MOE if "expert_intermediate_size" in published else LLADA
-    if kind.lower() == "dream":
+def _family_of_type(model_type: str, published_config: Mapping[str, Any], requested: str | None) -> Family:
+    if model_type in ("llada", "mmada", "lladamoe", "llada_moe"):
+        # LLaDA-MoE was published with LLaDA's model type; only its config has sizes of experts.
+        return LLADA_MOE if "expert_intermediate_size" in published_config else LLADA
+    if model_type.lower() == "dream":
         return DREAM
-    if kind.startswith(_TURNED_ALREADY) and kind.removeprefix(_TURNED_ALREADY) in TURNED:
-        return TURNED[kind.removeprefix(_TURNED_ALREADY)]
-    if kind in TURNED:
-        if asked is not None:
-            return TURNED[kind]
+    if model_type.startswith(_A2D_PREFIX) and model_type.removeprefix(_A2D_PREFIX) in A2D:
+        return A2D[model_type.removeprefix(_A2D_PREFIX)]
+    if model_type in A2D:
+        if requested is not None:
+            return A2D[model_type]
         raise CheckpointError(
-            f"config.json says model_type = {kind!r}: a causal language model; to use it as a diffusion model set "
-            "model.family=a2d, model.mask_id=ID of a token that no text has, and model.shift_logits=true if it keeps "
-            "predicting the next token"
+            f"config.json says model_type = {model_type!r}: a causal language model; to use it as a diffusion model "
+            "set model.family=a2d, model.mask_id=ID of a token that no text has, and model.shift_logits=true if it "
+            "still predicts the next token"
         )
-    if is_masked_lm(kind):
-        return masked_lm_family(kind)
-    remote = (
-        f"; it asks for code of its own ({', '.join(map(str, published['auto_map'].values()))}), and code from a "
+    if is_masked_lm(model_type):
+        return masked_lm_family(model_type)
+    custom_code = (
+        f"; it needs its own code ({', '.join(map(str, published_config['auto_map'].values()))}), but code from a "
         "checkpoint is never run here"
-        if isinstance(published.get("auto_map"), Mapping)
+        if isinstance(published_config.get("auto_map"), Mapping)
         else ""
     )
     raise CheckpointError(
-        f"config.json says model_type = {kind!r}{remote}; supported are llada (dense and MoE), Dream, "
-        f"{', '.join(TURNED)} with model.family=a2d, and masked language models such as bert, roberta, modernbert; see "
+        f"config.json says model_type = {model_type!r}{custom_code}; supported are llada (dense and MoE), Dream, "
+        f"{', '.join(A2D)} with model.family=a2d, and masked language models such as bert, roberta, modernbert; see "
         "docs/models.md, and CONTRIBUTING.md for how to add a family"
     )

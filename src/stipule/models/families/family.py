@@ -1,4 +1,4 @@
-"""What a model family is: a stock transformers class made bidirectional, and how its checkpoints are read."""
+"""A model family: a stock transformers class made bidirectional, and how its checkpoints are read."""
 
 from __future__ import annotations
 
@@ -13,41 +13,57 @@ from stipule.errors import CheckpointError
 
 # The matrices of a Llama-like block: four of attention, three of the MLP.
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# What a Llama-like layer does place by place: all but its keys and values, attention itself, norms and sums.
+# The modules of a Llama-like layer whose output at a position depends only on their input at that position. Keys and
+# values act on each position too, but attention reads them everywhere.
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
-DIFFUSION = "diffusion"  # the section of config.json (ours) that says what the published fields leave open
+DIFFUSION = "diffusion"  # our section of config.json, for what the published fields do not say
+DIFFUSION_KEYS = ("family", "shift_logits", "mask_token_id", "eos_token_id")
 
 
-def output_embeddings(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits of hidden states where the head is one matrix."""
-    return model.get_output_embeddings()(states)
+def output_embeddings(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:
+    """Logits of hidden states if the LM head is one matrix."""
+    return model.get_output_embeddings()(hidden_states)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one kind of published checkpoint becomes a stock transformers model, and back."""
+    """How a kind of published checkpoint is read as a stock transformers model."""
 
     name: str
     model_class: type[PreTrainedModel]
     read_config: Callable[[Mapping[str, Any]], PreTrainedConfig]  # published config.json -> transformers configuration
-    lora_targets: Mapping[str, tuple[str, ...]]  # recipe word -> module names
-    lora_parameters: tuple[str, ...] = ()  # stacked expert weights, which are parameters and no modules
-    lm_head_modules: tuple[str, ...] = ("lm_head",)  # never adapted
+    lora_targets: Mapping[str, tuple[str, ...]]  # value of model.lora.targets -> module names
+    lora_parameters: tuple[str, ...] = ()  # stacked expert weights, which are parameters, not modules
+    lm_head_modules: tuple[str, ...] = ("lm_head",)  # without adapters
     shift_logits: bool = False  # True: position i-1 of the network predicts token i
-    supports_kv_cache: bool = True  # layers hand out keys and values, so that a call can take those of an earlier one
-    position_wise: tuple[str, ...] = POSITION_WISE  # parts of a layer that can be computed at some places alone
+    supports_kv_cache: bool = True  # whether layers return keys and values, so that a later forward pass can use them
+    position_wise: tuple[str, ...] = POSITION_WISE  # modules that can be computed at some positions only
     lm_head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings
-    first_position: Callable[[PreTrainedConfig], int] = lambda config: 0  # of the first real token
-    mask_token_names: tuple[str, ...] = ()  # the mask token's spelling, where neither config nor tokenizer names one
-    unused_tensors: tuple[
-        str, ...
-    ] = ()  # published tensors (regular expressions) that a masked language model has no use for
+    first_position: Callable[[PreTrainedConfig], int] = lambda config: 0  # position id of the first real token
+    mask_token_names: tuple[str, ...] = ()  # of the mask token, if config and tokenizer do not name it
+    unused_tensors: tuple[str, ...] = ()  # published tensors (regular expressions) that the network does not use
 
 
-def stock_fields(published: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a published `config.json` without those that name code, types or our own section."""
-    ours = {"architectures", "auto_map", "model_type", "transformers_version", "torch_dtype", "dtype", DIFFUSION}
-    return {key: value for key, value in published.items() if key not in ours}
+def diffusion_section(published_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `diffusion` section of a `config.json`, or of a `stipule.json` beside an adapter; empty if there is none.
+
+    Raises CheckpointError for a key that is not in DIFFUSION_KEYS.
+    """
+    section = published_config.get(DIFFUSION) or {}
+    unknown = sorted(set(section) - set(DIFFUSION_KEYS))
+    if unknown:
+        raise CheckpointError(
+            f"the section `{DIFFUSION}` of config.json (of stipule.json for an adapter) has {', '.join(unknown)}; "
+            f"allowed are {', '.join(DIFFUSION_KEYS)}; rename or remove the key there (the earlier key `shift` is now "
+            "`shift_logits`)"
+        )
+    return section
+
+
+def stock_fields(published_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a published `config.json` without those for code, class names, dtypes and our own section."""
+    excluded = {"architectures", "auto_map", "model_type", "transformers_version", "torch_dtype", "dtype", DIFFUSION}
+    return {key: value for key, value in published_config.items() if key not in excluded}
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -58,22 +74,25 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def require(published: Mapping[str, Any], needed: Mapping[str, Any], what: str) -> None:
-    """Raises CheckpointError where a field that is given has another value than the stock class can express.
+def require(published_config: Mapping[str, Any], needed: Mapping[str, Any], context: str) -> None:
+    """Raises CheckpointError if a field has a value that the stock class cannot express.
 
-    A field that is missing, or None where False or None is needed, is as it should be.
+    A missing field is accepted, and so is None if False or None is needed. `context` starts the reason in the message.
     """
     for field, value in needed.items():
-        given = published.get(field, value)
+        given = published_config.get(field, value)
         if given != value and not (not value and not given):
             raise CheckpointError(
-                f"config.json has {field} = {given!r}; {what}, which needs {value!r}; this variant is not supported "
-                "(docs/models.md lists what is)"
+                f"config.json has {field} = {given!r}; {context}, which needs {value!r}; this variant is not "
+                "supported; use a checkpoint that docs/models.md lists"
             )
 
 
-def require_fields(published: Mapping[str, Any], fields: tuple[str, ...], what: str) -> None:
-    """Raises CheckpointError for sizes that are missing: transformers would fill in those of another model."""
-    missing = [field for field in fields if field not in published]
+def require_fields(published_config: Mapping[str, Any], fields: tuple[str, ...], checkpoint: str) -> None:
+    """Raises CheckpointError for missing sizes: transformers would use the sizes of another model."""
+    missing = [field for field in fields if field not in published_config]
     if missing:
-        raise CheckpointError(f"config.json lacks {', '.join(missing)}; {what} carries them; was it edited?")
+        raise CheckpointError(
+            f"config.json lacks {', '.join(missing)}; {checkpoint} needs these fields; copy config.json from the "
+            "published model"
+        )

@@ -1,7 +1,7 @@
 """LLaDA: a bidirectional Llama under other names (LLaDA-8B Base and Instruct, LLaDA 1.5, iLLaDA, MMaDA's text model).
 
-Checked bit for bit in float32 (docs/decisions.md). Tensors are renamed when loading, and transformers writes them back
-under the published names when saving.
+Logits in float32 are bitwise those of LLaDA's code (docs/decisions.md). Tensors are renamed when loading; transformers
+saves them under the published names.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from stipule.models.families.family import ALL_LINEAR, Family, require, require_
 
 
 class LladaConfig(LlamaConfig):
-    """Llama's configuration under LLaDA's model type, so that checkpoints are renamed by type."""
+    """Llama's configuration with LLaDA's model type, which selects the renaming of tensors."""
 
     model_type = "llada"
 
 
 class LladaForMaskedLM(LlamaForCausalLM):
-    """Llama's network under LLaDA's model type; attention is bidirectional because `config.is_causal` is False."""
+    """Llama's network with LLaDA's model type; attention is bidirectional because `config.is_causal` is False."""
 
     config_class = LladaConfig
 
 
-# Published name -> stock name. Order matters: inside a block `ff_out` is the down projection, outside it is the head.
+# Published name -> stock name. Order matters: in a block `ff_out` is the down projection, outside the LM head.
 LLADA_BLOCK = {
     "attn_norm": "input_layernorm",
     "ff_norm": "post_attention_layernorm",
@@ -51,7 +51,7 @@ register_checkpoint_conversion_mapping(
     + [WeightRenaming(rf"^model\.transformer\.{published}\.", f"{stock}.") for published, stock in LLADA_TOP.items()],
 )
 
-# Options of LLaDA's own code that a Llama cannot express, with the value every released checkpoint has.
+# Options of LLaDA's code that a Llama cannot express, with the value that every released checkpoint has.
 _LLADA_ONLY = {
     "alibi": False,
     "attention_layer_norm": False,
@@ -67,42 +67,43 @@ _LLADA_ONLY = {
 }
 
 
-def read_llada_config(published: Mapping[str, Any]) -> PreTrainedConfig:
+def read_llada_config(published_config: Mapping[str, Any]) -> PreTrainedConfig:
     """A bidirectional Llama configuration from LLaDA's published `config.json`.
 
-    Raises CheckpointError on fields that are missing or that a Llama cannot express.
+    Raises CheckpointError for fields that are missing or that a Llama cannot express.
     """
-    what = "a LLaDA checkpoint"
-    require(published, _LLADA_ONLY, f"{what} is read as a stock Llama")
-    require_fields(published, ("d_model", "n_heads", "n_layers", "vocab_size"), what)
-    width = published["d_model"]
+    checkpoint = "a LLaDA checkpoint"
+    require(published_config, _LLADA_ONLY, f"{checkpoint} is read as a stock Llama")
+    require_fields(published_config, ("d_model", "n_heads", "n_layers", "vocab_size"), checkpoint)
+    width = published_config["d_model"]
     return LladaConfig(
-        vocab_size=_rows(published),
+        vocab_size=_embedding_rows(published_config),
         hidden_size=width,
-        intermediate_size=published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
-        num_hidden_layers=published["n_layers"],
-        num_attention_heads=published["n_heads"],
-        num_key_value_heads=published.get("n_kv_heads") or published["n_heads"],
-        max_position_embeddings=published.get("max_sequence_length", 4096),
-        rms_norm_eps=published.get("rms_norm_eps", 1e-5),
-        rope_parameters={"rope_type": "default", "rope_theta": float(published.get("rope_theta", 10000.0))},
-        tie_word_embeddings=published.get("weight_tying", False),
-        eos_token_id=published.get("eos_token_id"),
-        pad_token_id=published.get("pad_token_id"),
+        intermediate_size=published_config.get("mlp_hidden_size") or published_config["mlp_ratio"] * width,
+        num_hidden_layers=published_config["n_layers"],
+        num_attention_heads=published_config["n_heads"],
+        num_key_value_heads=published_config.get("n_kv_heads") or published_config["n_heads"],
+        max_position_embeddings=published_config.get("max_sequence_length", 4096),
+        rms_norm_eps=published_config.get("rms_norm_eps", 1e-5),
+        rope_parameters={"rope_type": "default", "rope_theta": float(published_config.get("rope_theta", 10000.0))},
+        tie_word_embeddings=published_config.get("weight_tying", False),
+        eos_token_id=published_config.get("eos_token_id"),
+        pad_token_id=published_config.get("pad_token_id"),
         bos_token_id=None,
-        is_causal=False,  # honoured from transformers 5.4 on; models/bidirectional.py proves it on the loaded weights
+        is_causal=False,  # needs transformers 5.4; models/bidirectional.py checks it on the loaded weights
     )
 
 
-def _rows(published: Mapping[str, Any]) -> int:
-    """Rows of the embedding; MMaDA's grew by its image tokens, and its code names the new size apart."""
-    return published.get("new_vocab_size") or published.get("embedding_size") or published["vocab_size"]
+def _embedding_rows(published_config: Mapping[str, Any]) -> int:
+    """Rows of the embedding; for MMaDA, which added image tokens, `new_vocab_size`."""
+    sizes = (published_config.get("new_vocab_size"), published_config.get("embedding_size"))
+    return sizes[0] or sizes[1] or published_config["vocab_size"]
 
 
 def write_llada_config(
     *, width: int, layers: int, heads: int, mlp: int, vocabulary: int, longest: int, mask: int, eos: int, pad: int
 ) -> dict[str, Any]:
-    """LLaDA's published `config.json` fields for a model of the given sizes (tokens, units, ids)."""
+    """The fields of LLaDA's published `config.json` for a model of the given sizes and token ids."""
     return {
         "architectures": ["LLaDAModelLM"],
         "model_type": "llada",
@@ -130,7 +131,7 @@ LLADA = Family(
     read_config=read_llada_config,
     lora_targets={
         "all": ALL_LINEAR,
-        # What the published target list really hits on LLaDA's own module names (d1, SPG, wd1, ESPO).
+        # The modules that the published target list matches under LLaDA's module names (d1, SPG, wd1, ESPO).
         "published": ("q_proj", "k_proj", "v_proj", "up_proj"),
     },
     mask_token_names=("<|mdm_mask|>",),

@@ -1,4 +1,4 @@
-"""Families whose published names are those of a stock causal class: Dream, LLaDA-MoE, and causal models turned."""
+"""Families with the tensor names of a stock causal class: Dream, LLaDA-MoE, and converted causal models (a2d)."""
 
 from __future__ import annotations
 
@@ -21,42 +21,45 @@ from transformers import (
 from stipule.models.families.family import ALL_LINEAR, Family, require, require_fields, stock_fields
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-# Published target lists name Llama's modules: on these families they hit all seven.
+# Published target lists name Llama's modules: in these families they match all seven.
 TARGETS = {"all": ALL_LINEAR, "published": ALL_LINEAR}
 
 
 def _reader(
-    config_class: type[PreTrainedConfig], what: str, needed: Mapping[str, Any]
+    config_class: type[PreTrainedConfig], checkpoint: str, needed: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Any]], PreTrainedConfig]:
-    def read(published: Mapping[str, Any]) -> PreTrainedConfig:
-        require_fields(published, (*SIZES, "intermediate_size"), what)
-        require(published, needed, f"{what} is read as a stock {config_class.__name__.removesuffix('Config')}")
-        # Honoured from transformers 5.4 on; models/bidirectional.py proves it on the loaded weights.
-        return config_class(**{**stock_fields(published), "is_causal": False, "use_cache": False})
+    def read(published_config: Mapping[str, Any]) -> PreTrainedConfig:
+        require_fields(published_config, (*SIZES, "intermediate_size"), checkpoint)
+        stock_class = config_class.__name__.removesuffix("Config")
+        require(published_config, needed, f"{checkpoint} is read as a stock {stock_class}")
+        # is_causal needs transformers 5.4; models/bidirectional.py checks it on the loaded weights.
+        return config_class(**{**stock_fields(published_config), "is_causal": False, "use_cache": False})
 
     return read
 
 
-# A window would hide the far half of a text from each token; block diffusion needs another mask and another score.
-_WHOLE = {"use_sliding_window": False, "block_size": None, "use_mrope": False}
+# With a sliding window tokens would not attend to the whole text; block diffusion needs another attention mask and
+# another likelihood.
+_FULL_ATTENTION = {"use_sliding_window": False, "block_size": None, "use_mrope": False}
 
 DREAM = Family(
     name="dream",
     model_class=Qwen2ForCausalLM,
-    read_config=_reader(Qwen2Config, "a Dream checkpoint", _WHOLE),
+    read_config=_reader(Qwen2Config, "a Dream checkpoint", _FULL_ATTENTION),
     lora_targets=TARGETS,
     shift_logits=True,
     mask_token_names=("<|mask|>",),
 )
 
 
-def read_moe_config(published: Mapping[str, Any]) -> PreTrainedConfig:
+def read_moe_config(published_config: Mapping[str, Any]) -> PreTrainedConfig:
     """A bidirectional Qwen3-MoE configuration from LLaDA-MoE's published `config.json`."""
-    what = "a LLaDA-MoE checkpoint"
-    require_fields(published, (*SIZES, "expert_intermediate_size", "num_experts", "num_experts_per_tok"), what)
-    layers = published["num_hidden_layers"]
+    checkpoint = "a LLaDA-MoE checkpoint"
+    sizes = (*SIZES, "expert_intermediate_size", "num_experts", "num_experts_per_tok")
+    require_fields(published_config, sizes, checkpoint)
+    layers = published_config["num_hidden_layers"]
     require(
-        published,
+        published_config,
         {
             "qk_layernorm": True,
             "shared_expert_intermediate_size": None,
@@ -68,10 +71,10 @@ def read_moe_config(published: Mapping[str, Any]) -> PreTrainedConfig:
             "norm_topk_prob": False,
             "rope_scaling": None,
         },
-        f"{what} is read as a stock Qwen3-MoE",
+        f"{checkpoint} is read as a stock Qwen3-MoE",
     )
-    sparse = published.get("moe_layer_freq") or [1] * layers
-    fields = stock_fields(published)
+    sparse = published_config.get("moe_layer_freq") or [1] * layers
+    fields = stock_fields(published_config)
     return Qwen3MoeConfig(
         vocab_size=fields["vocab_size"],
         hidden_size=fields["hidden_size"],
@@ -104,31 +107,31 @@ LLADA_MOE = Family(
     name="llada_moe",
     model_class=Qwen3MoeForCausalLM,
     read_config=read_moe_config,
-    # Experts are stacked in two parameters a layer; the router is left as it is. Naming an MLP's own matrices here too
-    # would make peft rewrite the target list for stacked experts once more, at twice the rank.
+    # Experts are stacked in two parameters per layer; the router has no adapter. If the MLP's matrices were listed here
+    # too, peft would rewrite the target list for stacked experts again, with twice the rank.
     lora_targets={"all": ALL_LINEAR[:4], "published": ALL_LINEAR[:4]},
     lora_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
     mask_token_names=("<|mask|>",),
 )
 
 
-def _turned(
+def _a2d_family(
     config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str, like: Family = DREAM
 ) -> Family:
     return Family(
         name="a2d",
         model_class=model_class,
-        read_config=_reader(config_class, f"a {name} checkpoint turned into a diffusion model", _WHOLE),
+        read_config=_reader(config_class, f"a {name} checkpoint converted to a diffusion model", _FULL_ATTENTION),
         lora_targets=like.lora_targets,
         lora_parameters=like.lora_parameters,
         mask_token_names=("<|mask|>",),
     )
 
 
-# Causal checkpoints that can be turned into diffusion models, by model_type.
-TURNED: Mapping[str, Family] = {
-    "llama": _turned(LlamaConfig, LlamaForCausalLM, "Llama"),
-    "qwen2": _turned(Qwen2Config, Qwen2ForCausalLM, "Qwen2"),
-    "qwen3": _turned(Qwen3Config, Qwen3ForCausalLM, "Qwen3"),
-    "qwen3_moe": _turned(Qwen3MoeConfig, Qwen3MoeForCausalLM, "Qwen3-MoE", like=LLADA_MOE),
+# Causal checkpoints that can be converted to diffusion models, by model_type.
+A2D: Mapping[str, Family] = {
+    "llama": _a2d_family(LlamaConfig, LlamaForCausalLM, "Llama"),
+    "qwen2": _a2d_family(Qwen2Config, Qwen2ForCausalLM, "Qwen2"),
+    "qwen3": _a2d_family(Qwen3Config, Qwen3ForCausalLM, "Qwen3"),
+    "qwen3_moe": _a2d_family(Qwen3MoeConfig, Qwen3MoeForCausalLM, "Qwen3-MoE", like=LLADA_MOE),
 }

@@ -1,1 +1,1 @@
-"""A run folder as one page that needs nothing else: no network, no server, no torch."""
+"""The report page of a run folder: one HTML file that needs no network, no server and no torch."""

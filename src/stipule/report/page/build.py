@@ -1,4 +1,4 @@
-"""The page itself: everything known of the runs as JSON inside one HTML file."""
+"""Builds the report page: all data of the runs as JSON inside one HTML file."""
 
 from __future__ import annotations
 
@@ -20,105 +20,114 @@ from stipule.atomic_io import replace_file
 from stipule.errors import RecipeError
 from stipule.report.glossary import explain
 from stipule.report.page.run_reader import Run, read_runs
-from stipule.report.page.samples import samples
+from stipule.report.page.samples import select_rollouts
 from stipule.report.page.savings import savings
-from stipule.report.page.series import box, number, smoothed, thinned
+from stipule.report.page.series import box_plot, downsample, finite_number, moving_average
 from stipule.report.page.summary import verdict
 from stipule.training.alarms import Alarms
 
 SCRIPTS = ("elements.js", "charts.js", "curves.js", "viewer.js", "table.js", "page.js")
-LARGEST = 2_000_000  # bytes of a page
-SAMPLES_BYTES = 1_300_000  # of them
-SAMPLES = 600  # responses
-NUMBERS = 60_000  # points of all curves together
-MARK = "<!-- a stipule report -->"
+MAX_BYTES = 2_000_000  # of a page
+MAX_ROLLOUT_BYTES = 1_300_000  # of them for saved responses
+MAX_RESPONSES = 600
+MAX_POINTS = 60_000  # of all curves together
+MARKER = "<!-- a stipule report -->"
 
 
 def write_page(paths: Sequence[Path], out: Path) -> int:
-    """Writes the page of these runs; returns its bytes. Raises RecipeError over a file that is no such page."""
-    if out.exists() and MARK not in (out.read_text(encoding="utf-8", errors="replace")[:200] if out.is_file() else ""):
-        raise RecipeError(f"{out} already exists and is no report; it was left as it is; give another place with --out")
-    budget = SAMPLES_BYTES
-    while len(text := page(gather(paths, budget=budget)).encode("utf-8", "replace")) > LARGEST and budget > 1000:
-        budget //= 2  # signs that HTML must not see are longer in the page than in the estimate
-    replace_file(out, lambda place: place.write_bytes(text))
-    return len(text)
+    """Writes the page of these runs; returns its size in bytes.
+
+    Raises RecipeError if `out` is a file that is no report or a path is no run folder, CheckpointError if an earlier
+    version wrote the run.
+    """
+    if out.exists():
+        start = out.read_text(encoding="utf-8", errors="replace")[:200] if out.is_file() else ""
+        if MARKER not in start:
+            raise RecipeError(
+                f"{out} already exists and is no report; it was not changed; give another file name with --out"
+            )
+    budget = MAX_ROLLOUT_BYTES
+    while len(page := render_page(page_data(paths, budget=budget)).encode("utf-8", "replace")) > MAX_BYTES:
+        if budget <= 1000:
+            break
+        budget //= 2  # characters that are escaped for HTML are longer in the page than in the estimate
+    replace_file(out, lambda path: path.write_bytes(page))
+    return len(page)
 
 
-def gather(paths: Sequence[Path], live: bool = False, budget: int = SAMPLES_BYTES) -> dict[str, Any]:
-    """All that the page shows, as plain data. `live`: the page asks its server for news."""
+def page_data(paths: Sequence[Path], live: bool = False, budget: int = MAX_ROLLOUT_BYTES) -> dict[str, Any]:
+    """All data of the page. `live`: the page asks its server for new data. `budget`: bytes of saved responses."""
     runs = read_runs(paths)
-    widest = max((len(line) for run in runs for line in run.lines[-1:]), default=1)
-    points = min(500, max(40, NUMBERS // (widest * len(runs))))
-    shown = [_run(run, points) for run in runs]
-    keys = dict.fromkeys(key for run in shown for key in run["curves"]["y"])
+    num_keys = max((len(line) for run in runs for line in run.metrics[-1:]), default=1)
+    points = min(500, max(40, MAX_POINTS // (num_keys * len(runs))))
+    runs_data = [_run_data(run, points) for run in runs]
+    keys = dict.fromkeys(key for run in runs_data for key in run["curves"]["y"])
     return {
         "version": __version__,
         "live": live,
-        "runs": shown,
-        "glossary": {k: [entry.meaning, entry.look] for k in [*keys, "alarms"] if (entry := explain(k))},
-        "samples": samples(runs, SAMPLES, budget),
+        "runs": runs_data,
+        "glossary": {k: [entry.meaning, entry.warning] for k in [*keys, "alarms"] if (entry := explain(k))},
+        "rollouts": select_rollouts(runs, MAX_RESPONSES, budget),
     }
 
 
-def page(data: Mapping[str, Any]) -> str:
-    """The HTML. Its policy lets nothing run or load but what is in it, so a response is text whatever it holds."""
-    here = files("stipule.report.page")
-    script = "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    style = (here / "page.css").read_text(encoding="utf-8")
+def render_page(data: Mapping[str, Any]) -> str:
+    """The HTML. Its content security policy forbids all other scripts, so text of a response is never executed."""
+    folder = files("stipule.report.page")
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    style = (folder / "page.css").read_text(encoding="utf-8")
     connect = "'self'" if data["live"] else "'none'"
     policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src {connect}; "
+        f"default-src 'none'; script-src {_csp_hash(script)}; style-src {_csp_hash(style)}; connect-src {connect}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    template = Environment(autoescape=True).from_string((here / "page.html.jinja").read_text(encoding="utf-8"))
+    template = Environment(autoescape=True).from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
-        mark=Markup(MARK),
+        marker=Markup(MARKER),
         version=data["version"],
         title=" · ".join(run["name"] for run in data["runs"]),
         policy=policy,
         style=Markup(style),
         script=Markup(script),
-        data=Markup(embedded(data)),
+        data=Markup(json_for_html(data)),
     )
 
 
-def embedded(data: Mapping[str, Any]) -> str:
-    """JSON that no HTML parser takes for anything else, whatever the responses hold."""
+def json_for_html(data: Mapping[str, Any]) -> str:
+    """JSON in which all characters that HTML could interpret are escaped, whatever text the responses contain."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _hash(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _run(run: Run, points: int) -> dict[str, Any]:
+def _run_data(run: Run, points: int) -> dict[str, Any]:
     alarms, limits = _alarms(run)
     saved = savings(run)
-    training = run.section("training")
     notes = list(run.notes)
-    if len(run.lines) > points:
-        notes.append(f"To keep the page small, {len(run.lines)} steps are drawn as {points} means of neighbours.")
-    curves = thinned(run.lines, points)
-    bands = {"reward/mean": smoothed(run.lines, "reward/mean", None)}
-    bands["reward/accuracy"] = smoothed(run.lines, "reward/accuracy", run.rows)
+    if len(run.metrics) > points:
+        notes.append(f"To keep the page small, {len(run.metrics)} steps are drawn as {points} means over neighbours.")
+    curves = downsample(run.metrics, points)
+    bands = {"reward/mean": moving_average(run.metrics, "reward/mean", None)}
+    bands["reward/accuracy"] = moving_average(run.metrics, "reward/accuracy", run.rows_per_step)
     variance = next((k for k in ("variance/estimate", "variance/per_sample") if k in curves["y"]), "variance/estimate")
     return {
         "name": run.name,
         "path": str(run.path),
-        "steps": run.lines[-1]["step"] if run.lines else 0,
-        "planned": number(training.get("steps")),
-        "made_by": str(run.environment.get("stipule", "an unknown version")),
+        "steps": run.metrics[-1]["step"] if run.metrics else 0,
+        "planned_steps": finite_number(run.section("training").get("steps")),
+        "version": str(run.environment.get("stipule", "(version not known)")),
         "facts": _facts(run),
         "recipe": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
         "notes": notes,
         "curves": curves,
         "bands": {key: band for key, band in bands.items() if band},
-        "box": box(run.lines, variance),
-        "box_key": variance,
+        "variance_box": box_plot(run.metrics, variance),
+        "variance_key": variance,
         "alarms": alarms,
         "limits": limits,
         "savings": saved,
@@ -127,8 +136,8 @@ def _run(run: Run, points: int) -> dict[str, Any]:
     }
 
 
-def _how(section: Any) -> str:
-    """The kind of a pruning that is not the paper's constant."""
+def _kind_suffix(section: Any) -> str:
+    """The kind of a pruning schedule; empty for the paper's constant one."""
     kind = section.get("kind") if isinstance(section, dict) else None
     return f" {kind.replace('_', ' ')}" if isinstance(kind, str) and kind != "constant" else ""
 
@@ -136,39 +145,39 @@ def _how(section: Any) -> str:
 def _facts(run: Run) -> list[list[str]]:
     task, model, pruning = run.section("task"), run.section("model"), run.section("pruning")
     spatial, temporal = pruning.get("spatial") or {}, pruning.get("temporal") or {}
-    parts = [run.section(name).get("kind") for name in ("estimator", "advantage", "objective")]
-    found = {
+    kinds = [run.section(name).get("kind") for name in ("estimator", "advantage", "objective")]
+    facts = {
         "task": task.get("kind"),
         "model": model.get("path"),
-        "method": " · ".join(str(part) for part in parts if part) or None,
-        "pruning": f"gamma {spatial['ratio']:g}{_how(spatial.get('schedule'))}, "
-        f"cut-off {temporal['cutoff']:g}{_how(temporal)}"
+        "method": " · ".join(str(kind) for kind in kinds if kind) or None,
+        "pruning": f"gamma {spatial['ratio']:g}{_kind_suffix(spatial.get('schedule'))}, "
+        f"cutoff {temporal['cutoff']:g}{_kind_suffix(temporal)}"
         if isinstance(spatial.get("ratio"), int | float) and isinstance(temporal.get("cutoff"), int | float)
         else None,
         "seed": run.section("training").get("seed"),
         "machine": run.environment.get("platform"),
         "torch": run.environment.get("torch"),
     }
-    return [[name, str(value)] for name, value in found.items() if value is not None]
+    return [[name, str(value)] for name, value in facts.items() if value is not None]
 
 
 def _alarms(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The run's alarms, once each, and its limits. A run from before there were alarms is judged by the defaults."""
-    known = {field.name for field in fields(Alarms)}
+    """The run's alarms, once each, and its limits. Without a readable recipe the default limits are applied."""
+    names = {field.name for field in fields(Alarms)}
     try:
-        alarms = Alarms(**{k: v for k, v in run.section("alarms").items() if k in known})
+        alarms = Alarms(**{k: v for k, v in run.section("alarms").items() if k in names})
     except (RecipeError, TypeError):
         alarms = Alarms()
-    found: dict[str, dict[str, Any]] = {}
-    for place, line in enumerate(run.lines):
-        kept = "alarms" in run.recipe
-        events = line.get("alarms") if kept else alarms.raised(run.lines[: place + 1])
+    by_name: dict[str, dict[str, Any]] = {}
+    has_recorded_alarms = "alarms" in run.recipe
+    for index, line in enumerate(run.metrics):
+        events = line.get("alarms") if has_recorded_alarms else alarms.raised(run.metrics[: index + 1])
         for event in events if isinstance(events, list) else []:
             if not isinstance(event, dict):
                 continue
-            name, words = str(event.get("name")), str(event.get("message"))
-            seen = found.setdefault(name, {"name": name, "words": words, "first": line["step"], "count": 0})
-            seen["count"] += 1
+            name, message = str(event.get("name")), str(event.get("message"))
+            alarm = by_name.setdefault(name, {"name": name, "message": message, "first": line["step"], "count": 0})
+            alarm["count"] += 1
     limits = {
         "policy/ratio_max": alarms.ratio,
         "policy/clip_ratio": alarms.clip_ratio,
@@ -177,4 +186,4 @@ def _alarms(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         "response/repetition": alarms.repetition,
         "response/copies": alarms.copies,
     }
-    return list(found.values()), {key: limit for key, limit in limits.items() if limit is not None}
+    return list(by_name.values()), {key: limit for key, limit in limits.items() if limit is not None}

@@ -1,17 +1,17 @@
-// Puts the page together, and keeps it fresh where a server is asked for news.
+// Draws the page, and redraws it when the server has new data.
 
 let data = JSON.parse(byId("data").textContent);
 
 const SIGNS = { good: "▲", bad: "▼", flat: "●", early: "…" };
 
-function runCard(run, index, many) {
-  const look = run.verdict.look.length ? [html("h4", {}, "What to look at"), html("ul", {}, run.verdict.look.map((words) => html("li", { class: words.startsWith("Alarm") ? "alarm" : null }, words)))] : null;
+function runCard(run, index, several) {
+  const checks = run.verdict.checks.length ? [html("h4", {}, "What to check"), html("ul", {}, run.verdict.checks.map((text) => html("li", { class: text.startsWith("Alarm") ? "alarm" : null }, text)))] : null;
   return html("article", { class: `run ${run.verdict.tone}` },
-    many ? html("h3", {}, svg("svg", { viewBox: "0 0 34 8", class: "key", "aria-hidden": "true" }, svg("line", { x1: 1, x2: 33, y1: 4, y2: 4, stroke: runColour(index), "stroke-width": 3, "stroke-dasharray": runDash(index) })), run.name) : null,
-    html("p", { class: "verdict" }, html("span", { class: "sign", "aria-hidden": "true" }, SIGNS[run.verdict.tone]), ` ${run.verdict.words}`), look,
-    html("p", { class: "small" }, `${run.steps}${run.planned ? ` of ${run.planned}` : ""} steps · ${run.facts.map((pair) => pair.join(" ")).join(" · ")} · stipule ${run.made_by} · ${run.path}`),
-    run.made_by !== data.version ? html("p", { class: "note" }, `This run was made by stipule ${run.made_by}, this page by ${data.version}; what the older one did not write down is missing here.`) : null,
-    run.notes.map((words) => html("p", { class: "note" }, words)),
+    several ? html("h3", {}, svg("svg", { viewBox: "0 0 34 8", class: "line-sample", "aria-hidden": "true" }, svg("line", { x1: 1, x2: 33, y1: 4, y2: 4, stroke: runColour(index), "stroke-width": 3, "stroke-dasharray": runDash(index) })), run.name) : null,
+    html("p", { class: "verdict" }, html("span", { class: "sign", "aria-hidden": "true" }, SIGNS[run.verdict.tone]), ` ${run.verdict.message}`), checks,
+    html("p", { class: "small" }, `${run.steps}${run.planned_steps ? ` of ${run.planned_steps}` : ""} steps · ${run.facts.map((pair) => pair.join(" ")).join(" · ")} · stipule ${run.version} · ${run.path}`),
+    run.version !== data.version ? html("p", { class: "note" }, `The run was made by stipule ${run.version}, this page by ${data.version}; what the run did not record is missing here.`) : null,
+    run.notes.map((text) => html("p", { class: "note" }, text)),
     run.recipe ? html("details", { "data-key": `recipe of ${run.name}` }, html("summary", {}, "Recipe"), html("pre", {}, run.recipe)) : null);
 }
 
@@ -20,31 +20,31 @@ function draw() {
   drawCurves(data);
   drawCosts(data);
   drawTable(data);
-  drawStage(data);
+  drawViewer(data);
 }
 
-function theme() {
-  const order = ["system", "light", "dark"], button = byId("theme");
+function addThemeButton() {
+  const themes = ["system", "light", "dark"], button = byId("theme");
   button.onclick = () => {
-    const now = document.documentElement.dataset.theme || "system";
-    const next = order[(order.indexOf(now) + 1) % order.length];
+    const current = document.documentElement.dataset.theme || "system";
+    const next = themes[(themes.indexOf(current) + 1) % themes.length];
     if (next === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = next;
     button.textContent = `Theme: ${next}`;
   };
 }
 
-// Draws news; what is selected, open, sorted and typed stays.
-function renew(fresh) {
-  const name = (all, group) => group && `${all.runs[group.run].name} ${group.step} ${group.key}`;
-  const chosen = name(data, data.samples.groups[view.group]);
-  const place = fresh.samples.groups.findIndex((group) => name(fresh, group) === chosen);
-  if (place < 0) openFirst(fresh.samples.groups);
-  else view.group = place;
+// Draws new data. The selected group, opened details, sorting and typed text are kept.
+function update(newData) {
+  const groupName = (all, group) => group && `${all.runs[group.run].name} ${group.step} ${group.key}`;
+  const selected = groupName(data, data.rollouts.groups[view.group]);
+  const index = newData.rollouts.groups.findIndex((group) => groupName(newData, group) === selected);
+  if (index < 0) openFirst(newData.rollouts.groups);
+  else view.group = index;
   const open = [...document.querySelectorAll("details[open]")].map((box) => box.dataset.key);
   const input = byId("table").contains(document.activeElement) ? document.activeElement : null;
   const caret = input && input.tagName === "INPUT" ? [input.id, input.selectionStart, input.selectionEnd] : null;
-  data = fresh;
+  data = newData;
   draw();
   document.querySelectorAll("details").forEach((box) => { if (open.includes(box.dataset.key)) box.open = true; });
   if (caret && byId(caret[0])) {
@@ -53,30 +53,30 @@ function renew(fresh) {
   }
 }
 
-// Asks for news every few seconds.
-function follow() {
-  let seen = "";
-  const words = byId("live");
-  const ask = async () => {
+// Requests new data every few seconds.
+function poll() {
+  let revision = "";
+  const status = byId("live");
+  const request = async () => {
     try {
-      const answer = await fetch(`data.json?seen=${encodeURIComponent(seen)}`, { cache: "no-store" });
+      const answer = await fetch(`data.json?seen=${encodeURIComponent(revision)}`, { cache: "no-store" });
       if (answer.status === 200) {
-        const fresh = await answer.json();
-        seen = answer.headers.get("X-Revision") || "";
-        renew(fresh);
+        const newData = await answer.json();
+        revision = answer.headers.get("X-Revision") || "";
+        update(newData);
       }
-      words.textContent = `Live: step ${data.runs.map((run) => `${run.steps}${run.planned ? `/${run.planned}` : ""}`).join(", ")}`;
+      status.textContent = `Live: step ${data.runs.map((run) => `${run.steps}${run.planned_steps ? `/${run.planned_steps}` : ""}`).join(", ")}`;
     } catch (error) {
-      words.textContent = "The server has stopped; this is its last word.";
+      status.textContent = "The server does not answer; this is the last data it sent.";
     }
-    setTimeout(ask, 3000);
+    setTimeout(request, 3000);
   };
-  ask();
+  request();
 }
 
-theme();
-stageKeys(() => data);
-openFirst(data.samples.groups);
+addThemeButton();
+addViewerKeys(() => data);
+openFirst(data.rollouts.groups);
 draw();
-if (data.live && location.protocol.startsWith("http")) follow();
+if (data.live && location.protocol.startsWith("http")) poll();
 document.documentElement.dataset.ready = "true";

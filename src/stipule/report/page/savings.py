@@ -1,4 +1,4 @@
-"""Model calls of the rollouts: what was spent, and what each kind of pruning kept from being spent."""
+"""Forward passes of the rollouts: how many were spent, and how many each kind of pruning saved."""
 
 from __future__ import annotations
 
@@ -11,44 +11,52 @@ from stipule.rollouts.schedule import check_sizes, masks_per_block, unmask_sched
 
 
 def savings(run: Run) -> dict[str, Any] | None:
-    """Sums over the recorded steps, in rows x calls; None where recipe or metrics do not tell.
+    """Sums over the recorded steps, in rows x forward passes; None if recipe or metrics lack what is needed.
 
-    Both prunings come from the sampler's own plan, for the anchors that each step really had: spatial pruning is
-    N - calls(m, no cut), temporal pruning the rest of the plan. What was spent below or above the plan is apart: rows
-    that ended early, those that confidence ended among them, or second attempts with hints.
+    Both kinds of pruning are computed from the sampler's schedule with the anchors of each step: spatial pruning saves
+    N - nfe(m anchors, no cut), temporal pruning the rest of the scheduled savings. `outside_schedule` is the schedule
+    minus what was spent: above 0 if rows ended early, below 0 after second attempts with hints.
     """
     sampler, pruning = run.section("sampler"), run.section("pruning")
     try:
-        length, steps, block = (int(sampler[key]) for key in ("gen_length", "steps", "block_length"))
+        gen_length, steps, block_length = (int(sampler[key]) for key in ("gen_length", "steps", "block_length"))
         temporal = pruning["temporal"]
-        sure = temporal.get("kind") == "confident"  # then nothing is cut for certain, and the plan has no cut
-        cutoff, scope = (0.0, "global") if sure else (float(temporal["cutoff"]), temporal["scope"])
-        check_sizes(length, steps, block)
+        # With a confidence cutoff it is not known beforehand which rows are cut, so the schedule has no cut.
+        by_confidence = temporal.get("kind") == "confident"
+        cutoff, scope = (0.0, "global") if by_confidence else (float(temporal["cutoff"]), temporal["scope"])
+        check_sizes(gen_length, steps, block_length)
     except (KeyError, TypeError, ValueError, RecipeError):
         return None
-    rows = run.rows
-    lines = [line for line in run.lines if {"nfe/rollout", "response/anchors"} <= line.keys()]
+    rows = run.rows_per_step
+    lines = [line for line in run.metrics if {"nfe/rollout", "response/anchors"} <= line.keys()]
     if not lines or rows is None:
         return None
 
-    def calls(fixed: float, cut: float) -> float:
-        """Of one response with this many anchors; between whole numbers for a mean over rows."""
-        fixed = min(max(fixed, 0.0), float(length))
-        below, part = floor(fixed), fixed - floor(fixed)
-        ends = [
-            unmask_schedule(masks_per_block(length, block, min(m, length)), length, steps, block, cut, scope).nfe
+    def scheduled_nfe(num_anchors: float, cutoff: float) -> float:
+        """Of one response; interpolated, because the number of anchors is a mean over rows."""
+        num_anchors = min(max(num_anchors, 0.0), float(gen_length))
+        below, fraction = floor(num_anchors), num_anchors - floor(num_anchors)
+        low, high = (
+            unmask_schedule(
+                masks_per_block(gen_length, block_length, min(m, gen_length)),
+                gen_length,
+                steps,
+                block_length,
+                cutoff,
+                scope,
+            ).nfe
             for m in (below, below + 1)
-        ]
-        return ends[0] * (1 - part) + ends[1] * part
+        )
+        return low * (1 - fraction) + high * fraction
 
-    spatial = sum(rows * (steps - calls(line["response/anchors"], 0.0)) for line in lines)
-    planned = sum(rows * calls(line["response/anchors"], cutoff) for line in lines)
+    spatial = sum(rows * (steps - scheduled_nfe(line["response/anchors"], 0.0)) for line in lines)
+    scheduled = sum(rows * scheduled_nfe(line["response/anchors"], cutoff) for line in lines)
     unpruned, spent = rows * steps * len(lines), sum(line["nfe/rollout"] for line in lines)
     return {
         "unpruned": unpruned,
         "spatial": round(spatial),
-        "temporal": round(unpruned - spatial - planned),
-        "beyond": round(planned - spent),
+        "temporal": round(unpruned - spatial - scheduled),
+        "outside_schedule": round(scheduled - spent),
         "spent": spent,
         "pregeneration": run.pregeneration_calls,
     }

@@ -1,4 +1,4 @@
-"""Is it learning, and what to look at: the summary in words."""
+"""The summary in words: whether the run is learning, and what to check."""
 
 from __future__ import annotations
 
@@ -9,86 +9,90 @@ from typing import Any
 
 from stipule.evaluation.statistics import wilson
 from stipule.report.page.run_reader import Run
-from stipule.report.page.series import number
+from stipule.report.page.series import finite_number
 
 Line = dict[str, Any]
 
 
 def verdict(run: Run, alarms: Sequence[dict[str, Any]], saved: dict[str, Any] | None) -> dict[str, Any]:
-    """`tone` (good, bad, flat, early), one sentence, and a list of what to look at."""
-    lines = [line for line in run.lines if number(line.get("reward/mean")) is not None]
-    ended = next((a for a in alarms if a["name"] in ("diverged", "not_a_number")), None)
-    tone, words = _trend(lines, run.rows)
-    if ended:
-        tone, words = "bad", f"The run stopped at step {ended['first']}. {words}"
-    look = [f"Alarm at step {a['first']}, {_times(a['count'])}: {a['words']}." for a in alarms]
-    return {"tone": tone, "words": words, "look": look + _look(lines[-20:], saved)}
+    """`tone` (good, bad, flat, early), one sentence, and a list of what to check, alarms first."""
+    lines = [line for line in run.metrics if finite_number(line.get("reward/mean")) is not None]
+    stopped = next((a for a in alarms if a["name"] in ("diverged", "not_a_number")), None)
+    tone, message = _trend(lines, run.rows_per_step)
+    if stopped:
+        tone, message = "bad", f"The run stopped at step {stopped['first']}. {message}"
+    checks = [f"Alarm at step {a['first']}, {_times(a['count'])}: {a['message']}." for a in alarms]
+    return {"tone": tone, "message": message, "checks": checks + _checks(lines[-20:], saved)}
 
 
 def _trend(lines: Sequence[Line], rows: int | None) -> tuple[str, str]:
     if len(lines) < 6:
-        return "early", f"Too early to say: {len(lines)} steps are written down, 6 are needed."
-    part = max(3, len(lines) // 5)
-    first, last = lines[:part], lines[-part:]
+        return "early", f"Too early to say: {len(lines)} steps are recorded, 6 are needed."
+    window = max(3, len(lines) // 5)
+    first, last = lines[:window], lines[-window:]
     before, after = (
-        [line["reward/mean"] for line in some if number(line["reward/mean"]) is not None] for some in (first, last)
+        [line["reward/mean"] for line in some if finite_number(line["reward/mean"]) is not None]
+        for some in (first, last)
     )
     rise = fmean(after) - fmean(before)
-    noise = sqrt((variance(before) + variance(after)) / part)
-    reward = f"the mean reward went from {fmean(before):.3f} to {fmean(after):.3f}{_solved(first, last, rows)}"
-    span = f"between the first and the last {part} of {len(lines)} steps"
+    noise = sqrt((variance(before) + variance(after)) / window)
+    reward = f"the mean reward went from {fmean(before):.3f} to {fmean(after):.3f}{_accuracy(first, last, rows)}"
+    span = f"between the first and the last {window} of {len(lines)} steps"
     if rise > 3 * noise and rise > 0:
-        middle = [line["reward/mean"] for line in lines[-2 * part : -part]]
-        still = fmean(after) - fmean(middle) > 2 * sqrt((variance(after) + variance(middle)) / part)
-        return "good", f"It is learning: {reward} {span}, {'and is still rising' if still else 'and has levelled off'}."
+        middle = [line["reward/mean"] for line in lines[-2 * window : -window]]
+        is_rising = fmean(after) - fmean(middle) > 2 * sqrt((variance(after) + variance(middle)) / window)
+        return "good", f"It is learning: {reward} {span}, and {'is still rising' if is_rising else 'has levelled off'}."
     if rise < -3 * noise and rise < 0:
         return "bad", f"It got worse: {reward} {span}."
-    return "flat", f"No clear change: {reward} {span}, no more than single steps vary."
+    return "flat", f"No clear change: {reward} {span}; the difference is within the noise of single steps."
 
 
-def _solved(first: Sequence[Line], last: Sequence[Line], rows: int | None) -> str:
-    shares = [[v for line in some if (v := number(line.get("reward/accuracy"))) is not None] for some in (first, last)]
-    if not all(shares):
+def _accuracy(first: Sequence[Line], last: Sequence[Line], rows: int | None) -> str:
+    values = [
+        [v for line in some if (v := finite_number(line.get("reward/accuracy"))) is not None] for some in (first, last)
+    ]
+    if not all(values):
         return ""
-    words = []
-    for some in shares:
-        share = fmean(some)
-        ends = wilson(round(share * rows * len(some)), rows * len(some)) if rows else None
-        words.append(f"{share:.0%}" + (f" ({ends[0]:.0%} to {ends[1]:.0%})" if ends else ""))
-    return f" and right responses from {words[0]} to {words[1]}"
+    texts = []
+    for some in values:
+        accuracy = fmean(some)
+        interval = wilson(round(accuracy * rows * len(some)), rows * len(some)) if rows else None
+        texts.append(f"{accuracy:.0%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else ""))
+    return f" and the accuracy from {texts[0]} to {texts[1]}"
 
 
-def _look(recent: Sequence[Line], saved: dict[str, Any] | None) -> list[str]:
-    """What stands out of the last steps, without being an alarm."""
+def _checks(recent: Sequence[Line], saved: dict[str, Any] | None) -> list[str]:
+    """Unusual values of the last steps that are no alarms."""
     if not recent:
         return []
 
     def mean(key: str) -> float | None:
-        values = [v for line in recent if (v := number(line.get(key))) is not None]
+        values = [v for line in recent if (v := finite_number(line.get(key))) is not None]
         return fmean(values) if values else None
 
-    found = []
-    spread, solved = mean("reward/frac_nonzero_std"), mean("reward/accuracy")
-    if spread is not None and spread < 0.2 and (solved or 0) < 0.9:
-        found.append(f"Only {spread:.0%} of the groups have rewards that differ; the others teach nothing.")
-    audited, with_anchors = mean("unpruned/accuracy"), solved
-    if audited is not None and with_anchors is not None and with_anchors - audited > 0.2:
-        found.append(
-            f"Without pruning {audited:.0%} are solved, with it {with_anchors:.0%}: the anchors do much of it."
+    checks = []
+    frac_nonzero_std, accuracy = mean("reward/frac_nonzero_std"), mean("reward/accuracy")
+    if frac_nonzero_std is not None and frac_nonzero_std < 0.2 and (accuracy or 0) < 0.9:
+        checks.append(
+            f"Only {frac_nonzero_std:.0%} of the groups have rewards that differ; the others give no advantage."
         )
-    seconds = {part: mean(f"time/{part}") or 0.0 for part in ("rollout", "logps", "update", "reward")}
+    unpruned = mean("unpruned/accuracy")
+    if unpruned is not None and accuracy is not None and accuracy - unpruned > 0.2:
+        checks.append(
+            f"Accuracy is {accuracy:.0%} with pruning and {unpruned:.0%} without: much of it comes from the anchors."
+        )
+    seconds = {phase: mean(f"time/{phase}") or 0.0 for phase in ("rollout", "logps", "update", "reward")}
     if total := sum(seconds.values()):
-        most = max(seconds, key=seconds.__getitem__)
-        found.append(f"{seconds[most] / total:.0%} of the {total:.2g} seconds of a step go into {most}.")
+        longest = max(seconds, key=seconds.__getitem__)
+        checks.append(f"The phase {longest} takes {seconds[longest] / total:.0%} of the {total:.2g} seconds of a step.")
     if saved and saved["unpruned"]:
-        share = 1 - saved["spent"] / saved["unpruned"]
-        paid = saved["pregeneration"] / saved["unpruned"]
-        if abs(share) >= 0.005:
-            words = (
-                f"The rollouts took {abs(share):.0%} {'fewer' if share > 0 else 'more'} model calls than unpruned ones"
-            )
-            found.append(words + (f"; making the anchors cost {paid:.0%} once." if paid else "."))
-    return found
+        saved_fraction = 1 - saved["spent"] / saved["unpruned"]
+        pregeneration = saved["pregeneration"] / saved["unpruned"]
+        if abs(saved_fraction) >= 0.005:
+            more = "fewer" if saved_fraction > 0 else "more"
+            message = f"The rollouts took {abs(saved_fraction):.0%} {more} forward passes than unpruned ones"
+            checks.append(message + (f"; making the anchors cost {pregeneration:.0%} once." if pregeneration else "."))
+    return checks
 
 
 def _times(count: int) -> str:

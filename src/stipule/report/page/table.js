@@ -1,61 +1,61 @@
-// The table of saved responses: sorts by any column, filters by reward, rightness, step and text.
+// The table of saved responses: sorted by any column, filtered by reward, correctness and text.
 
-const list = { sort: "step", down: false, most: "", least: "", right: "", text: "", shown: 100 };
+const table = { sort: "step", descending: false, max: "", min: "", correct: "", text: "", limit: 100 };
 
-function rowsOf(data) {
+function tableRows(data) {
   const rows = [];
-  data.samples.groups.forEach((group, g) => group.responses.forEach((response, m) => rows.push({
-    g, m, run: data.runs[group.run].name, step: group.step, key: group.key, reward: response.r, right: response.c ? 1 : 0,
-    advantage: response.a ?? 0, length: response.n, calls: response.f ?? 0, text: textOf(response, data.samples.pieces),
+  data.rollouts.groups.forEach((group, g) => group.responses.forEach((response, m) => rows.push({
+    group: g, member: m, run: data.runs[group.run].name, step: group.step, key: group.key, reward: response.r, correct: response.c ? 1 : 0,
+    advantage: response.a ?? 0, length: response.n, nfe: response.f ?? 0, text: responseText(response, data.rollouts.token_texts),
   })));
   return rows;
 }
 
-function wanted(rows) {
-  const limit = (text, none) => (text.trim() === "" || Number.isNaN(Number(text)) ? none : Number(text));
-  const least = limit(list.least, -Infinity), most = limit(list.most, Infinity);
-  const text = list.text.toLowerCase();
-  const found = rows.filter((row) => row.reward >= least && row.reward <= most && (list.right === "" || row.right === Number(list.right)) &&
+function filterRows(rows) {
+  const bound = (text, none) => (text.trim() === "" || Number.isNaN(Number(text)) ? none : Number(text));
+  const min = bound(table.min, -Infinity), max = bound(table.max, Infinity);
+  const text = table.text.toLowerCase();
+  const matching = rows.filter((row) => row.reward >= min && row.reward <= max && (table.correct === "" || row.correct === Number(table.correct)) &&
     (!text || row.text.toLowerCase().includes(text) || row.key.toLowerCase().includes(text)));
-  const sign = list.down ? -1 : 1;
-  return found.sort((a, b) => sign * (typeof a[list.sort] === "string" ? a[list.sort].localeCompare(b[list.sort]) : a[list.sort] - b[list.sort]) || a.g - b.g || a.m - b.m);
+  const sign = table.descending ? -1 : 1;
+  return matching.sort((a, b) => sign * (typeof a[table.sort] === "string" ? a[table.sort].localeCompare(b[table.sort]) : a[table.sort] - b[table.sort]) || a.group - b.group || a.member - b.member);
 }
 
 function drawTable(data) {
-  const rows = rowsOf(data);
-  const place = byId("table");
+  const rows = tableRows(data);
+  const container = byId("table");
   if (!rows.length) {
-    replaceChildren(place, html("p", { class: "note" }, "No responses were saved with this run."));
+    replaceChildren(container, html("p", { class: "note" }, "No responses were saved with this run."));
     return;
   }
-  const columns = [...(data.runs.length > 1 ? [["run", "run"]] : []), ["step", "step"], ["key", "problem"], ["reward", "reward"], ["right", "right"], ["advantage", "advantage"], ["length", "tokens"], ["calls", "calls"], ["text", "response"]];
-  const number = (id, words) => html("label", {}, `${words} `, html("input", { type: "text", inputmode: "decimal", class: "number", id, value: list[id], oninput: (event) => change({ [id]: event.target.value }) }));
-  const right = html("select", { id: "right", onchange: (event) => change({ right: event.target.value }) }, [["", "all"], ["1", "right"], ["0", "wrong"]].map(([value, words]) => html("option", { value }, words)));
-  right.value = list.right;
-  const head = html("tr"), body = html("tbody"), count = html("p", { class: "small", role: "status", id: "count" }), more = html("button", { type: "button", id: "more", onclick: () => change({ shown: list.shown + 400 }) }, "Show more");
+  const columns = [...(data.runs.length > 1 ? [["run", "run"]] : []), ["step", "step"], ["key", "problem"], ["reward", "reward"], ["correct", "correct"], ["advantage", "advantage"], ["length", "tokens"], ["nfe", "nfe"], ["text", "response"]];
+  const number = (id, label) => html("label", {}, `${label} `, html("input", { type: "text", inputmode: "decimal", class: "number", id, value: table[id], oninput: (event) => change({ [id]: event.target.value }) }));
+  const correct = html("select", { id: "correct", onchange: (event) => change({ correct: event.target.value }) }, [["", "all"], ["1", "correct"], ["0", "wrong"]].map(([value, label]) => html("option", { value }, label)));
+  correct.value = table.correct;
+  const head = html("tr"), body = html("tbody"), count = html("p", { class: "small", role: "status", id: "count" }), more = html("button", { type: "button", id: "more", onclick: () => change({ limit: table.limit + 400 }) }, "Show more");
 
   function change(settings) {
-    Object.assign(list, settings);
-    const found = wanted(rows);
-    replaceChildren(head, columns.map(([key, words]) => html("th", { scope: "col", "aria-sort": list.sort === key ? (list.down ? "descending" : "ascending") : null },
-      html("button", { type: "button", "data-sort": key, onclick: () => { change({ sort: key, down: list.sort === key ? !list.down : typeof rows[0][key] === "number" && key !== "step" }); head.querySelector(`[data-sort=${key}]`).focus(); } },
-        `${words}${list.sort === key ? (list.down ? " ▼" : " ▲") : ""}`))));
-    replaceChildren(body, found.slice(0, list.shown).map((row) => html("tr", {}, columns.map(([key]) => html("td", { class: typeof row[key] === "number" && key !== "right" ? "number" : key === "text" ? "text" : key === "key" ? "problem" : null },
-      key === "text" ? html("button", { type: "button", class: "open", title: "Watch it being denoised", onclick: () => openResponse(data, row) }, row.text || "(empty)") : key === "right" ? (row.right ? "✓" : "✗") : key === "key" ? row.key.slice(0, 24) : typeof row[key] === "number" ? short(row[key]) : row[key])))));
-    count.textContent = `${found.length} of ${rows.length} responses, ${Math.min(found.length, list.shown)} shown`;
-    more.hidden = found.length <= list.shown;
+    Object.assign(table, settings);
+    const matching = filterRows(rows);
+    replaceChildren(head, columns.map(([key, label]) => html("th", { scope: "col", "aria-sort": table.sort === key ? (table.descending ? "descending" : "ascending") : null },
+      html("button", { type: "button", "data-sort": key, onclick: () => { change({ sort: key, descending: table.sort === key ? !table.descending : typeof rows[0][key] === "number" && key !== "step" }); head.querySelector(`[data-sort=${key}]`).focus(); } },
+        `${label}${table.sort === key ? (table.descending ? " ▼" : " ▲") : ""}`))));
+    replaceChildren(body, matching.slice(0, table.limit).map((row) => html("tr", {}, columns.map(([key]) => html("td", { class: typeof row[key] === "number" && key !== "correct" ? "number" : key === "text" ? "text" : key === "key" ? "problem" : null },
+      key === "text" ? html("button", { type: "button", class: "open", title: "Show its denoising", onclick: () => openResponse(data, row) }, row.text || "(empty)") : key === "correct" ? (row.correct ? "✓" : "✗") : key === "key" ? row.key.slice(0, 24) : typeof row[key] === "number" ? short(row[key]) : row[key])))));
+    count.textContent = `${matching.length} of ${rows.length} responses, ${Math.min(matching.length, table.limit)} shown`;
+    more.hidden = matching.length <= table.limit;
   }
 
-  replaceChildren(place, data.samples.notes.map((words) => html("p", { class: "note" }, words)),
-    html("div", { class: "controls" }, number("least", "Reward from"), number("most", "to"), html("label", {}, "Right or wrong ", right),
-      html("label", {}, "Text ", html("input", { type: "search", id: "text", value: list.text, oninput: (event) => change({ text: event.target.value }) }))),
+  replaceChildren(container, data.rollouts.notes.map((text) => html("p", { class: "note" }, text)),
+    html("div", { class: "controls" }, number("min", "Reward from"), number("max", "to"), html("label", {}, "Correct or wrong ", correct),
+      html("label", {}, "Text ", html("input", { type: "search", id: "text", value: table.text, oninput: (event) => change({ text: event.target.value }) }))),
     count, html("div", { class: "scroll tall" }, html("table", { class: "responses" }, html("thead", {}, head), body)), more);
   change({});
 }
 
 function openResponse(data, row) {
-  Object.assign(view, { group: row.g, member: row.m, call: lastCall(data.samples.groups[row.g]) });
-  drawStage(data);
+  Object.assign(view, { group: row.group, member: row.member, pass: lastPass(data.rollouts.groups[row.group]) });
+  drawViewer(data);
   byId("viewer").scrollIntoView();
-  byId("stage").focus({ preventScroll: true });
+  byId("denoising").focus({ preventScroll: true });
 }

@@ -1,138 +1,138 @@
-// A response as it appears, model call by model call: a group side by side, one slider for all.
+// The denoising of a group of responses, forward pass by forward pass, with one slider for all.
 
-const view = { group: 0, member: 0, call: 0, width: null, timer: null };
+const view = { group: 0, member: 0, pass: 0, columns: null, timer: null };
 
-// A group whose rewards are all alike has nothing to compare, so the first of the others is opened.
+// Opens the first group whose rewards differ: only such a group has advantages to compare.
 function openFirst(groups) {
-  const telling = groups.findIndex((group) => new Set(group.responses.map((r) => r.r)).size > 1);
-  const place = Math.max(0, telling);
-  Object.assign(view, { group: place, member: 0, call: groups.length ? lastCall(groups[place]) : 0 });
+  const differing = groups.findIndex((group) => new Set(group.responses.map((r) => r.r)).size > 1);
+  const index = Math.max(0, differing);
+  Object.assign(view, { group: index, member: 0, pass: groups.length ? lastPass(groups[index]) : 0 });
 }
 
-const lastCall = (group) => Math.max(0, ...group.responses.flatMap((r) => r.v));
-const visible = (piece) => piece.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, (s) => "␣".repeat(s.length)) || "∅";
+const lastPass = (group) => Math.max(0, ...group.responses.flatMap((r) => r.v));
+const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, (s) => "␣".repeat(s.length)) || "∅";
 
-function textOf(response, pieces) {
+function responseText(response, tokenTexts) {
   if (response.x !== undefined) return response.x;
-  const shown = response.n < response.t.length ? response.t.slice(0, response.n - 1) : response.t;
-  return shown.map((index) => pieces[index]).join("");
+  const tokens = response.n < response.t.length ? response.t.slice(0, response.n - 1) : response.t;
+  return tokens.map((index) => tokenTexts[index]).join("");
 }
 
-// Orange is unsure, blue is sure: a pair that colour-blind readers tell apart; the number is in the tooltip.
-function shade(permille) {
+// Orange is low confidence, blue is high: colour-blind readers can tell them apart. The tooltip has the number.
+function confidenceClass(permille) {
   const level = Math.max(0, Math.min(9, Math.floor(permille / 100)));
-  return `sure-${permille >= 990 ? 10 : level}`;
+  return `confidence-${permille >= 990 ? 10 : level}`;
 }
 
-function tokenCell(response, index, pieces, say) {
-  const when = response.v[index];
-  const piece = visible(pieces[response.t[index]] ?? "?");
+function tokenCell(response, index, tokenTexts, showReadout) {
+  const unmaskStep = response.v[index];
+  const text = visible(tokenTexts[response.t[index]] ?? "?");
   const isEnd = response.n < response.t.length && index === response.n - 1;
-  const filler = response.n < response.t.length && index >= response.n;
-  const cut = (response.cut || []).includes(when);
-  if (when > view.call) return html("span", { class: "token hidden-token" }, "·");
-  const kinds = ["token"];
-  let words = `token ${index + 1}: "${piece}", `;
-  if (when < 0) {
-    kinds.push("anchor");
-    words += "anchor, there from the start";
+  const isAfterEnd = response.n < response.t.length && index >= response.n;
+  const isCut = (response.cut || []).includes(unmaskStep);
+  if (unmaskStep > view.pass) return html("span", { class: "token masked" }, "·");
+  const classes = ["token"];
+  let description = `token ${index + 1}: "${text}", `;
+  if (unmaskStep < 0) {
+    classes.push("anchor");
+    description += "anchor, set before the first forward pass";
   } else {
-    kinds.push(shade(response.q[index]));
-    if (when === view.call) kinds.push("fresh");
-    words += `call ${when + 1}, probability ${(response.q[index] / 1000).toFixed(3)}`;
+    classes.push(confidenceClass(response.q[index]));
+    if (unmaskStep === view.pass) classes.push("just-unmasked");
+    description += `unmasked in forward pass ${unmaskStep + 1}, probability ${(response.q[index] / 1000).toFixed(3)}`;
   }
-  if (cut) { kinds.push("cut"); words += ", one-step cut"; }
-  if (isEnd) { kinds.push("end"); words += ", end of text"; }
-  if (filler) { kinds.push("filler"); words += ", after the end of text"; }
-  return html("span", { class: kinds.join(" "), title: words, onpointerdown: () => say(words) }, isEnd ? "end" : filler ? "·" : piece);
+  if (isCut) { classes.push("cut"); description += ", one-step cut"; }
+  if (isEnd) { classes.push("end"); description += ", end of text"; }
+  if (isAfterEnd) { classes.push("after-end"); description += ", after the end of text"; }
+  return html("span", { class: classes.join(" "), title: description, onpointerdown: () => showReadout(description) }, isEnd ? "end" : isAfterEnd ? "·" : text);
 }
 
-function memberCard(data, group, index, say) {
-  const response = group.responses[index];
-  const columns = view.width ?? data.runs[group.run].columns;
-  const chosen = index === view.member;
-  const grid = html("div", { class: "tokens", role: "img", "aria-label": `Response ${index + 1} after call ${view.call + 1}: ${response.t.map((t, i) => (response.v[i] > view.call ? "·" : data.samples.pieces[t])).join("")}` },
-    response.t.map((_, i) => tokenCell(response, i, data.samples.pieces, say)));
+function memberCard(data, group, index, showReadout) {
+  const response = group.responses[index], tokenTexts = data.rollouts.token_texts;
+  const columns = view.columns ?? data.runs[group.run].columns;
+  const isSelected = index === view.member;
+  const grid = html("div", { class: "tokens", role: "img", "aria-label": `Response ${index + 1} after forward pass ${view.pass + 1}: ${response.t.map((t, i) => (response.v[i] > view.pass ? "·" : tokenTexts[t])).join("")}` },
+    response.t.map((_, i) => tokenCell(response, i, tokenTexts, showReadout)));
   if (columns) {
     grid.classList.add("fixed");
     grid.style.gridTemplateColumns = `repeat(${columns}, minmax(1.9em, max-content))`;
   }
   const parts = Object.entries(response.p).map(([name, value]) => `${name} ${short(value)}`).join(" · ");
-  return html("div", { class: `member${chosen ? " chosen" : ""}`, "aria-current": chosen ? "true" : null, onclick: () => { if (view.member !== index) { view.member = index; showCall(data); } } },
-    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ right" : "✗ wrong"} · reward ${short(response.r)}`), html("br"),
-      html("span", { class: "small" }, `advantage ${short(response.a)} · ${parts ? `${parts} · ` : ""}${short(response.f)} calls`)),
+  return html("div", { class: `member${isSelected ? " selected" : ""}`, "aria-current": isSelected ? "true" : null, onclick: () => { if (view.member !== index) { view.member = index; showPass(data); } } },
+    html("p", { class: "rewards" }, html("strong", {}, `${response.c ? "✓ correct" : "✗ wrong"} · reward ${short(response.r)}`), html("br"),
+      html("span", { class: "small" }, `advantage ${short(response.a)} · ${parts ? `${parts} · ` : ""}${short(response.f)} forward passes`)),
     grid);
 }
 
-// What changes with the call or the chosen response; the slider itself stays, so that it can be dragged.
-function showCall(data) {
-  const group = data.samples.groups[view.group];
-  const most = lastCall(group);
-  view.call = Math.max(0, Math.min(view.call, most));
+// Redraws what depends on the forward pass or the selected response. The slider is kept, so that it can be dragged.
+function showPass(data) {
+  const group = data.rollouts.groups[view.group];
+  const last = lastPass(group);
+  view.pass = Math.max(0, Math.min(view.pass, last));
   view.member = Math.min(view.member, group.responses.length - 1);
-  const words = `call ${view.call + 1} of ${most + 1}`;
-  const say = (said) => { byId("token-readout").textContent = said; };
-  const slider = byId("call");
-  slider.max = String(most);
-  slider.value = String(view.call);
-  slider.setAttribute("aria-valuetext", words);
-  byId("call-words").textContent = words;
+  const label = `forward pass ${view.pass + 1} of ${last + 1}`;
+  const showReadout = (text) => { byId("token-readout").textContent = text; };
+  const slider = byId("pass");
+  slider.max = String(last);
+  slider.value = String(view.pass);
+  slider.setAttribute("aria-valuetext", label);
+  byId("pass-label").textContent = label;
   byId("play").textContent = view.timer ? "❚❚ pause" : "▶ play";
-  replaceChildren(byId("members"), group.responses.map((_, i) => memberCard(data, group, i, say)));
+  replaceChildren(byId("members"), group.responses.map((_, i) => memberCard(data, group, i, showReadout)));
 }
 
-function legendOf() {
-  const key = (kind, sign, words) => html("li", {}, html("span", { class: `token ${kind}` }, sign), ` ${words}`);
-  return html("ul", { class: "keys" }, key("hidden-token", "·", "hidden"), key("sure-1", "a", "unsure"), key("sure-5", "a", ""), key("sure-8", "a", ""), key("sure-10", "a", "sure when committed"),
-    key("sure-10 fresh", "a", "committed in this call"), key("anchor", "a", "anchor"), key("sure-10 cut", "a", "one-step cut"), key("sure-10 end", "end", "end of text"), key("filler", "·", "after it"));
+function viewerLegend() {
+  const item = (classes, text, label) => html("li", {}, html("span", { class: `token ${classes}` }, text), ` ${label}`);
+  return html("ul", { class: "legend-list" }, item("masked", "·", "masked"), item("confidence-1", "a", "low confidence"), item("confidence-5", "a", ""), item("confidence-8", "a", ""), item("confidence-10", "a", "high confidence when unmasked"),
+    item("confidence-10 just-unmasked", "a", "unmasked in this forward pass"), item("anchor", "a", "anchor"), item("confidence-10 cut", "a", "one-step cut"), item("confidence-10 end", "end", "end of text"), item("after-end", "·", "after the end of text"));
 }
 
-function drawStage(data) {
-  const groups = data.samples.groups;
-  const stage = byId("stage");
+function drawViewer(data) {
+  const groups = data.rollouts.groups;
+  const container = byId("denoising");
   if (!groups.length) {
-    replaceChildren(stage, html("p", { class: "note" }, "No responses were saved with this run; set training.rollouts_every."));
+    replaceChildren(container, html("p", { class: "note" }, "No responses were saved with this run; set training.rollouts_every."));
     return;
   }
   view.group = Math.min(view.group, groups.length - 1);
   const group = groups[view.group];
-  const inside = stage.contains(document.activeElement) ? document.activeElement.id : null;
-  const readout = html("p", { class: "readout", id: "token-readout" }, "Point at a token to read its call and probability.");
-  const names = groups.map((g, i) => html("option", { value: i }, `${data.runs.length > 1 ? `${data.runs[g.run].name} · ` : ""}step ${g.step} · ${g.responses.filter((r) => r.c).length} of ${g.responses.length} right · ${g.key.slice(0, 40)}`));
-  const pick = html("select", { id: "group", onchange: () => { view.group = Number(pick.value); view.member = 0; view.call = lastCall(groups[view.group]); drawStage(data); } }, names);
-  pick.value = String(view.group);
-  const slider = html("input", { type: "range", id: "call", min: 0, max: lastCall(group), step: 1, oninput: () => { view.call = Number(slider.value); showCall(data); } });
-  const widths = html("select", { id: "width", onchange: () => { view.width = widths.value === "" ? null : Number(widths.value); showCall(data); } },
-    [["", "by task"], ["0", "as text"], ["4", "4"], ["8", "8"], ["16", "16"], ["32", "32"]].map(([value, words]) => html("option", { value }, words)));
-  widths.value = view.width === null ? "" : String(view.width);
-  const button = (id, words, label, act) => html("button", { type: "button", id, title: label, "aria-label": label, onclick: act }, words);
-  replaceChildren(stage,
-    html("p", { class: "small" }, "Keys, once the viewer has the focus: ← → one model call back or on, ↑ ↓ the response before or after, Home and End the first and last call, space plays."),
-    html("div", { class: "controls" }, html("label", {}, "Group ", pick), html("label", {}, "Tokens a row ", widths)),
+  const focused = container.contains(document.activeElement) ? document.activeElement.id : null;
+  const readout = html("p", { class: "readout", id: "token-readout" }, "Point at a token to read its forward pass and probability.");
+  const names = groups.map((g, i) => html("option", { value: i }, `${data.runs.length > 1 ? `${data.runs[g.run].name} · ` : ""}step ${g.step} · ${g.responses.filter((r) => r.c).length} of ${g.responses.length} correct · ${g.key.slice(0, 40)}`));
+  const groupSelect = html("select", { id: "group", onchange: () => { view.group = Number(groupSelect.value); view.member = 0; view.pass = lastPass(groups[view.group]); drawViewer(data); } }, names);
+  groupSelect.value = String(view.group);
+  const slider = html("input", { type: "range", id: "pass", min: 0, max: lastPass(group), step: 1, oninput: () => { view.pass = Number(slider.value); showPass(data); } });
+  const columnSelect = html("select", { id: "columns", onchange: () => { view.columns = columnSelect.value === "" ? null : Number(columnSelect.value); showPass(data); } },
+    [["", "by task"], ["0", "as text"], ["4", "4"], ["8", "8"], ["16", "16"], ["32", "32"]].map(([value, label]) => html("option", { value }, label)));
+  columnSelect.value = view.columns === null ? "" : String(view.columns);
+  const button = (id, text, label, onclick) => html("button", { type: "button", id, title: label, "aria-label": label, onclick }, text);
+  replaceChildren(container,
+    html("p", { class: "small" }, "Keys, when the viewer has the focus: ← → previous or next forward pass, ↑ ↓ previous or next response, Home and End first and last forward pass, space plays."),
+    html("div", { class: "controls" }, html("label", {}, "Group ", groupSelect), html("label", {}, "Tokens per row ", columnSelect)),
     html("div", { class: "controls" },
-      button("before", "◀", "One call back", () => move(data, -1)), button("play", "", "Play or pause", () => play(data)), button("after", "▶", "One call on", () => move(data, 1)),
-      html("label", { class: "wide" }, html("output", { id: "call-words", "aria-live": "polite" }), slider)),
+      button("before", "◀", "Previous forward pass", () => move(data, -1)), button("play", "", "Play or pause", () => play(data)), button("after", "▶", "Next forward pass", () => move(data, 1)),
+      html("label", { class: "wide" }, html("output", { id: "pass-label", "aria-live": "polite" }), slider)),
     html("pre", { class: "prompt" }, group.prompt),
-    html("div", { class: "members", id: "members" }), readout, legendOf());
-  showCall(data);
-  if (inside && byId(inside)) byId(inside).focus({ preventScroll: true });
+    html("div", { class: "members", id: "members" }), readout, viewerLegend());
+  showPass(data);
+  if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
 }
 
-function move(data, calls) {
-  view.call += calls;
-  showCall(data);
+function move(data, passes) {
+  view.pass += passes;
+  showPass(data);
 }
 
-function otherResponse(data, step) {
-  const groups = data.samples.groups;
-  const next = view.member + step;
+function selectResponse(data, offset) {
+  const groups = data.rollouts.groups;
+  const next = view.member + offset;
   if (next >= 0 && next < groups[view.group].responses.length) {
     view.member = next;
-    showCall(data);
-  } else if (view.group + step >= 0 && view.group + step < groups.length) {
-    view.group += step;
-    view.member = step > 0 ? 0 : groups[view.group].responses.length - 1;
-    drawStage(data);
+    showPass(data);
+  } else if (view.group + offset >= 0 && view.group + offset < groups.length) {
+    view.group += offset;
+    view.member = offset > 0 ? 0 : groups[view.group].responses.length - 1;
+    drawViewer(data);
   }
 }
 
@@ -141,30 +141,30 @@ function play(data) {
     clearInterval(view.timer);
     view.timer = null;
   } else {
-    if (view.call >= lastCall(data.samples.groups[view.group])) view.call = -1;
+    if (view.pass >= lastPass(data.rollouts.groups[view.group])) view.pass = -1;
     view.timer = setInterval(() => {
       move(data, 1);
-      if (view.call >= lastCall(data.samples.groups[view.group])) play(data);
+      if (view.pass >= lastPass(data.rollouts.groups[view.group])) play(data);
     }, 350);
   }
-  showCall(data);
+  showPass(data);
 }
 
-function stageKeys(data) {
-  const stage = byId("stage");
-  stage.tabIndex = 0;
-  stage.setAttribute("role", "group");
-  stage.setAttribute("aria-label", "Denoising viewer");
-  stage.onkeydown = (event) => {
-    if (!data().samples.groups.length || event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
-    const acts = {
+function addViewerKeys(data) {
+  const container = byId("denoising");
+  container.tabIndex = 0;
+  container.setAttribute("role", "group");
+  container.setAttribute("aria-label", "Denoising viewer");
+  container.onkeydown = (event) => {
+    if (!data().rollouts.groups.length || event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
+    const actions = {
       ArrowRight: () => move(data(), 1), ArrowLeft: () => move(data(), -1),
-      ArrowDown: () => otherResponse(data(), 1), ArrowUp: () => otherResponse(data(), -1),
+      ArrowDown: () => selectResponse(data(), 1), ArrowUp: () => selectResponse(data(), -1),
       Home: () => move(data(), -1e9), End: () => move(data(), 1e9),
       " ": event.target.tagName === "BUTTON" ? null : () => play(data()),
     };
-    if (!acts[event.key]) return;
+    if (!actions[event.key]) return;
     event.preventDefault();
-    acts[event.key]();
+    actions[event.key]();
   };
 }
