@@ -32,13 +32,13 @@ def speed() -> dict[str, Any]:
     """The same calls, full or cached. Random weights are never confident, so parallel decoding gains nothing here."""
     rows, width, length, block = 4, 32, 64, 16
     policy = build("llada-like")
-    options = prompts(policy, rows, width)
+    batch = prompts(policy, rows, width)
     exact = SemiAutoregressiveSampler(
         gen_length=length, steps=length, block_length=block, temperature=0.9, stop_at_eos=False
     )
     noise = exact.sample_noise(rows, torch.Generator().manual_seed(0))
     sides = {"exact": exact} | {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
-    return alternate(policy, {name: lambda s=side: s(policy, options, noise) for name, side in sides.items()})
+    return alternate(policy, {name: lambda s=side: s(policy, batch, noise) for name, side in sides.items()})
 
 
 def compare(model: str, problems: int, group: int = 4) -> dict[str, Any]:
@@ -49,11 +49,13 @@ def compare(model: str, problems: int, group: int = 4) -> dict[str, Any]:
     exact = replace(recipe.sampler.exact(), block_length=length // 4, steps=length)
     sides = {f"confidence threshold {p:g}": replace(exact, confidence_threshold=p) for p in THRESHOLDS}
     sides |= {name: replace(exact, cache=cache) for name, cache in CACHES.items()}
-    sides["confidence threshold 0.95, dual cache"] = replace(exact, confidence_threshold=0.95, cache=CACHES["dual cache"])
-    options = recipe.task.problems("test")[:problems]
+    sides["confidence threshold 0.95, dual cache"] = replace(
+        exact, confidence_threshold=0.95, cache=CACHES["dual cache"]
+    )
+    eval_problems = recipe.task.problems("test")[:problems]
     results = {}
     for name, side in sides.items():
-        agreement = measure_agreement(policy, recipe.task, options, side, group, 128)
+        agreement = measure_agreement(policy, recipe.task, eval_problems, side, group, 128)
         results[name] = asdict(agreement) | {"interval": agreement.interval, "difference": agreement.solved.difference}
         low, high = agreement.interval
         print(

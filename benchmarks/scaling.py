@@ -46,27 +46,27 @@ def case(rows: int, length: int, vocabulary: int, samples: int) -> tuple[dict[st
     """A rollout of 16 calls and an update on its rollouts, and the multiplications of both."""
     sizes = SIZES["llada-like"] | {"vocabulary": vocabulary}
     policy = build("llada-like", lora=8, vocabulary=vocabulary)
-    options = prompts(policy, rows, PROMPT)
+    batch = prompts(policy, rows, PROMPT)
     block, steps = length // 4, 16
     sampler = SemiAutoregressiveSampler(
         gen_length=length, steps=steps, block_length=block, temperature=0.9, stop_at_eos=False
     )
     noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
     tokens = torch.randint(4, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
-    rollouts = finished(policy, options, tokens)
+    rollouts = finished(policy, batch, tokens)
     estimator = Elbo(num_samples=samples, masks="exact", timestep_sampling="stratified")
     (mask_samples,) = estimator.sample_masks(rollouts, 1, make_generator(0, 0, "views"))
     width = PROMPT + length
     windows = rows * steps * (block + length // steps) / 2
-    rollouts = multiplications(sizes, rows * width * steps, width, int(windows))
+    rollout_flops = multiplications(sizes, rows * width * steps, width, int(windows))
     # An update is a forward and a backward: activations' gradients through frozen matrices cost as much again.
-    updated = 2 * multiplications(sizes, samples * rows * width, width, int(mask_samples.masked.sum()))
+    update_flops = 2 * multiplications(sizes, samples * rows * width, width, int(mask_samples.masked.sum()))
 
     def update() -> None:
         estimate_logps(policy, rollouts, mask_samples, estimator, torch.ones(rows)).sum().backward()
         policy.model.zero_grad()
 
-    return {"rollout": lambda: sampler(policy, options, noise), "update": update}, [rollouts, updated]
+    return {"rollout": lambda: sampler(policy, batch, noise), "update": update}, [rollout_flops, update_flops]
 
 
 def arithmetic() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Shape annotations are checked in every test; models are tiny and offline."""
+"""Checks shape annotations in every test; models are tiny and offline."""
 
 import os
 
@@ -6,10 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401  (the hook finds it by attribute)
+import tests.typecheck  # noqa: F401  (the hook looks it up by name)
 
-# All rooms but models/families.py: transformers' configuration classes build their own constructors.
-ROOMS = (
+# All packages with tensors except models/families: transformers' configuration classes build their own constructors.
+CHECKED = (
     "types",
     "models.policy",
     "models.masked_policy",
@@ -20,7 +20,7 @@ ROOMS = (
     "training",
     "evaluation",
 )
-install_import_hook([f"stipule.{room}" for room in ROOMS], "tests.typecheck.checked")
+install_import_hook([f"stipule.{package}" for package in CHECKED], "tests.typecheck.checked")
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def policy():
 
 @pytest.fixture(autouse=True)
 def wide_console(monkeypatch):
-    """Commands that are called in this process print to a width at which no table or sentence is broken."""
+    """Commands called in this process print 240 columns wide, so that no table or sentence is wrapped."""
     from stipule.cli.app import console
 
     monkeypatch.setattr(console, "_width", 240)

@@ -1,4 +1,4 @@
-"""Where the shared measurements' data lies; tests that need it are skipped where it is not."""
+"""The folder of shared measurements; tests that need it are skipped if it is missing."""
 
 import os
 from pathlib import Path

@@ -95,7 +95,7 @@ def test_generate_shows_anchors_and_the_cutoff():
     lines = run("generate", "tiny/sudoku", "0243000001202030", *options).output.splitlines()
     assert lines[0].count("·") == 11  # 16 less 4 anchors and the first token
     assert [line.split()[0] for line in lines][-1] == f"{len(lines)}*"
-    assert lines[-2].count("·") > 1  # the cut-off unmasks them all in one call
+    assert lines[-2].count("·") > 1  # the cutoff unmasks them all in one call
 
 
 def frames(**options):
@@ -128,7 +128,7 @@ def earlier_run(path):
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart")))
     (path / "environment.json").write_text('{"stipule": "0.0.1"}')
-    (path / "metrics.jsonl").write_text('{"step": 1, "reward/spread": 0.5}\n')
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
     return str(path)
 
 

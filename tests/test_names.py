@@ -11,21 +11,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The change log and the decisions tell how a name changed, so they may hold the old one.
+# The change log and the decisions record how a name changed, so they may hold the old one.
 HISTORY = {"CHANGELOG.md", "docs/decisions.md", "tests/test_names.py"}
 
+
+def listed(text):
+    return text.split()
+
+
 # Identifiers that no Python file may hold.
-IDENTIFIERS = """
-    Responses Views hidden_prompt hidden_log_probabilities target_log_probabilities bernoulli_hidden exact_hidden
-    circular_hidden views_of Graded join_graded BlockDenoiser Denoiser early_end redraw within_reach sure_rows quota quotas
-     Pace Turn Recall share_of anchors_for even_masks published_quotas Confident Temporal Spatial at_least choose_fixed
-    fixed_from_text Surprise profiled_counts tiled_log_probability draw_variance LOGITS_AT_ONCE credit Credit AnyCredit
-    LeaveOneOut Exponential SequenceRatio PolicyGradient clip_high explore learn Ranks gather_ranks leads portions Clock
-     read_progress Guard forget_after score_rows rollout_rows matrix_rate vector_rate max_norm ModelChoice Holding
-    remembers check_remembers goes_on idle_call SEVEN BY_PLACE conformance box_spans last_box habit  Turns worded
-    wording stand_in standin rehearse rehearsal work_of may_take_fewer by_place looked_at views view_of hidden revealed
-    forwards busy scored compat asked worth thing audited_store examine
-""".split()
+IDENTIFIERS = listed("""
+    Responses Views hidden_prompt hidden_log_probabilities target_log_probabilities bernoulli_hidden
+    exact_hidden circular_hidden views_of Graded join_graded BlockDenoiser Denoiser early_end redraw
+    within_reach sure_rows quota quotas Pace Turn Recall share_of anchors_for even_masks published_quotas
+    Confident Temporal Spatial at_least choose_fixed fixed_from_text Surprise profiled_counts
+    tiled_log_probability draw_variance LOGITS_AT_ONCE credit Credit AnyCredit LeaveOneOut Exponential
+    SequenceRatio PolicyGradient clip_high explore learn Ranks gather_ranks leads portions Clock read_progress
+    Guard forget_after score_rows rollout_rows matrix_rate vector_rate max_norm ModelChoice Holding remembers
+    check_remembers goes_on idle_call SEVEN BY_PLACE conformance box_spans last_box habit Turns worded wording
+    stand_in standin rehearse rehearsal work_of may_take_fewer by_place looked_at views view_of hidden
+    revealed forwards busy scored compat free audited_store examine
+    found place asked share shares worth held thing told
+""")
 
 # Class -> fields that it had under names of our own.
 FIELDS = {
@@ -72,27 +79,29 @@ SETTINGS = {
     "task": "habit",
     "alarms": "clipped gradient spread",
 }
-VALUES = (
-    "timestep_sampling=systematic timestep_sampling=jittered subsets=circular kind=leave_one_out kind=exponential "
-    "kind=sequence_ratio kind=policy_gradient source=last_visit when=all_wrong"
-).split()
+VALUES = listed("""
+    timestep_sampling=systematic timestep_sampling=jittered subsets=circular kind=leave_one_out
+    kind=exponential kind=sequence_ratio kind=policy_gradient source=last_visit when=all_wrong
+""")
 
-METRICS = """
-    reward/spread policy/clipped policy/skipped policy/gradient_norm variance/draw held_out/solved held_out/total
-    calls/rollout calls/score calls/update calls/total seconds/rollout seconds/score seconds/update seconds/total
-    audit/reward audit/solved audit/calls approximate/solved approximate/calls
-""".split()
+METRICS = listed("""
+    reward/spread policy/clipped policy/skipped policy/gradient_norm variance/draw held_out/solved
+    held_out/total calls/rollout calls/score calls/update calls/total seconds/rollout seconds/score
+    seconds/update seconds/reward seconds/total audit/reward audit/solved audit/calls
+    approximate/solved approximate/calls
+""")
 
 # Modules below src/stipule that moved.
-MODULES = """
-    streams files recipe protocol quickstart export variance evidence estimators/levels estimators/profile estimators/score
-    estimators/spread estimators/tiles estimators/views models/ids models/memory models/merging models/conformance
-    objectives/credit objectives/policy_gradient objectives/sequence objectives/aggregate objectives/divergence
-    objectives/ratio plan/memory plan/rehearsal plan/standin plan/work rollouts/commits rollouts/denoise rollouts/fixing
-    rollouts/gamma rollouts/grading rollouts/pace rollouts/pick rollouts/recall tasks/boxes tasks/rows tasks/wording
-    tasks/quantities training/anchoring training/clock training/explore training/folder training/guard training/learn
-    training/origin training/ranks cli/interface cli/look cli/pages cli/run
-""".split()
+MODULES = listed("""
+    streams files recipe protocol quickstart export variance evidence estimators/levels estimators/profile
+    estimators/score estimators/spread estimators/tiles estimators/views models/ids models/memory
+    models/merging models/conformance objectives/credit objectives/policy_gradient objectives/sequence
+    objectives/aggregate objectives/divergence objectives/ratio plan/memory plan/rehearsal plan/standin
+    plan/work rollouts/commits rollouts/denoise rollouts/fixing rollouts/gamma rollouts/grading rollouts/pace
+    rollouts/pick rollouts/recall tasks/boxes tasks/rows tasks/wording tasks/quantities training/anchoring
+    training/clock training/explore training/folder training/guard training/learn training/origin
+    training/ranks cli/interface cli/look cli/pages cli/run
+""")
 
 
 def tracked(*patterns):

@@ -1,4 +1,4 @@
-"""A random-weights LLaDA that reads any text: byte-level tokens, a chat template, LLaDA's special tokens."""
+"""A LLaDA with random weights that accepts any text: byte-level tokens, a chat template, LLaDA's special tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token, so that no text is foreign to it."""
+    """Each byte is a token, so that any text can be encoded."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))

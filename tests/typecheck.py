@@ -1,4 +1,4 @@
-"""Runtime shape and type checks for the tests; an int is a float, as PEP 484 has it."""
+"""Runtime shape and type checks for the tests; an int counts as a float, as in PEP 484."""
 
 from beartype import BeartypeConf, beartype
 

@@ -129,23 +129,20 @@ def test_an_unknown_recipe_name_gets_the_nearest_one():
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("section", "setting", "message"),
     [
-        (
-            "sampler.length=32",
-            "sampler.length is not a setting of sampler; did you mean gen_length? allowed: gen_length",
-        ),
-        ("sampler.block=8", "sampler.block is not a setting of sampler; allowed: gen_length, steps, block_length"),
-        ("training.group=4", "allowed: steps, prompts_per_step, num_generations, num_iterations"),
-        ("training.problems=4", "allowed: steps, prompts_per_step"),
-        ("estimator.samples=2", "estimator.samples is not a setting of estimator elbo; did you mean num_samples?"),
-        ("objective.clip=0.1", "allowed: kind, epsilon, epsilon_high"),
-        ("credit.scale=false", "credit is not a setting of a recipe; allowed: task, model"),
+        ("sampler", "length", "is not a setting of sampler; did you mean gen_length? allowed: gen_length"),
+        ("sampler", "block", "is not a setting of sampler; allowed: gen_length, steps, block_length"),
+        ("training", "group", "allowed: steps, prompts_per_step, num_generations, num_iterations"),
+        ("training", "problems", "allowed: steps, prompts_per_step"),
+        ("estimator", "samples", "is not a setting of estimator elbo; did you mean num_samples? allowed: kind"),
+        ("objective", "clip", "is not a setting of objective grpo; allowed: kind, epsilon, epsilon_high"),
     ],
 )
-def test_an_earlier_name_of_a_setting_is_refused_with_the_allowed_names(override, message):
+def test_an_earlier_name_of_a_setting_is_refused_with_the_allowed_names(section, setting, message):
     with pytest.raises(RecipeError) as error:
-        load_recipe("quickstart", [override])
+        load_recipe("quickstart", [f"{section}.{setting}=1"])
+    assert str(error.value).startswith(f"{section}.{setting} is not a setting of {section}")
     assert message in str(error.value)
 
 

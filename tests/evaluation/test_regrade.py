@@ -45,8 +45,8 @@ def test_the_command_writes_the_counts(tmp_path):
     data = json.loads(path.read_text())
     assert data["protocol"] == "d1"
     assert data["tasks"]["gsm8k"] == {"correct": data["tasks"]["gsm8k"]["correct"], "total": 57}
-    assert "Where d1 and strict differ" in process.stdout
-    assert len(data["differences"]) == process.stdout.count("values it higher")
+    assert "Disagreements of d1 and strict" in process.stdout
+    assert len(data["differences"]) == process.stdout.count(", higher grade from ")
 
 
 GOOD = {"task": "gsm8k", "question": "q", "gold": 18.0, "response": "<answer>18</answer>"}

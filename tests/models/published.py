@@ -82,7 +82,8 @@ def _config(name):
         }  # fmt: skip
     causal = {
         "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "intermediate_size": MLP, "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "num_key_value_heads": KV_HEADS, "intermediate_size": MLP, "hidden_act": "silu",
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0, "tie_word_embeddings": False, "attention_dropout": 0.0, "use_cache": True,
         "eos_token_id": 0, "bos_token_id": 2, "torch_dtype": "float32", "transformers_version": "4.46.2",
     }  # fmt: skip

@@ -21,7 +21,7 @@ def test_a_plan_prints_work_memory_and_seconds(tmp_path):
     output = plan(
         "quickstart", "training.prompts_per_step=2", "training.num_generations=2", "--json", str(tmp_path / "plan.json")
     )
-    for text in ("of 32 training prompts", "most during update", "a run of 60 steps", "measured on this device"):
+    for text in ("of 32 training prompts", "peak during update", "a run of 60 steps", "measured on this device"):
         assert text in output or text.replace("32", "64") in output
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data["flops"]["rollout"]["calls"] == 4 * 13
@@ -45,7 +45,7 @@ def test_llada_8b_is_planned_without_a_download():
     )
     assert "8,015,581,184 parameters, 335,544,320 trained" in output
     assert "it fits" in output
-    assert "fsdp2: weights sharded" in output and "where it stops" in output
+    assert "fsdp2: weights sharded" in output and "efficiency by number of devices" in output
 
 
 @pytest.mark.parametrize(

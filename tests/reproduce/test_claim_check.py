@@ -26,28 +26,28 @@ def test_a_large_effect_in_every_seed_is_confirmed_or_contradicted():
     good, bad = runs(0.80, 0.81, 0.82), runs(0.50, 0.50, 0.50)
     verdict = check_claim(MORE, good, bad)
     half = 4.303 * 0.01 / math.sqrt(3)  # Student, 2 degrees of freedom; differences 0.30, 0.31, 0.32
-    assert (verdict.word, verdict.seeds) == ("confirmed", 3)
+    assert (verdict.conclusion, verdict.seeds) == ("confirmed", 3)
     assert (verdict.effect, *verdict.interval) == pytest.approx((0.31, 0.31 - half, 0.31 + half))
-    assert check_claim(MORE, bad, good).word == "contradicted"
+    assert check_claim(MORE, bad, good).conclusion == "contradicted"
 
 
 def test_an_effect_within_the_variance_of_seeds_is_not_distinguishable_and_gives_the_seeds_needed():
     verdict = check_claim(MORE, runs(0.5, 0.7, 0.6), runs(0.55, 0.58, 0.6))
-    assert verdict.word == "not distinguishable"
+    assert verdict.conclusion == "not distinguishable"
     assert verdict.interval[0] < 0 < verdict.interval[1] and verdict.seeds_to_decide > 3
 
 
 def test_lower_calls_and_lower_variance_are_better():
     verdict = check_claim(FEWER, runs(0.5, 0.5, calls=94), runs(0.5, 0.5, calls=100))
-    assert (verdict.word, verdict.effect) == ("confirmed", pytest.approx(-0.06))
+    assert (verdict.conclusion, verdict.effect) == ("confirmed", pytest.approx(-0.06))
     higher = [run for variance in (2.0, 2.2, 2.1) for run in runs(0.5, variance=variance)]
-    assert check_claim(LESS, higher, runs(0.5, 0.5, 0.5)).word == "contradicted"
+    assert check_claim(LESS, higher, runs(0.5, 0.5, 0.5)).conclusion == "contradicted"
 
 
 def test_runs_without_a_logged_variance_are_not_distinguishable():
     without = [run()] * 3
     verdict = check_claim(LESS, without, runs(0.5, 0.5, 0.5))
-    assert (verdict.word, verdict.seeds) == ("not distinguishable", 0)
+    assert (verdict.conclusion, verdict.seeds) == ("not distinguishable", 0)
 
 
 def test_variances_are_compared_at_the_steps_that_both_runs_logged():
@@ -66,6 +66,6 @@ def test_calls_include_pre_generation_unless_the_claim_is_about_training():
 
 
 def test_one_seed_decides_only_claims_about_calls():
-    assert check_claim(MORE, runs(0.9), runs(0.1)).word == "not distinguishable"
-    assert check_claim(FEWER, runs(0.9, calls=1), runs(0.1)).word == "confirmed"
-    assert check_claim(FEWER, runs(0.9), runs(0.1)).word == "not distinguishable"  # equal
+    assert check_claim(MORE, runs(0.9), runs(0.1)).conclusion == "not distinguishable"
+    assert check_claim(FEWER, runs(0.9, calls=1), runs(0.1)).conclusion == "confirmed"
+    assert check_claim(FEWER, runs(0.9), runs(0.1)).conclusion == "not distinguishable"  # equal

@@ -92,13 +92,13 @@ def respond(policy, text):
     ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = [policy.eos_id if token is None else token for token in ids][: LENGTH - 1]
     tokens = torch.tensor([[*ids, policy.eos_id, *([ids[0] if ids else policy.eos_id] * LENGTH)][:LENGTH]])
-    live = torch.arange(LENGTH)[None] <= len(ids)
+    completion_mask = torch.arange(LENGTH)[None] <= len(ids)
     return Rollouts(
         prompt_ids=tokens[:, :1],
         prompt_mask=torch.ones(1, 1, dtype=torch.bool),
         completion_ids=tokens,
-        sampled_mask=torch.ones_like(live),
-        completion_mask=live,
+        sampled_mask=torch.ones_like(completion_mask),
+        completion_mask=completion_mask,
         unmask_step=torch.zeros_like(tokens),
         confidence=torch.rand(1, LENGTH, generator=torch.Generator().manual_seed(len(ids))),
         nfe=torch.ones(1, dtype=torch.long),

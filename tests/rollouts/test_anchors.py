@@ -60,9 +60,9 @@ def test_no_anchor_is_an_eos_a_special_token_or_a_token_of_the_answer(tiny):
     sampled = sampler(tiny, tiny.encode([p.prompt for p in problems]), noise)
     ended = sampled.completion_ids.clone()
     ended[:, 9:] = tiny.eos_id  # an end in the middle: nothing after it may be fixed either
-    live = torch.arange(16).expand_as(ended) <= 9
+    completion_mask = torch.arange(16).expand_as(ended) <= 9
 
-    for rollouts in (sampled, replace(sampled, completion_ids=ended, completion_mask=live)):
+    for rollouts in (sampled, replace(sampled, completion_ids=ended, completion_mask=completion_mask)):
         eligible = eligible_tokens(tiny, SUDOKU, problems, rollouts)
         assert bool(eligible.any()) or rollouts is not sampled  # a truncated response may have no eligible token
         special = torch.isin(rollouts.completion_ids, torch.tensor([tiny.eos_id, tiny.pad_id, tiny.mask_id]))

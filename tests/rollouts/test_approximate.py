@@ -159,7 +159,7 @@ def test_settings_without_effect_are_refused(policy):
     for changes, message in {
         ("sampler.confidence_threshold=1.5",): "must lie in \\(0, 1\\]",
         ("sampler.confidence_threshold=0.9", "sampler.remasking=random"): "leave confidence_threshold out",
-        ("sampler.cache.kind=dual", "sampler.cache.refresh=1"): "full calls only leave sampler.cache out",
+        ("sampler.cache.kind=dual", "sampler.cache.refresh=1"): "full forward passes only leave sampler.cache out",
         ("sampler.cache.kind=dual", "model.attention=flash_attention_2"): "set model.attention=sdpa",
         ("sampler.cache.kind=single",): "allowed: prefix, dual",
     }.items():

@@ -1,4 +1,4 @@
-"""The cut-off by confidence, against the fixed cut-off and against no cut-off."""
+"""The cutoff by confidence, against the fixed cutoff and against no cutoff."""
 
 from dataclasses import replace
 
@@ -67,7 +67,7 @@ def test_a_row_ends_at_the_first_call_in_which_all_masked_tokens_reach_the_thres
                 break
         assert int(rollouts.nfe[row]) == call + 1
         assert torch.equal(rollouts.completion_ids[row][~left], unpruned.completion_ids[row][~left])
-    assert len(set(rollouts.nfe.tolist())) > 1  # the cut-off differs between rows
+    assert len(set(rollouts.nfe.tolist())) > 1  # the cutoff differs between rows
     assert bool((rollouts.nfe < 16).any())
 
 

@@ -294,7 +294,7 @@ def test_anchors_of_every_source_train_a_step(base, tmp_path, settings):
     ],
 )
 def test_a_schedule_of_gamma_resumes_to_the_same_bits(base, tmp_path, schedule):
-    """Both schedules, with the cut-off by confidence: the checkpoint holds all they need of earlier steps."""
+    """Both schedules, with the cutoff by confidence: the checkpoint holds all they need of earlier steps."""
     easy = {"kind": "sudoku", "prompt": "compact", "blanks": [2, 6], "train_problems": 12, "test_problems": 1}
     data = {
         "task": easy, "model": {"path": "tiny/sudoku", "attention": "eager"},

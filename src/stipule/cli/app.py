@@ -38,7 +38,7 @@ Model = Annotated[
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, shown in the same charts.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --out. The result is that of a run without a break.")
+    bool, typer.Option("--resume", help="Continue the run in --out; the result equals that of an uninterrupted run.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Short for training.seed=SEED.")]
 

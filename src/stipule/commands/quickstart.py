@@ -35,7 +35,7 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
     console.print(
         Panel(
             f"Trains a masked diffusion language model ({recipe.model.path}) to solve 4x4 Sudoku.\n"
-            f"GRPO with ELBO likelihoods and Spatio-Temporal Pruning (gamma {spatial.ratio:g}, cut-off "
+            f"GRPO with ELBO likelihoods and Spatio-Temporal Pruning (gamma {spatial.ratio:g}, cutoff "
             f"{temporal.cutoff:g}), {recipe.training.steps} steps on your CPU or GPU.\n"
             f"All files are written to {out}",
             title="stipule quickstart",

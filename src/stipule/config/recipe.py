@@ -50,19 +50,19 @@ def recipe_for_model(
     model: str,
     task: str | None = None,
     overrides: Sequence[str] = (),
-    given: str | None = None,
+    recipe_path: str | None = None,
     fixed: Mapping[str, Any] | None = None,
     needs_task: bool = True,
 ) -> Recipe:
-    """The recipe to evaluate or sample a model with: `given`, else that of the run, else that of a pre-trained tiny
+    """The recipe to evaluate or sample a model with: that of `recipe_path`, else of the run, else of a pre-trained tiny
     model, else the defaults. The sections in `fixed` replace those of the recipe.
 
     Raises RecipeError if the task is needed but unknown, CheckpointError if an earlier version wrote the run folder.
     """
     data: dict[str, Any] = {}
     folder = Path(resolve_model_path(model))
-    if given is not None:
-        data = read_yaml(find_recipe(given))
+    if recipe_path is not None:
+        data = read_yaml(find_recipe(recipe_path))
     elif (Path(model) / "recipe.yaml").exists():
         check_format(Path(model))
         data = read_yaml(Path(model) / "recipe.yaml")
@@ -168,7 +168,7 @@ def _add_override(data: dict[str, Any], override: str) -> None:
 def _add_default_kinds(kind: Any, data: dict[str, Any]) -> None:
     """Adds the default `kind` to each section without one: objective.epsilon=0.1 changes the default objective.
 
-    Nested sections too: pruning.temporal.cutoff=0.1 sets the fixed cut-off.
+    Nested sections too: pruning.temporal.cutoff=0.1 sets the fixed cutoff.
     """
     for field in fields(kind):
         section = data.get(field.name)

@@ -32,7 +32,7 @@ class Elbo:
 
     `timestep_sampling` says how the K mask ratios of a response depend on each other (`timestep_sampling.py`).
     `subsets: cyclic` lets the masked sets follow each other around one random order (`mask_samples.py`). Special cases:
-      exact + antithetic + cyclic           k and n+1-k tokens, the second set the complement of the first plus one token
+      exact + antithetic + cyclic           k and n+1-k tokens, the second set: the complement and one more token
       rao_blackwell + antithetic + cyclic   k and n-k, exact complements (ESPO's pair; one of the two may be empty)
     `importance_sampling` draws k in proportion to the loss per masked token at each mask ratio, with weight
     1/(K k q(k)) (`importance_sampling.py`). `fitted` measures these losses in earlier RL steps, without a forward pass;

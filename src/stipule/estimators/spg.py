@@ -114,7 +114,7 @@ class Spg:
     def _sample_blocks(
         self, loss_mask: Bool[Tensor, "B L"], generator: torch.Generator
     ) -> tuple[Bool[Tensor, "K B L"], Bool[Tensor, "K B L"], Float[Tensor, " B"]]:
-        """For each mask sample: the tokens of one block, the tokens after it, and the number of blocks to choose from."""
+        """For each mask sample: the tokens of one block, the tokens after it, and the number of blocks."""
         rows, length = loss_mask.shape
         block_of = torch.arange(length) // self.block_length
         total = int(block_of[-1]) + 1

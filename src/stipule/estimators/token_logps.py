@@ -71,12 +71,12 @@ def target_logps(
     matrix = policy.lm_head_matrix
     if matrix is not None:
         return fused_logps(hidden_states, matrix.weight, matrix.bias, targets, policy.compute_dtype, max_logits)
-    chunk = max(1, max_logits // policy.vocab_size)
-    chunks = zip(hidden_states.split(chunk), targets.split(chunk), strict=True)
-    if not torch.is_grad_enabled() or len(targets) <= chunk:
-        return torch.cat([_chunk_logps(policy, part, target) for part, target in chunks])
+    chunk_size = max(1, max_logits // policy.vocab_size)
+    chunks = zip(hidden_states.split(chunk_size), targets.split(chunk_size), strict=True)
+    if not torch.is_grad_enabled() or len(targets) <= chunk_size:
+        return torch.cat([_chunk_logps(policy, chunk, target) for chunk, target in chunks])
     return torch.cat(
-        [checkpoint(_chunk_logps, policy, part, target, use_reentrant=False) for part, target in chunks]  # type: ignore
+        [checkpoint(_chunk_logps, policy, chunk, target, use_reentrant=False) for chunk, target in chunks]  # type: ignore
     )
 
 

@@ -23,7 +23,7 @@ def prepare_autocast(policy: MaskedPolicy, on_cpu: bool | None = None) -> None:
     """Rounds the matrices that no update changes; on a CPU, also keeps fused attention in float32.
 
     On a CPU, fused attention in bfloat16 is as slow forwards and up to six times as slow backwards (docs/speed.md).
-    `on_cpu` says where a policy on the meta device will run; None: the device of the policy.
+    `on_cpu`: whether a policy on the meta device will run on a CPU; None: decided by the device of the policy.
     """
     on_cpu = policy.device.type == "cpu" if on_cpu is None else on_cpu
     networks: list[Any] = [policy.unwrapped_model] + ([] if policy.ref_model is None else [policy.ref_model])

@@ -47,12 +47,11 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
     autocast: bool = False  # compute float32 weights in bfloat16
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    # What config.json does not say. Only causal checkpoints converted to diffusion models (a2d) need `family`.
+    # The default comes from config.json; only causal checkpoints converted to diffusion models (a2d) must set it.
     family: Literal["llada", "dream", "llada_moe", "a2d", "masked_lm"] | None = None
     shift_logits: bool | None = None  # a2d: whether position i-1 predicts token i, as in the causal model
-    mask_id: int | None = None
+    mask_id: int | None = None  # id of the mask token; the default comes from config.json or the tokenizer
     eos_id: int | None = None  # the token that ends a response, if config.json and the tokenizer disagree
-    # Settings that reduce memory.
     quantize: Literal["nf4"] | None = None  # the frozen base in 4 bits, under LoRA (bitsandbytes: stipule[quant])
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass instead of stored
     device_map: Literal["auto"] | None = None  # evaluation: layers are distributed over all devices
@@ -96,7 +95,7 @@ def resolve_model_path(path: str) -> str:
 
 
 def best_device() -> str:
-    """An accelerator if there is one; training asks accelerate instead."""
+    """An accelerator if there is one, else the CPU. Training uses the device that accelerate chooses."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -28,7 +28,7 @@ def sequence_ratio(
 def clipped_surrogate(
     ratio: Float[Tensor, " *S"], advantages: Float[Tensor, " *S"], epsilon: float, epsilon_high: float
 ) -> Float[Tensor, " *S"]:
-    """min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) of eq. 1. Both are equal there; DAPO has a higher upper."""
+    """min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) of eq. 1. DAPO has a higher epsilon_high than epsilon."""
     return (ratio * advantages).minimum(ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages)
 
 

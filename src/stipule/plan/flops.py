@@ -13,8 +13,8 @@ from stipule.types import MaskSamples
 
 # Operations of one multiply-add.
 OPERATIONS = 2
-# Backward operations of attention for each forward operation. Fused attention computes the attention scores again in
-# the backward pass, so it needs 5 matrix products for the 2 of the forward pass, instead of 4.
+# Backward operations of attention for each forward operation. Fused attention computes queries x keys again in the
+# backward pass, so it needs 5 matrix products for the 2 of the forward pass, instead of 4.
 ATTENTION_BACKWARD = {"eager": 2.0, "sdpa": 2.5, "flash_attention_2": 2.5}
 
 

@@ -22,7 +22,7 @@ class Entry:
 GLOSSARY = (
     Entry("step", "RL steps finished"),
     Entry("reward/mean", "mean reward of the step's rollouts, sampled and pruned", "falls: alarm `collapse`"),
-    Entry("reward/accuracy", "fraction of these rollouts that are correct"),
+    Entry("reward/accuracy", "fraction of the step's rollouts that are correct"),
     Entry(
         "reward/frac_nonzero_std",
         "fraction of groups whose rewards differ; a group with equal rewards has no advantages",

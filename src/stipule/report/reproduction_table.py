@@ -12,8 +12,8 @@ from rich.table import Table
 CLAIM_COLUMNS = ("claim of the paper", "effect here, 95 % interval", "seeds", "verdict")
 STYLES = {"confirmed": "green", "contradicted": "red", "not distinguishable": "yellow"}
 NOTE = (
-    "Forward passes are rows x forward passes and are the same in every repetition. Seconds are of one core and depend "
-    "on what else runs on the machine."
+    "Forward passes are counted for each row, and the count is the same in every repetition. Seconds are of one core "
+    "and depend on what else runs on the machine."
 )
 
 
@@ -27,7 +27,7 @@ def reproduction_tables(result: Mapping[str, Any]) -> Group:
         rows.add_row(*cells)
     claims = Table(*CLAIM_COLUMNS, title="The paper's claims", title_justify="left")
     for verdict, cells in zip(result["verdicts"], claim_cells(result), strict=True):
-        claims.add_row(*cells[:-1], f"[{STYLES[verdict['word']]}]{cells[-1]}[/]")
+        claims.add_row(*cells[:-1], f"[{STYLES[verdict['conclusion']]}]{cells[-1]}[/]")
     return Group(rows, claims)
 
 
@@ -84,7 +84,7 @@ def claim_cells(result: Mapping[str, Any]) -> list[list[str]]:
     """The cells of each claim."""
     rows = []
     for verdict in result["verdicts"]:
-        seeds_needed, conclusion = verdict["seeds_to_decide"], verdict["word"]
+        seeds_needed, conclusion = verdict["seeds_to_decide"], verdict["conclusion"]
         is_open = conclusion == "not distinguishable" and seeds_needed
         suffix = f" (about {seeds_needed} seeds would decide)" if is_open else ""
         rows.append([verdict["claim"], _effect(verdict), str(verdict["seeds"]), conclusion + suffix])

@@ -23,7 +23,7 @@ class Verdict:
     quantity: Quantity
     effect: float
     interval: tuple[float, float]
-    word: Conclusion
+    conclusion: Conclusion
     seeds: int
     seeds_to_decide: int | None  # so many would make this effect with this variance exclude 0; None: no number would
 

@@ -170,7 +170,7 @@ TABLES: Mapping[str, Table] = {
         ("spatial_heavy", "spatial", "temporal_heavy", "temporal", "stp"),
         (
             Claim("gamma 0.05 is more accurate than 0.10", "spatial", "spatial_heavy", "accuracy"),
-            Claim("cut-off 0.05 is more accurate than 0.10", "temporal", "temporal_heavy", "accuracy"),
+            Claim("cutoff 0.05 is more accurate than 0.10", "temporal", "temporal_heavy", "accuracy"),
         ),
     ),
     "table7": Table(

@@ -21,8 +21,8 @@ class Annealed:
     def __post_init__(self) -> None:
         if not 0 <= self.final_ratio < 1:
             raise RecipeError(
-                f"pruning.spatial.schedule.final_ratio is {self.final_ratio}; it is a fraction of fixed tokens and must "
-                "lie in [0, 1); try 0"
+                f"pruning.spatial.schedule.final_ratio is {self.final_ratio}; it is a fraction of fixed tokens and "
+                "must lie in [0, 1); try 0"
             )
         if self.steps < 1:
             raise RecipeError(f"pruning.spatial.schedule.steps is {self.steps}; it must be 1 or more RL steps")

@@ -149,7 +149,8 @@ def _read(path: Path, rebuild: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["stipule"])
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
-                    f"the anchors at {path} were made by an earlier version of stipule, which used other names; {rebuild}"
+                    f"the anchors at {path} were made by an earlier version of stipule, which used other "
+                    f"names; {rebuild}"
                 )
             return metadata, {name: file.get_tensor(name) for name in COLUMNS}
     except (OSError, SafetensorError, KeyError, ValueError) as cause:

@@ -56,9 +56,9 @@ class SpatialPruning:
             )
         if self.schedule is not None and self.schedule.min_ratio(self.ratio) >= self.ratio:
             raise RecipeError(
-                f"pruning.spatial.schedule is {self.schedule.kind}, but with ratio {self.ratio} it has no smaller value "
-                "to go to; the ratio is the largest fraction that is fixed; raise pruning.spatial.ratio, or remove the "
-                "schedule"
+                f"pruning.spatial.schedule is {self.schedule.kind}, but with ratio {self.ratio} it has no smaller "
+                "value to go to; the ratio is the largest fraction that is fixed; raise pruning.spatial.ratio, or "
+                "remove the schedule"
             )
 
     def ratio_at(self, step: int, accuracy: float | None = None) -> float:

@@ -31,7 +31,7 @@ MAX_LENGTH = 500  # characters of an answer; the longest gold answer of MATH has
 
 
 def equivalent(gold: str, answer: str) -> Verdict:
-    """ "right" if the texts are equal, or both are the same number, or math-verify finds them equal.
+    """Compare an answer with the gold answer: "right" if texts or numbers are equal, or math-verify finds them equal.
 
     Numbers are compared exactly: 0.333 is not 1/3. An answer in a base (12_5) is wrong if the gold answer has no base.
     "undecided" if math-verify reaches its limit of time or memory; graders count it as wrong and report it.

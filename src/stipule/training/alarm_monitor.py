@@ -58,6 +58,6 @@ class AlarmMonitor:
             "training.save_every"
         )
         raise AlarmError(
-            f"step {self.lines[-1]['step']}: {events[0]['message']}. The run ends here because alarms.stop is true, and "
-            f"nothing was saved since; {advice}"
+            f"step {self.lines[-1]['step']}: {events[0]['message']}. The run ends here because alarms.stop is true, "
+            f"and nothing was saved since; {advice}"
         )

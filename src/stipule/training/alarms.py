@@ -176,8 +176,8 @@ VALUES = (
         "repetition",
         "response/repetition",
         3,
-        "{value:.0%} of the sequences of four tokens repeat an earlier one of the same response (limit {limit:.0%}): the "
-        "model loops; go back to an earlier checkpoint, lower optimizer.learning_rate or raise objective.beta",
+        "{value:.0%} of the sequences of four tokens repeat an earlier one of the same response (limit {limit:.0%}): "
+        "the model loops; go back to an earlier checkpoint, lower optimizer.learning_rate or raise objective.beta",
     ),
     (
         "copies",

@@ -134,8 +134,8 @@ def init_distributed(prompts_per_step: int) -> tuple[Accelerator, DistributedCon
     if world_size > 1 and prompts_per_step % world_size:
         divisors = [n for n in range(1, prompts_per_step + 1) if prompts_per_step % n == 0]
         raise RecipeError(
-            f"training.prompts_per_step is {prompts_per_step} and {world_size} processes were started; a group is never "
-            f"split between processes, so their number must divide it; start "
+            f"training.prompts_per_step is {prompts_per_step} and {world_size} processes were started; a group is "
+            f"never split between processes, so their number must divide it; start "
             f"{max(n for n in divisors if n <= world_size)}, or set training.prompts_per_step to "
             f"{-(-prompts_per_step // world_size) * world_size}"
         )

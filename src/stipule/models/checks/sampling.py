@@ -30,7 +30,7 @@ def ids(probe: Probe) -> Check:
         "ids",
         ok,
         measured,
-        "with a wrong mask id the model sees a token that it was not trained to fill in",
+        "with a wrong mask id, masked positions have a token that the model was not trained to fill in",
         "set model.mask_id, model.eos_id",
     )
 

@@ -53,7 +53,7 @@ def family_of(published_config: Mapping[str, Any]) -> Family:
     requested = section.get("family", family.name)
     if requested != family.name:
         raise CheckpointError(
-            f"model.family is {requested!r}, but config.json says model_type = {model_type!r}, which is of family "
+            f"model.family is {requested!r}, but config.json has model_type = {model_type!r}, which is of family "
             f"{family.name!r}; leave model.family out, or set model.path to a checkpoint of family {requested!r}"
         )
     shift_logits = section.get("shift_logits")
@@ -78,7 +78,7 @@ def _family_of_type(model_type: str, published_config: Mapping[str, Any], reques
         if requested is not None:
             return A2D[model_type]
         raise CheckpointError(
-            f"config.json says model_type = {model_type!r}: a causal language model; to use it as a diffusion model "
+            f"config.json has model_type = {model_type!r}: a causal language model; to use it as a diffusion model "
             "set model.family=a2d, model.mask_id=ID of a token that no text has, and model.shift_logits=true if it "
             "still predicts the next token"
         )
@@ -91,7 +91,7 @@ def _family_of_type(model_type: str, published_config: Mapping[str, Any], reques
         else ""
     )
     raise CheckpointError(
-        f"config.json says model_type = {model_type!r}{custom_code}; supported are llada (dense and MoE), Dream, "
+        f"config.json has model_type = {model_type!r}{custom_code}; supported are llada (dense and MoE), Dream, "
         f"{', '.join(A2D)} with model.family=a2d, and masked language models such as bert, roberta, modernbert; see "
         "docs/models.md, and CONTRIBUTING.md for how to add a family"
     )

@@ -32,10 +32,10 @@ def downsample(lines: Sequence[Line], points: int) -> dict[str, Any]:
     bins = [lines[start:end] for start, end in pairwise(_edges(len(lines), points))]
     curves: dict[str, list[float | None]] = {}
     for key in numeric_keys(lines):
-        values = [[v for line in part if (v := finite_number(line.get(key))) is not None] for part in bins]
+        values = [[v for line in steps if (v := finite_number(line.get(key))) is not None] for steps in bins]
         reduce = max if key.endswith("_max") or key == "memory/peak" else fmean
         curves[key] = [finite_number(reduce(row)) if row else None for row in values]
-    return {"x": [part[-1]["step"] for part in bins], "y": curves}
+    return {"x": [steps[-1]["step"] for steps in bins], "y": curves}
 
 
 def moving_average(lines: Sequence[Line], key: str, rows: int | None, points: int = 120) -> dict[str, Any] | None:
