@@ -105,7 +105,7 @@ def simulate_memory(
     rollouts = full_length_rollouts(recipe, prompt_length, padded)
     masks = _largest_micro_batch(recipe, mask_samples_of_step(recipe, rollouts))
     masked_rows, targets = int(masks.needs_forward.sum()), int((masks.loss_weights != 0).sum())
-    rollout_rows = min(len(rollouts), settings.rollout_batch_size)
+    rows_per_rollout_call = min(len(rollouts), settings.rollout_batch_size)
     policy = dummy_policy(config_json, recipe.model, "meta")
     if recipe.model.autocast:
         prepare_autocast(policy, on_cpu=not accelerator)
@@ -126,7 +126,7 @@ def simulate_memory(
         # The backward pass creates gradients, so they are counted there.
         several_batches = len(rollouts) > settings.micro_batch_size
         update = _logps_peak(policy, *shape, True, max_logits, several_batches)
-        rollout = _rollout_peak(policy, recipe, rollout_rows, prompt_length, padded)
+        rollout = _rollout_peak(policy, recipe, rows_per_rollout_call, prompt_length, padded)
     with_gradients = without_gradients + gradients
     return PeakMemory(
         weights,

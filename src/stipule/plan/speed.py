@@ -133,18 +133,18 @@ def _trial_recipe(
     for depths in ((shape.layers,), (1, 2)):
         fraction = min(1.0, sum(depths) / shape.layers)
         for divisor in (1, 2, 4, 8, 16):
-            rollout_rows = min(rows, settings.rollout_batch_size) // divisor
+            rows_per_rollout_call = min(rows, settings.rollout_batch_size) // divisor
             update_rows = min(rows, settings.micro_batch_size) // divisor
-            if min(rollout_rows, update_rows) < 1 or (divisor > 1 and depths == (shape.layers,)):
+            if min(rows_per_rollout_call, update_rows) < 1 or (divisor > 1 and depths == (shape.layers,)):
                 break
             blocks = recipe.sampler.gen_length // recipe.sampler.block_length
             operations = fraction * (
-                flops.rollout.operations * rollout_rows / rows / blocks
+                flops.rollout.operations * rows_per_rollout_call / rows / blocks
                 + flops.update.operations * 1.5 * update_rows / rows / settings.num_iterations
             )
             if operations / rate <= budget:
                 trial = replace(
-                    settings, rollout_batch_size=rollout_rows, micro_batch_size=update_rows, num_iterations=1
+                    settings, rollout_batch_size=rows_per_rollout_call, micro_batch_size=update_rows, num_iterations=1
                 )
                 return replace(recipe, training=trial), depths
     return None

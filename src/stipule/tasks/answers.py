@@ -1,4 +1,4 @@
-"""`<answer>` tags: the prompt's format instruction, the text of the last answer, and the spans of all answers."""
+"""`<answer>` tags: the text of the last answer, and the spans of all answers."""
 
 import re
 from collections.abc import Iterable
@@ -6,15 +6,6 @@ from collections.abc import Iterable
 from stipule.tasks.problem import Span
 
 OPEN, CLOSE = "<answer>", "</answer>"
-
-ANSWER_FORMAT = """\
-Reply in exactly this form:
-<reasoning>
-your reasoning, step by step
-</reasoning>
-<answer>
-your final answer
-</answer>"""
 
 # Stripped around an answer.  str.strip() without an argument would also strip unusual Unicode separators.
 WHITESPACE = " \t\r\n"
