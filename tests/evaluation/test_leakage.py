@@ -31,15 +31,15 @@ def leakage_of(policy, leak):
 
 def test_reference_solutions_without_their_answers_leak_nothing(tiny):
     result = leakage_of(tiny, leak=False)
-    assert (result["held"], result["read_off"]["solved"], result["anchors"]) == (0, 0, 4.0)
-    assert result["rolled_with"]["total"] == result["rolled_without"]["total"] == 24
+    assert (result["with_leaks"], result["anchors_only"]["solved"], result["anchors"]) == (0, 0, 4.0)
+    assert result["rollouts_with_anchors"]["total"] == result["rollouts_without_anchors"]["total"] == 24
     assert "no anchor is part of an answer" in verdict(result)
 
 
 def test_anchors_with_the_answer_are_detected(tiny):
     result = leakage_of(tiny, leak=True)
-    assert result["held"] == 6
-    assert result["rolled_with"]["solved"] > result["rolled_without"]["solved"] + 12
+    assert result["with_leaks"] == 6
+    assert result["rollouts_with_anchors"]["solved"] > result["rollouts_without_anchors"]["solved"] + 12
     assert "in 6 problems an anchor is part of an answer" in verdict(result)
 
 

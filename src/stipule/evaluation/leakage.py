@@ -31,7 +31,7 @@ def check_leakage(
 ) -> dict[str, Any]:
     """All numbers as plain data: counts of problems, and mean rewards per response.
 
-    `read_off` grades the text of the anchors alone; `empty` grades an empty response. `held` counts problems with an
+    `anchors_only` grades the text of the anchors alone; `empty` grades an empty response. `with_leaks` counts problems with an
     anchor that is end-of-text, a special token, or part of a protected span of the response that it was taken from (the
     answer, its tags, copies of it). Rollouts with and without anchors use the same noise.
     """
@@ -42,17 +42,17 @@ def check_leakage(
         "problems": len(problems),
         "with_anchors": int(anchors.fixed_mask.any(1).sum()),
         "anchors": float(anchors.fixed_mask.sum(1).float().mean()),
-        "held": len(keys_with_leaks(policy, task, problems, anchors)),
+        "with_leaks": len(keys_with_leaks(policy, task, problems, anchors)),
     }
     anchor_texts = [
         "".join(policy.token_text(token) for token, fixed in zip(token_ids, fixed_mask, strict=True) if fixed)
         for token_ids, fixed_mask in zip(anchors.token_ids.tolist(), anchors.fixed_mask.tolist(), strict=True)
     ]
-    for name, texts in (("read_off", anchor_texts), ("empty", [""] * len(problems))):
+    for name, texts in (("anchors_only", anchor_texts), ("empty", [""] * len(problems))):
         rewards = compute_rewards(task, problems, texts)
         result[name] = {"solved": int(rewards.correct.sum()), "reward": float(rewards.rewards.mean())}
-    for index, name in enumerate(("rolled_with", "rolled_without")):
-        group_anchors = _repeat(anchors, num_generations) if name == "rolled_with" else None
+    for index, name in enumerate(("rollouts_with_anchors", "rollouts_without_anchors")):
+        group_anchors = _repeat(anchors, num_generations) if name == "rollouts_with_anchors" else None
         rewards = _rewards_of_rollouts(policy, task, problems, sampler, group_anchors, num_generations, seed)
         solved, total = int(rewards.correct.sum()), len(problems) * num_generations
         result[name] = {
@@ -60,7 +60,7 @@ def check_leakage(
             "total": total,
             "interval": wilson(solved, total),
             "reward": float(rewards.rewards.mean()),
-            "groups_with_spread": _num_groups_with_different_rewards(rewards, num_generations),
+            "groups_with_nonzero_std": _num_groups_with_different_rewards(rewards, num_generations),
         }
         progress(index + 1, 2)
     return result

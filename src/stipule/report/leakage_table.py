@@ -15,18 +15,21 @@ def leakage_table(result: Mapping[str, Any]) -> Group:
     table = Table(title=f"Anchors of {result['problems']} training problems", title_justify="left")
     for column in ("graded text", "correct", "mean reward"):
         table.add_column(column, justify="left" if column == "graded text" else "right")
-    for name, label in (("empty", "an empty response"), ("read_off", "the anchors alone, as a response")):
+    for name, label in (("empty", "an empty response"), ("anchors_only", "the anchors alone, as a response")):
         row = result[name]
         table.add_row(label, f"{row['solved']} of {result['problems']}", f"{row['reward']:.3f}")
-    for name, label in (("rolled_without", "rollouts without anchors"), ("rolled_with", "rollouts with anchors")):
+    for name, label in (
+        ("rollouts_without_anchors", "rollouts without anchors"),
+        ("rollouts_with_anchors", "rollouts with anchors"),
+    ):
         row = result[name]
         low, high = row["interval"]
         table.add_row(
-            f"{label} (rewards differ in {row['groups_with_spread']} groups)",
+            f"{label} (rewards differ in {row['groups_with_nonzero_std']} groups)",
             f"{row['solved']} of {row['total']} = {row['solved'] / row['total']:.1%} ({low:.1%} to {high:.1%})",
             f"{row['reward']:.3f}",
         )
-    return Group(table, Text(verdict(result), style="bold red" if result["held"] or _leaks(result) else "green"))
+    return Group(table, Text(verdict(result), style="bold red" if result["with_leaks"] or _leaks(result) else "green"))
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -35,9 +38,9 @@ def verdict(result: Mapping[str, Any]) -> str:
         f"{result['anchors']:.1f} anchors per response; {result['with_anchors']} of {result['problems']} problems have "
         "anchors; "
     )
-    if result["held"]:
+    if result["with_leaks"]:
         return count + (
-            f"in {result['held']} problems an anchor is part of an answer or its tags, or a special token: build the "
+            f"in {result['with_leaks']} problems an anchor is part of an answer or its tags, or a special token: build the "
             "store again"
         )
     if _leaks(result):
@@ -49,4 +52,4 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 
 def _leaks(result: Mapping[str, Any]) -> bool:
-    return result["read_off"]["reward"] > result["empty"]["reward"] or result["read_off"]["solved"] > 0
+    return result["anchors_only"]["reward"] > result["empty"]["reward"] or result["anchors_only"]["solved"] > 0
