@@ -109,7 +109,16 @@ def test_variance_writes_tables_json_and_a_figure(tmp_path):
     out = tmp_path / "study"
     # With random remasking the rewards of most groups differ from the first step, so there is a gradient.
     arguments = ["variance", "tiny/grpo_elbo_stp", "sampler.remasking=random", "--out", str(out)]
-    result = run(*arguments, "--responses", "4", "--draws", "8", "--steps", "2", env={**os.environ, "COLUMNS": "140"})
+    result = run(
+        *arguments,
+        "--responses",
+        "4",
+        "--draws",
+        "8",
+        "--steps",
+        "2",
+        env={**os.environ, "COLUMNS": "140", "OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stderr
     assert "rollouts" in result.stdout and "antithetic pair" in result.stdout
     study = json.loads((out / "variance.json").read_text())

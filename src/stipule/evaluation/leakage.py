@@ -31,9 +31,9 @@ def check_leakage(
 ) -> dict[str, Any]:
     """All numbers as plain data: counts of problems, and mean rewards per response.
 
-    `anchors_only` grades the text of the anchors alone; `empty` grades an empty response. `with_leaks` counts problems with an
-    anchor that is end-of-text, a special token, or part of a protected span of the response that it was taken from (the
-    answer, its tags, copies of it). Rollouts with and without anchors use the same noise.
+    `anchors_only` grades the text of the anchors alone; `empty` grades an empty response. `with_leaks` counts problems
+    with an anchor that is end-of-text, a special token, or part of a protected span of the response that it was taken
+    from (the answer, its tags, copies of it). Rollouts with and without anchors use the same noise.
     """
     keys = [p.key for p in problems]
     noise = torch.rand(len(problems), store.gen_length, generator=make_generator(seed, 0, "audit/anchors"))

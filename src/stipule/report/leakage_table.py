@@ -40,8 +40,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     )
     if result["with_leaks"]:
         return count + (
-            f"in {result['with_leaks']} problems an anchor is part of an answer or its tags, or a special token: build the "
-            "store again"
+            f"in {result['with_leaks']} problems an anchor is part of an answer or its tags, or a special token: "
+            "build the store again"
         )
     if _leaks(result):
         return count + "the anchors alone have more reward than an empty response: extend the task's protected spans"
