@@ -21,7 +21,7 @@ bench: $(STAMP)  ## speed and memory against the published code, under 10 minute
 docs: $(STAMP)  ## build README and docs as site/index.html, offline; a dead link is an error
 	.venv/bin/python -m sphinx -W --keep-going -q -c docs/site . site
 
-pictures: TRAIN = .venv/bin/stipule train quickstart --seed 0 training.steps=30 training.rollouts_every=5 model.autocast=true
+pictures: TRAIN = .venv/bin/stipule train quickstart --seed 0 training.steps=30 training.rollouts_every=5
 pictures: $(STAMP)  ## make docs/images from two runs of one to two minutes; needs chromium
 	rm -rf runs/pictures
 	$(TRAIN) --out runs/pictures/stp
