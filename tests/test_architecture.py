@@ -123,8 +123,8 @@ def test_functions_of_the_training_step_are_short():
     for file in [*SOURCE.glob("rollouts/*.py"), *SOURCE.glob("training/*.py")]:
         for function in functions(file):
             assert lines(function) <= 60, f"{function.name} in {file} has {lines(function)} lines"
-    (rl_step,) = [f for f in functions(SOURCE / "training" / "rl_step.py") if f.name == "rl_step"]
-    assert lines(rl_step) <= 50
+    for function in functions(SOURCE / "training" / "rl_step.py"):  # rl_step and its inner updates
+        assert lines(function) <= 50, f"{function.name} has {lines(function)} lines"
 
 
 def test_the_listed_path_from_the_command_to_the_loss_is_the_real_one():

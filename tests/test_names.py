@@ -31,6 +31,7 @@ IDENTIFIERS = listed("""
     check_remembers goes_on idle_call SEVEN BY_PLACE conformance box_spans last_box habit Turns worded wording
     stand_in standin rehearse rehearsal work_of may_take_fewer by_place looked_at views view_of hidden
     revealed forwards busy scored compat free audited_store examine
+    attend pick reach origin portions spread levels rehearse surprise
     found place asked share shares worth held thing told
 """)
 

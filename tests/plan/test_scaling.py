@@ -26,7 +26,7 @@ def recipe(*overrides):
     )
 
 
-INPUTS = {"flops": None, "shape": SHAPE, "peaks": PEAKS, "step_seconds": STEP_SECONDS, "device": DEVICE}
+INPUTS = {"shape": SHAPE, "peaks": PEAKS, "step_seconds": STEP_SECONDS, "device": DEVICE}
 
 
 def scaling(engine, gpus, nodes=1):

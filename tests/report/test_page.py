@@ -17,7 +17,8 @@ from stipule.report.page.samples import select_groups, select_rollouts
 from stipule.report.page.savings import savings
 from stipule.report.page.series import downsample, moving_average
 from stipule.report.page.summary import verdict
-from stipule.training.checkpoint import STATE_FILE, TrainState
+from stipule.training.checkpoint import TrainState
+from stipule.training.run_folder import STATE_FILE
 from tests.report.made_runs import HOSTILE, RECIPE, write_run
 
 SOURCE = Path(__file__).parents[2] / "src" / "stipule"

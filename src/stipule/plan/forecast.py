@@ -111,9 +111,7 @@ def forecast(recipe: Recipe, options: PlanOptions, progress: Callable[[str], Non
         device = options.device or DEVICES["a100"]
         if seconds is None:
             seconds = from_data_sheet(recipe, flops, shape, device)
-        inputs: dict[str, Any] = {
-            "flops": flops, "shape": shape, "peaks": peaks, "step_seconds": seconds, "device": device
-        }  # fmt: skip
+        inputs: dict[str, Any] = {"shape": shape, "peaks": peaks, "step_seconds": seconds, "device": device}
         engines = [options.engine] if options.engine else list(ENGINES)
         scaling = [forecast_scaling(e, recipe, gpus=options.gpus, nodes=options.nodes, **inputs) for e in engines]
         curve = scaling_curve(recipe, options.gpus, engine=engines[0], **inputs)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from stipule.errors import RecipeError
 from stipule.plan.devices import FRAGMENTATION, LINK_EFFICIENCY, OVERHEAD, Device
-from stipule.plan.flops import StepFlops
 from stipule.plan.memory_simulation import PeakMemory
 from stipule.plan.shape import NetworkShape
 from stipule.plan.speed import StepSeconds
@@ -56,7 +55,6 @@ def check_division(recipe: Recipe, devices: int) -> None:
 def forecast_scaling(
     engine: Engine,
     recipe: Recipe,
-    flops: StepFlops,
     shape: NetworkShape,
     peaks: PeakMemory,
     step_seconds: StepSeconds,
@@ -66,7 +64,7 @@ def forecast_scaling(
 ) -> ScalingForecast:
     """Seconds and memory if the groups of a step are divided over `gpus` devices on each of `nodes` nodes.
 
-    `step_seconds` and `flops` are for one device that computes the whole step. `peaks` do not depend on the number of
+    `step_seconds` are for one device that computes the whole step. `peaks` do not depend on the number of
     devices. Gathering weights overlaps with computing the layer before; reducing gradients does not overlap.
     """
     devices = gpus * nodes

@@ -18,8 +18,7 @@ from stipule.models.loading import save_policy
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import full_state_dict, full_tensor, local_shard
 from stipule.rollouts.anchors import AnchorStore
-
-STATE_FILE = "train_state.json"
+from stipule.training.run_folder import STATE_FILE
 
 
 @dataclass

@@ -16,6 +16,7 @@ from stipule.atomic_io import replace_file, write_error
 from stipule.errors import CheckpointError, RecipeError
 from stipule.training.provenance import commit, processor
 
+STATE_FILE = "train_state.json"  # in each checkpoint: the state of the run beside weights and optimizer
 FORMAT = 2  # of a run folder; 1 had other names of settings and metrics
 # What may differ between a run and its continuation without changing a step that both have.
 MAY_CHANGE = (

@@ -11,9 +11,7 @@ from typing import Any
 import yaml
 
 from stipule.errors import RecipeError
-from stipule.training.run_folder import check_format
-
-STATE_FILE = "train_state.json"  # as in training/checkpoint.py, which needs torch
+from stipule.training.run_folder import STATE_FILE, check_format
 
 
 @dataclass(frozen=True)
