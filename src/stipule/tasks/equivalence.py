@@ -92,7 +92,9 @@ def _compare_sets(gold: str, answer: str) -> Verdict:
     verdict = _verify(gold, answer)
     if verdict == "right":
         return verdict
-    return _verify(*(pair[1] if pair else without_membership(text) for pair, text in ((gold_set, gold), (answer_set, answer))))
+    return _verify(
+        *(pair[1] if pair else without_membership(text) for pair, text in ((gold_set, gold), (answer_set, answer)))
+    )
 
 
 @lru_cache(maxsize=16_384)

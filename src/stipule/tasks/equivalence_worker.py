@@ -38,8 +38,8 @@ def serve(megabytes: int) -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         gold, answer = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold_text, answer_text))
-        is_equal = bool(gold) and bool(answer) and verify(
-            gold, answer, allow_set_relation_comp=True, timeout_seconds=None
+        is_equal = (
+            bool(gold) and bool(answer) and verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
         )
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(bool(is_equal)), file=out, flush=True)

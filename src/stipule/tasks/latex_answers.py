@@ -11,8 +11,13 @@ _ALL_REALS = re.compile(r"(?:\\(?:text|mathrm) ?\{ *)?[Aa]ll real(?: number)?s *
 _DOTS = re.compile(r"\\[lc]?dots|\.\.\.|…")
 
 _VARIABLE = r"(?:[A-Za-z]|\\[a-z]+)"
-_LESS, _GREATER = r"(?:<=?|\\leq?(?:slant)?(?![a-z])|\\lt(?![a-z])|≤)", r"(?:>=?|\\geq?(?:slant)?(?![a-z])|\\gt(?![a-z])|≥)"
-_INEQUALITY = re.compile(rf"(?:([^<>=≤≥]+?) *({_LESS}|{_GREATER}))? *({_VARIABLE}) *(?:({_LESS}|{_GREATER}) *([^<>=≤≥]+))?")
+_LESS, _GREATER = (
+    r"(?:<=?|\\leq?(?:slant)?(?![a-z])|\\lt(?![a-z])|≤)",
+    r"(?:>=?|\\geq?(?:slant)?(?![a-z])|\\gt(?![a-z])|≥)",
+)
+_INEQUALITY = re.compile(
+    rf"(?:([^<>=≤≥]+?) *({_LESS}|{_GREATER}))? *({_VARIABLE}) *(?:({_LESS}|{_GREATER}) *([^<>=≤≥]+))?"
+)
 _OR = re.compile(r"\\(?:text|mathrm) ?\{ *or *\}|(?<![A-Za-z])or(?![A-Za-z])|\\lor(?![a-z])|\\vee(?![a-z])")
 _AND = re.compile(r"\\(?:text|mathrm) ?\{ *and *\}|(?<![A-Za-z])and(?![A-Za-z])|\\land(?![a-z])|\\wedge(?![a-z])")
 _SPACE = re.compile(r"\\[ ,;!:]|\\q?quad(?![a-z])|[ ~\t\r\n]+")

@@ -34,7 +34,9 @@ _ARGUMENT = r" ?(?:\{{ ?(?P<{0}>[0-9]{{1,30}}) ?\}}|(?P<{0}_digit>[0-9]))"
 LATEX_FRACTION = re.compile(r"\\(?:[cdst]|nice)?frac" + _ARGUMENT.format("top") + _ARGUMENT.format("bottom"))
 _FRACTIONS_IN_TEXT = re.compile(rf"(?:(?P<whole>[0-9]{{1,30}})[ ~]*)?{LATEX_FRACTION.pattern}")
 _MIXED_IN_TEXT = re.compile(r"(?P<whole>[0-9]{1,30})(?:[ -]|\s?and\s)(?P<top>[0-9]{1,30})/(?P<bottom>[0-9]{1,30})")
-_REPEATING = re.compile(r"(?P<sign>-?)(?P<fixed>[0-9]{0,20}\.[0-9]{0,20})\\(?:overline|bar) ?\{?(?P<repeated>[0-9]{1,20})\}?")
+_REPEATING = re.compile(
+    r"(?P<sign>-?)(?P<fixed>[0-9]{0,20}\.[0-9]{0,20})\\(?:overline|bar) ?\{?(?P<repeated>[0-9]{1,20})\}?"
+)
 THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[ ,;!:]|~|\{(?:\\)?,\}|,\\!)(?=[0-9]{3}(?![0-9]))")
 
 # LaTeX and typography that do not change a number.
@@ -68,7 +70,8 @@ def plain_number(text: str) -> Fraction | None:
 def number_with_unit(text: str) -> Fraction | None:
     """The value of a number with currency, percent sign or unit, or None.
 
-    "$1,080", "-5", "25 %", "1/2", "1 1/2 cups", "12 miles per hour", "x = 7", "1.5 million".  A percent sign is a unit: 25 % is 25.
+    "$1,080", "-5", "25 %", "1/2", "1 1/2 cups", "12 miles per hour", "x = 7", "1.5 million".  A percent sign is a
+    unit: 25 % is 25.
     None for a text with a second number, an operation or an alternative.
     """
     if (number := plain_number(text)) is not None:
@@ -140,7 +143,9 @@ def fraction_parts(match: re.Match[str]) -> tuple[str, str]:
 
 def _fraction(match: re.Match[str]) -> Fraction | None:
     """The value of a fraction or a mixed number in a text; None if it has none."""
-    top, bottom = map(int, fraction_parts(match) if "top_digit" in match.re.groupindex else (match["top"], match["bottom"]))
+    top, bottom = map(
+        int, fraction_parts(match) if "top_digit" in match.re.groupindex else (match["top"], match["bottom"])
+    )
     return int(match["whole"] or 0) + Fraction(top, bottom) if bottom else None
 
 
