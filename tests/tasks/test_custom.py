@@ -57,12 +57,16 @@ def make_task(
     return Custom(reward=reward, train=write_jsonl(tmp_path / "train.jsonl", *train), test=test)
 
 
+def grade(custom, problems, texts):
+    return compute_rewards(custom, problems, texts, [[1] * len(text) for text in texts])
+
+
 def test_rewards_are_the_weighted_sum_of_the_functions_that_apply(tmp_path):
     custom = make_task(tmp_path, "is_correct", "by_length", "async_half", weights=(2.0, 1.0, 10.0))
-    batch = compute_rewards(custom, custom.problems("train"), ["x", "xyz"])
+    batch = grade(custom, custom.problems("train"), ["x", "xyz"])
     assert batch.rewards.tolist() == pytest.approx([2 + 0.1 + 5, 0.3 + 5])
     assert batch.correct.tolist() == [True, False]
-    assert batch.grades[1].parts == {"is_correct": 0.0, "by_length": 0.3, "async_half": 0.5}
+    assert batch.grades[1].parts == {"by_length": 0.3, "async_half": 0.5}
 
 
 def test_conversations_are_passed_as_messages(tmp_path):
@@ -70,7 +74,7 @@ def test_conversations_are_passed_as_messages(tmp_path):
     custom = make_task(tmp_path, "is_yes", train=({"prompt": chat},))
     (problem,) = custom.problems("train")
     assert (problem.prompt, list(problem.messages)) == ("yes or no?", chat)
-    assert compute_rewards(custom, [problem] * 2, ["yes", "no"]).rewards.tolist() == [1.0, 0.0]
+    assert grade(custom, [problem] * 2, ["yes", "no"]).rewards.tolist() == [1.0, 0.0]
 
 
 def test_a_reward_function_of_trl_runs_unchanged(tmp_path):
@@ -83,7 +87,7 @@ def test_a_reward_function_of_trl_runs_unchanged(tmp_path):
         test=write_jsonl(tmp_path / "b.jsonl", {"prompt": [{"role": "user", "content": "2?"}], "solution": r"$2$"}),
     )
     problems = custom.problems("train") * 2
-    assert compute_rewards(custom, problems, [r"It is \boxed{\frac{2}{2}}", r"\boxed{3}"]).rewards.tolist() == [
+    assert grade(custom, problems, [r"It is \boxed{\frac{2}{2}}", r"\boxed{3}"]).rewards.tolist() == [
         1.0,
         0.0,
     ]
@@ -98,7 +102,7 @@ def test_an_error_in_a_reward_function_stops_the_run(tmp_path):
     ):
         custom = make_task(tmp_path, name)
         with pytest.raises(error, match=message):
-            compute_rewards(custom, custom.problems("train"), ["x", "y"])
+            grade(custom, custom.problems("train"), ["x", "y"])
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def _call_all(functions: Sequence[Callable[..., Any]], arguments: dict[str, Any]
         if inspect.isawaitable(results[index]):
             waiting[index] = _await(results.pop(index))
     if waiting:
-        values = asyncio.run_coroutine_threadsafe(_gather(list(waiting.values())), _event_loop()).result()
+        values = asyncio.run_coroutine_threadsafe(_gather(list(waiting.values())), _event_loop(os.getpid())).result()
         results |= dict(zip(waiting, values, strict=True))
     return [results[index] for index in range(len(functions))]
 
@@ -186,8 +186,11 @@ async def _gather(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 @functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for all calls of the process: a client or a semaphore belongs to the loop in which it is first used."""
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """One loop for all calls of a process: a client or a semaphore belongs to the loop in which it is first used.
+
+    A forked process has no thread of its parent, so it gets its own.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop
