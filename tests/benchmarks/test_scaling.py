@@ -11,8 +11,13 @@ def test_every_setting_gets_its_own_multiplications(monkeypatch, capsys):
     monkeypatch.setattr(scaling, "REPEATS", 1)
     lines = scaling.arithmetic()
     assert [(line["part"], line["varied"], line["value"]) for line in lines] == [
-        ("rollout", "B", 2), ("rollout", "B", 4), ("update", "B", 2), ("update", "B", 4), ("update", "K", 1), ("update", "K", 2),
-    ]  # fmt: skip
+        ("rollout", "B", 2),
+        ("rollout", "B", 4),
+        ("update", "B", 2),
+        ("update", "B", 4),
+        ("update", "K", 1),
+        ("update", "K", 2),
+    ]
     counts = [line["multiplications"] for line in lines]
     assert counts[1] == 2 * counts[0]  # twice the rows
     # Twice the mask samples; how many tokens they mask, so how many meet the head, is random.
