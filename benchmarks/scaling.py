@@ -158,9 +158,12 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(across, [line["seconds"] / base["seconds"] for line in mine], "o-", label=name)
         ends = axis.get_xlim()
         axis.plot(ends, ends, color="grey", linewidth=0.8)  # as the arithmetic says
-        axis.set(title=part, xlabel="multiplications", xscale="log", yscale="log")
+        axis.set(title=part, xlabel="multiplications, relative to the fewest", xscale="log", yscale="log")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_ticks([1, 2, 4], ["1", "2", "4"])
+            scale.set_ticks([], minor=True)
         axis.legend()
-    figure.supylabel("seconds")
+    figure.supylabel("seconds, relative")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
