@@ -8,7 +8,7 @@ import torch
 
 
 def published_rollout(policy, prompt_ids, anchors, uniform, *, length, steps, block, temperature, stop_fraction):
-    """Response and number of forward passes for one unpadded prompt.
+    """Response and number of forward passes for one unpadded prompt, those after the last mask not counted.
 
     `anchors` are `length` token ids, the mask id where nothing is fixed. `uniform[j]` has the noise of forward pass j.
     `stop_fraction` is the share of the response that is filled when the last pass begins (1 - t_cutoff); None: no end.
@@ -23,6 +23,8 @@ def published_rollout(policy, prompt_ids, anchors, uniform, *, length, steps, bl
         masks = int((x[first : first + block] == policy.mask_id).sum())
         per_pass = [masks // passes + (i < masks % passes) for i in range(passes)]
         for count in per_pass:
+            if not bool((x == policy.mask_id).any()):
+                return x[start:], calls
             token, confidence = _predict(policy, x, start, uniform[calls], temperature)
             calls += 1
             stops = stop_count is not None and filled + count > stop_count

@@ -7,9 +7,11 @@ from stipule.estimators.mean_log_prob import MeanLogProb
 from stipule.estimators.token_logps import estimate_logps
 from stipule.objectives.advantage import GroupRelative
 from stipule.objectives.grpo import Grpo
-from stipule.types import LossInputs, Rollouts
-from tests.published_stp import published_loss, published_score
-from tests.toys import random_policy
+from stipule.rollouts.pruning import FixedCutoff
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.types import LossInputs, Prompts, Rollouts
+from tests.published_stp import published_loss, published_rollout, published_score
+from tests.toys import anchored, prompts, random_policy
 
 ROWS, PROMPT, LENGTH = 6, 5, 8
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.0])
@@ -75,3 +77,69 @@ def test_loss_and_gradients_are_those_of_the_authors_code(with_anchors, with_end
     for name, gradient in theirs.items():
         difference = float((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-12))
         assert difference < 1e-5, (name, difference)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.125, 0.3])
+@pytest.mark.parametrize("num_anchors", [0, 1, 5, 9])
+@pytest.mark.parametrize(("length", "steps", "block"), [(16, 16, 16), (16, 8, 4), (24, 12, 8), (24, 18, 8)])
+def test_rollouts_are_those_of_the_authors_code(policy, length, steps, block, num_anchors, cutoff):
+    """The same tokens from the same noise, in the same number of forward passes."""
+    sampler = SemiAutoregressiveSampler(
+        gen_length=length,
+        steps=steps,
+        block_length=block,
+        temperature=0.9,
+        block_schedule="fixed",
+        resample_noise=True,
+        stop_at_eos=False,
+    )
+    batch, anchors = prompts(policy, 4), anchored(policy, 4, length, num_anchors)
+    noise = sampler.sample_noise(4, torch.Generator().manual_seed(0))
+    temporal = FixedCutoff(cutoff=cutoff, tail="sample", rounding="ceil")
+    rollouts = sampler(policy, batch, noise, anchors, temporal)
+    for row in range(4):
+        given = anchors.token_ids[row].masked_fill(~anchors.fixed_mask[row], policy.mask_id)
+        tokens, calls = published_rollout(
+            policy,
+            batch.prompt_ids[row][batch.prompt_mask[row]],
+            given,
+            noise.uniform[:, row],
+            length=length,
+            steps=steps,
+            block=block,
+            temperature=0.9,
+            stop_fraction=1 - cutoff if cutoff else None,
+        )
+        assert rollouts.completion_ids[row].tolist() == tokens.tolist()
+        assert int(rollouts.nfe[row]) == calls
+
+
+def test_the_sampled_finish_draws_each_token_from_the_tempered_softmax(policy):
+    """Chi-square of the tokens that one pass draws for four masks, against the logits of the fully masked response."""
+    rows, length, temperature = 4000, 4, 1.5
+    sampler = SemiAutoregressiveSampler(
+        gen_length=length, steps=length, block_length=length, temperature=temperature, stop_at_eos=False
+    )
+    one = prompts(policy, 1)
+    batch = Prompts(one.prompt_ids.expand(rows, -1), one.prompt_mask.expand(rows, -1))
+    noise = sampler.sample_noise(rows, torch.Generator().manual_seed(0))
+    everything = FixedCutoff(cutoff=0.99, tail="sample", rounding="ceil")  # all four masks at once
+    rollouts = sampler(policy, batch, noise, None, everything)
+    assert rollouts.nfe.tolist() == [1] * rows
+
+    x = torch.cat([one.prompt_ids, torch.full((1, length), policy.mask_id)], 1)
+    every = torch.ones_like(x, dtype=torch.bool)
+    logits = policy.logits(x, None, every)[-length:].detach().double()
+    logits[:, policy.mask_id] = -torch.inf
+    probability = (logits / temperature).softmax(1)
+    for position in range(length):
+        count = torch.bincount(rollouts.completion_ids[:, position], minlength=policy.vocab_size).double()
+        expected = rows * probability[position]
+        common = expected > 5
+        statistic = float(((count - expected)[common] ** 2 / expected[common]).sum())
+        rare, rare_expected = float(count[~common].sum()), float(expected[~common].sum())
+        degrees = int(common.sum()) - 1
+        if rare_expected > 5:
+            statistic, degrees = statistic + (rare - rare_expected) ** 2 / rare_expected, degrees + 1
+        # The mean of chi-square is the degrees of freedom, its variance twice that: 5 deviations.
+        assert statistic < degrees + 5 * (2 * degrees) ** 0.5 + 5, (position, statistic, degrees)

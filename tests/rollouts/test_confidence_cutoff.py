@@ -8,7 +8,7 @@ import torch
 from stipule.errors import RecipeError
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
-from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.schedule import Cutoff, unmask_schedule
 from tests.rollouts.test_sampler import count_calls, no_noise
 from tests.toys import anchored, prompts
 
@@ -92,7 +92,7 @@ def test_no_row_needs_more_calls_than_planned_or_cuts_more_than_the_cutoff(polic
     with count_calls(policy) as calls:
         rollouts = sampler(policy, prompts(policy, 8), no_noise(sampler, 8), anchors, pruned)
     masks = (~anchors.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
-    planned = [unmask_schedule(tuple(row), length, steps, block, *pruned.planned_cutoff).nfe for row in masks]
+    planned = [unmask_schedule(tuple(row), length, steps, block, pruned.planned_cutoff).nfe for row in masks]
     assert all(nfe <= planned_nfe for nfe, planned_nfe in zip(rollouts.nfe.tolist(), planned, strict=True))
     assert calls.count == int(rollouts.nfe.max())
     assert bool((rollouts.completion_ids != policy.mask_id).all())

@@ -49,7 +49,8 @@ class UnmaskSchedule:
     """What each forward pass of one response unmasks, known before the first one. One entry per forward pass."""
 
     num_transfer_tokens: tuple[int, ...]  # tokens to unmask
-    argmax: tuple[bool, ...]  # True: stage 2b (eq. 9), all remaining tokens in one forward pass, without noise
+    finishes: tuple[bool, ...]  # True: stage 2b (eq. 9), all remaining tokens in one forward pass
+    argmax: tuple[bool, ...]  # True: without noise
     num_candidates: tuple[int, ...]  # masked positions to read: the whole block, and the next one if it is reached
 
     @property
@@ -125,8 +126,9 @@ def unmask_schedule(
             stage_2a = transfer_schedule(count - last, gen_length, steps, block_length)
             num_transfer_tokens += stage_2a + [last] * (last > 0)
             finishes += [False] * len(stage_2a) + [True] * (last > 0)
-    argmax = [finish and cutoff.tail == "argmax" for finish in finishes]
-    return UnmaskSchedule(tuple(num_transfer_tokens), tuple(argmax), _num_candidates(masks, num_transfer_tokens))
+    argmax = tuple(finish and cutoff.tail == "argmax" for finish in finishes)
+    candidates = _num_candidates(masks, num_transfer_tokens)
+    return UnmaskSchedule(tuple(num_transfer_tokens), tuple(finishes), argmax, candidates)
 
 
 def fixed_block_schedule(
@@ -134,9 +136,10 @@ def fixed_block_schedule(
 ) -> tuple[list[int], list[bool]]:
     """Tokens per forward pass where every block gets N / (number of blocks) passes, and which pass finishes.
 
-    This is the authors' code: anchors do not shorten a block, its passes unmask fewer tokens. Some passes may unmask
-    none. The pass that would leave fewer masks than the finish fills unmasks only the excess; the finish follows it. So
-    a response that reaches the number exactly makes one more pass, which unmasks nothing.
+    This is the authors' code: anchors do not shorten a block, its passes unmask fewer tokens, and some may unmask none.
+    A pass that would leave fewer masks than the finish fills unmasks only the excess; the finish follows it. So a
+    response that reaches the number exactly makes one more pass, which unmasks nothing. Only passes after the last mask
+    are left out.
     """
     steps_per_block = steps // len(masks)
     num_transfer_tokens: list[int] = []
@@ -150,6 +153,8 @@ def fixed_block_schedule(
                 return [*num_transfer_tokens, left, last], [False] * (len(num_transfer_tokens) + 1) + [True]
             num_transfer_tokens.append(tokens)
             left -= tokens
+    while num_transfer_tokens and num_transfer_tokens[-1] == 0:
+        num_transfer_tokens.pop()
     return num_transfer_tokens, [False] * len(num_transfer_tokens)
 
 

@@ -38,7 +38,12 @@ def schedule_of(recipe: Recipe) -> UnmaskSchedule:
         sampler.gen_length, sampler.block_length, num_anchors(pruning.spatial.min_ratio, sampler.gen_length)
     )
     return unmask_schedule(
-        masks, sampler.gen_length, sampler.steps, sampler.block_length, *pruning.temporal.planned_cutoff
+        masks,
+        sampler.gen_length,
+        sampler.steps,
+        sampler.block_length,
+        pruning.temporal.planned_cutoff,
+        sampler.block_schedule,
     )
 
 
