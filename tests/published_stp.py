@@ -1,7 +1,7 @@
 """STP as its authors' public code runs it, in its plainest form: one row at a time, no caches, every pass complete.
 
-Written from the behaviour of that code, to compare the library with. The authors draw tokens with Gumbel noise; here the
-token is the quantile of a given uniform number, as in the library, so that both can be given the same noise.
+Written from the behaviour of that code, to compare the library with. The authors draw tokens with Gumbel noise; here
+the token is the quantile of a given uniform number, as in the library, so that both can be given the same noise.
 """
 
 import torch

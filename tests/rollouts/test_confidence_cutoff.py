@@ -8,7 +8,7 @@ import torch
 from stipule.errors import RecipeError
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
-from stipule.rollouts.schedule import Cutoff, unmask_schedule
+from stipule.rollouts.schedule import unmask_schedule
 from tests.rollouts.test_sampler import count_calls, no_noise
 from tests.toys import anchored, prompts
 

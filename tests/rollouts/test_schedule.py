@@ -120,8 +120,8 @@ def test_fixed_blocks_spend_16_passes_each_whatever_their_anchors(fixed, calls):
     """Seven blocks take 112 passes. The last one must fill 243 - 224 positions, of which its anchors are some.
 
     With 2 anchors there, 17 of its 30 masks: 8 passes of two, one of one, and the finish. With none, 19 of 32: 9 passes
-    of two, one of one, the finish. With 1, 18 of 31: 9 passes of two, one that unmasks none, and the finish. With all 13,
-    6 of 19: 3 passes of two, one that unmasks none, and the finish.
+    of two, one of one, the finish. With 1, 18 of 31: 9 passes of two, one that unmasks none, and the finish. With all
+    13, 6 of 19: 3 passes of two, one that unmasks none, and the finish.
     """
     masks_left = tuple(32 - count for count in fixed)
     schedule = unmask_schedule(masks_left, 256, 128, 32, Cutoff(0.05, rounding="ceil"), "fixed")

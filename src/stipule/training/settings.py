@@ -132,9 +132,8 @@ class Recipe:
             )
         if self.sampler.block_schedule == "fixed" and self.pruning.temporal.planned_cutoff.scope == "block":
             raise RecipeError(
-                "sampler.block_schedule is fixed and pruning.temporal.scope is block; the fixed schedule ends once, when "
-                "few masks of the whole response are left; set pruning.temporal.scope=global, or "
-                "sampler.block_schedule=carry"
+                "sampler.block_schedule is fixed and pruning.temporal.scope is block; the fixed schedule has one finish, "
+                "for the whole response; set pruning.temporal.scope=global, or sampler.block_schedule=carry"
             )
         self.estimator.check_length(self.sampler.gen_length, self.sampler.block_length)
         if not self.estimator.depends_on_advantage:
