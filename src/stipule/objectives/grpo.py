@@ -96,6 +96,7 @@ def check_published_mean(loss_aggregation: LossAggregation, match_published_code
     """Raises RecipeError if `match_published_code` would change nothing."""
     if match_published_code and loss_aggregation != "token":
         raise RecipeError(
-            f"objective.match_published_code is true with loss_aggregation {loss_aggregation}; it replaces the mean over "
-            "all tokens by one for each micro-batch; set objective.loss_aggregation=token, or match_published_code=false"
+            f"objective.match_published_code is true with loss_aggregation {loss_aggregation}; it replaces the mean "
+            "over all tokens by one for each micro-batch; set objective.loss_aggregation=token, or "
+            "match_published_code=false"
         )

@@ -79,9 +79,9 @@ GLOSSARY = (
     ),
     Entry(
         "policy/frac_bounded",
-        "fraction of tokens in the loss (with `objective.kind=gspo`: of responses) whose log-ratio of new to old policy, "
-        "or with `kl_estimator=k3` of reference to new policy, is above 20; there e^x is continued by its tangent, so "
-        "that loss and gradient stay finite",
+        "fraction of tokens in the loss (with `objective.kind=gspo`: of responses) whose log-ratio of new to old "
+        "policy, or with `kl_estimator=k3` of reference to new policy, is above 20; there e^x is continued by its "
+        "tangent, so that loss and gradient stay finite",
         "is above 0: the policy changes too much in a step; lower `optimizer.learning_rate`, or bound the loss weights "
         "with `estimator.masks=exact` or a larger `estimator.t_min`",
     ),
