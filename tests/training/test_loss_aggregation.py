@@ -1,5 +1,7 @@
 """Loss, gradient and metrics of a step depend neither on micro-batches nor on processes nor on rows left out."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def rollouts_of(policy):
     return rollouts
 
 
-def update(overrides, micro_batch_size, advantages=ADVANTAGES):
+def update(overrides, micro_batch_size, advantages=ADVANTAGES, learning_rate=0.1):
     """The metrics and the gradient of the last of two inner updates on all ranks."""
     data = {
         "task": {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]},
@@ -38,7 +40,7 @@ def update(overrides, micro_batch_size, advantages=ADVANTAGES):
     rollouts = rollouts_of(policy)
     policy.model.requires_grad_(True)
     policy.ref_model = random_policy(1).model if recipe.objective.beta > 0 else None
-    optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=0.1)
+    optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=learning_rate)
     run = RunContext.single_process(recipe, policy, optimizer)
     metrics = update_policy(run, rollouts, advantages, 0)
     return metrics, torch.cat([p.grad.flatten() for p in policy.trainable_parameters().values()]).numpy()
@@ -118,3 +120,10 @@ def test_metrics_are_means_over_the_rows_that_they_describe(objective):
     assert metrics["policy/ratio"] == pytest.approx(1, abs=1e-6)
     assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
     assert metrics["policy/clip_ratio"] == metrics["policy/frac_bounded"] == 0
+
+
+def test_an_update_that_moves_the_policy_very_far_stays_finite_and_says_so():
+    overrides = ["objective.kind=grpo", "objective.beta=0.04", "estimator.kind=one_step"]
+    metrics, gradient = update(overrides, 8, learning_rate=100.0)
+    assert metrics["policy/frac_bounded"] > 0.1
+    assert all(math.isfinite(value) for value in metrics.values()) and math.isfinite(abs(gradient).max())
