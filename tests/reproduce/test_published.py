@@ -1,15 +1,22 @@
 """The rows of `stipule reproduce published`: each point alone, and each left out."""
 
 import pytest
+import yaml
 
-from stipule.config.recipe import flatten, load_recipe
+from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.reproduce.published import NEEDS, POINTS, PUBLISHED_ROWS, overrides_of, row_name
 
 TESTBED = "reproduce/sudoku_low_confidence"
 
 
 def settings_of(overrides):
-    return flatten(load_recipe(TESTBED, overrides))
+    recipe = yaml.safe_load(dump_recipe(load_recipe(TESTBED, overrides)))
+    return {
+        f"{section}.{key}": value
+        for section in recipe
+        if isinstance(recipe[section], dict)
+        for key, value in recipe[section].items()
+    }
 
 
 def changed(first, second):
