@@ -22,7 +22,8 @@ class MeanLogProb:
     log p(x0_i | x_k) over k ~ U{1..n} and a uniform k-subset of the n tokens up to and including the first end-of-text
     token. A network that copies its input has log-probabilities near 0 at visible positions. They lower the variance of
     the score, and they do not measure how probable the response is. Anchors are never masked, and all tokens after the
-    end of the text are (except anchors). The authors' public code; docs/decisions.md, row 18.
+    end of the text are (except anchors). Source: the authors' public code (docs/decisions.md, "What the authors of STP
+    run").
     """
 
     kind: Literal["mean_log_prob"] = "mean_log_prob"
