@@ -21,7 +21,7 @@ def reproduce(
         list[str],
         typer.Argument(
             metavar="TABLE...",
-            help="table2 ... table7, figure3, or all of these; published: the points in which the authors' code differs.",
+            help="table2 ... table7, figure3, or all of these; published: where the authors' code differs.",
         ),
     ],
     scale: Annotated[
