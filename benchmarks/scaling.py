@@ -79,11 +79,11 @@ def arithmetic() -> list[dict[str, Any]]:
                 continue
             taken: list[list[float]] = [[] for _ in values]
             for turn in range(REPEATS + 1):
-                for index, (sides, _) in enumerate(cases):
+                for number, (sides, _) in enumerate(cases):
                     started = time.perf_counter()
                     sides[part]()
                     if turn:
-                        taken[index].append(time.perf_counter() - started)
+                        taken[number].append(time.perf_counter() - started)
             measured = [statistics.median(t) for t in taken]
             predicted = [counts[index] for _, counts in cases]
             ratios = within(predicted, measured)
