@@ -12,10 +12,8 @@ MAX_LENGTH = 100
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,30})"  # commas only between groups of three
 _NUMBER = rf"{_WHOLE}(?:\.[0-9]{{1,30}})?|\.[0-9]{{1,30}}"
 _VALUE = re.compile(rf"(?P<value>{_NUMBER})(?:/(?P<denominator>[1-9][0-9]{{0,30}}))?")
-_BARE = re.compile(rf"(?P<value>{_NUMBER})")
-_DIGITS = re.compile(r"(?P<value>[0-9]{1,30})")
-_RUN = re.compile("[0-9.,/]*[0-9]")
-_START = re.compile(r"(?<![0-9])[0-9]|\.(?=[0-9])")
+_RUN = re.compile("[0-9.,/]+")
+_CUT = re.compile("(?<![0-9])|(?![0-9])|(?<=,[0-9]{3})")
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s?{_VALUE.pattern}")
 _CURRENCY = "[$£€¥]"
 _QUANTITY = re.compile(
@@ -67,23 +65,35 @@ def number_spans(text: str, value: Fraction) -> Iterator[Span]:
     """Spans of this number in free text; the sign is ignored.
 
     Deliberately wide: a run of digits, points, commas and slashes is one span if the number can be read anywhere in
-    it, because "14.14" can be two sentences.
+    it, because "14.14" can be two sentences. A number begins and ends where a run can be cut: between a digit and
+    another character, and after a comma with three digits. So "1,40014" holds 1400 and 14, but 140 holds no 14.
     """
     is_equal: dict[str, bool] = {}  # a cache: a long response repeats its numbers
 
-    def equals_value(match: re.Match[str] | None) -> bool:
-        if match is None:
-            return False
+    def equals_value(match: re.Match[str]) -> bool:
         if match.group() not in is_equal:
             is_equal[match.group()] = abs(_value(match)) == abs(value)
         return is_equal[match.group()]
 
-    for run in _RUN.finditer(text):
-        digits = run.group()
-        starts = (match.start() for match in _START.finditer(digits))
-        patterns = (_VALUE, _BARE, _DIGITS)
-        if any(equals_value(p.match(digits, start, start + MAX_LENGTH)) for start in starts for p in patterns):
-            yield run.span()
+    for match in _RUN.finditer(text):
+        run = match.group().rstrip(".,/")
+        if any(map(equals_value, _readings(run))):
+            yield match.start(), match.start() + len(run)
+
+
+def _readings(run: str) -> Iterator[re.Match[str]]:
+    """Every number between two cuts of a run."""
+    cuts = [cut.start() for cut in _CUT.finditer(run)]
+    for index, start in enumerate(cuts):
+        longest = _VALUE.match(run, start, start + MAX_LENGTH)
+        if longest is None:
+            continue
+        yield longest
+        for end in (cuts[i] for i in range(index + 1, len(cuts))):
+            if end >= longest.end():
+                break
+            if shorter := _VALUE.fullmatch(run, start, end):
+                yield shorter
 
 
 def _simplify(text: str) -> str:
