@@ -15,6 +15,8 @@ def test_the_default_examples_depend_neither_on_chance_nor_on_loaded_modules_nor
 
 
 def test_no_test_has_settings_of_its_own():
-    own = re.compile(r"hypothesis.*\bimport\b.*\b(settings|seed|reproduce_failure)\b|^@(hypothesis\.)?(settings|seed)\(", re.M)
+    own = re.compile(
+        r"hypothesis.*\bimport\b.*\b(settings|seed|reproduce_failure)\b|^@(hypothesis\.)?(settings|seed)\(", re.M
+    )
     allowed = {"conftest.py", Path(__file__).name}
     assert [path.name for path in FILES if path.name not in allowed and own.search(path.read_text())] == []
