@@ -41,7 +41,15 @@ def step_cost(recipe: Recipe) -> StepCost:
 
     Anchors are spread evenly over the blocks, and no confidence finishes a row. See `UNKNOWN_FRACTION` for the rest.
     """
-    return _step_cost(recipe, sampled_anchors(recipe), kept_anchors(recipe))
+    gen_length = recipe.sampler.gen_length
+    return _step_cost(
+        recipe,
+        sum(fraction * schedule_of(recipe, n).nfe for n, fraction in sampled_anchors(recipe).items()),
+        sum(
+            fraction * recipe.estimator.num_masks(gen_length, schedule_of(recipe, n).nfe)
+            for n, fraction in kept_anchors(recipe).items()
+        ),
+    )
 
 
 def max_step_cost(recipe: Recipe) -> StepCost:
@@ -49,21 +57,18 @@ def max_step_cost(recipe: Recipe) -> StepCost:
 
     Fewer masks in a block never need more forward passes. So no placement of anchors needs more than none.
     """
-    return _step_cost(recipe, {0: 2.0 if samples_twice(recipe) else 1.0}, {0: 1.0})
+    nfe = schedule_of(recipe).nfe
+    attempts = 2 if samples_twice(recipe) else 1
+    return _step_cost(recipe, attempts * nfe, recipe.estimator.num_masks(recipe.sampler.gen_length, nfe))
 
 
-def _step_cost(recipe: Recipe, sampled: Mapping[int, float], kept: Mapping[int, float]) -> StepCost:
+def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
     """Rollout, log-probabilities of the old and the reference policy, and updates (algorithms: 1.0)."""
-    settings, estimator, gen_length = recipe.training, recipe.estimator, recipe.sampler.gen_length
+    settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations
-    nfe = sum(fraction * schedule_of(recipe, anchors).nfe for anchors, fraction in sampled.items())
-    num_masks = sum(
-        fraction * estimator.num_masks(gen_length, schedule_of(recipe, anchors).nfe)
-        for anchors, fraction in kept.items()
-    )
     old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
     ref = settings.num_iterations if recipe.objective.beta > 0 else 0
-    if estimator.repeats_masks:  # computed once, and those of the old policy by the first update
+    if recipe.estimator.repeats_masks:  # computed once, and those of the old policy by the first update
         old, ref = 0, min(ref, 1)
     return StepCost(
         nfe,
@@ -105,8 +110,12 @@ def _add(fractions: Mapping[int, float], others: Mapping[int, float], weight: fl
 
 def schedule_of(recipe: Recipe, anchors: int = 0) -> UnmaskSchedule:
     """The schedule of a row with this many anchors, spread evenly over the blocks; without any it is the longest."""
+    return schedule_of_masks(recipe, masks_per_block(recipe.sampler.gen_length, recipe.sampler.block_length, anchors))
+
+
+def schedule_of_masks(recipe: Recipe, masks: tuple[int, ...]) -> UnmaskSchedule:
+    """The schedule of a row whose blocks start with these numbers of masks."""
     sampler = recipe.sampler
-    masks = masks_per_block(sampler.gen_length, sampler.block_length, anchors)
     return unmask_schedule(
         masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
     )
