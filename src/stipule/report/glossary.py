@@ -46,6 +46,10 @@ GLOSSARY = (
         "is below round(gamma L): too few tokens are eligible as anchors",
     ),
     Entry(
+        "response/nfe_saved_by_eos",
+        "mean number of scheduled forward passes of a response that were not needed because its text ended early",
+    ),
+    Entry(
         "response/distinct",
         "number of distinct texts / number of rollouts",
         "is near 1 / `training.num_generations`: all responses of a group are the same",
