@@ -178,7 +178,9 @@ class _Operations(TorchDispatchMode):
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if packet in READS and READS[packet] in ("item", "equal"):
             return result
-        written = [i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        written = [
+            i for i, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+        ]
         if written and len(func._schema.returns) == 1 and written[0] < len(args):
             return args[written[0]]
         return tree_map(_on_device, result) if to_device else result
@@ -269,7 +271,9 @@ def _is_composite(func: Any) -> bool:
 
 
 def _below_python(value: Any) -> Any:
-    is_cuda = value.type == "cuda" if isinstance(value, torch.device) else isinstance(value, str) and value[:4] == "cuda"
+    is_cuda = (
+        value.type == "cuda" if isinstance(value, torch.device) else isinstance(value, str) and value[:4] == "cuda"
+    )
     return BELOW_PYTHON if is_cuda else value
 
 

@@ -135,7 +135,9 @@ def test_every_family_loads_onto_the_device_and_computes_the_same_there(name, ch
     logits.logsumexp(1).sum().backward()
     expected.logsumexp(1).sum().backward()
     assert torch.allclose(logits.detach().cpu(), expected, atol=1e-5)
-    for ours, theirs in zip(policy.trainable_parameters().values(), on_cpu.trainable_parameters().values(), strict=True):
+    for ours, theirs in zip(
+        policy.trainable_parameters().values(), on_cpu.trainable_parameters().values(), strict=True
+    ):
         assert torch.allclose(ours.grad.cpu(), theirs.grad, atol=1e-4)
 
 
