@@ -135,9 +135,12 @@ class PretendDevice:
             one.start()
         for mode in self._modes:
             mode.__enter__()
+        # Tied parameters stay one object, as they do where `.to` changes the data of a parameter.
+        torch.__future__.set_swap_module_params_on_conversion(True)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        torch.__future__.set_swap_module_params_on_conversion(False)
         for mode in reversed(self._modes):
             mode.__exit__(*error)
         for one in self._patches:
@@ -170,6 +173,8 @@ class _Operations(TorchDispatchMode):
         self._count(packet, tensors, args, kwargs, to_device)
         if packet in COPIES:
             kwargs["non_blocking"] = False
+        if packet is aten.histc and on_device:  # CUDA counts integers, too
+            return PretendTensor(func(args[0].inner.float(), *args[1:], **kwargs).to(args[0].dtype))
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if packet in READS and READS[packet] in ("item", "equal"):
             return result
@@ -178,7 +183,7 @@ class _Operations(TorchDispatchMode):
         ]
         if written and len(func._schema.returns) == 1 and written[0] < len(args):
             return args[written[0]]
-        return tree_map(PretendTensor, result) if to_device and _holds_tensors(result) else result
+        return tree_map(_on_device, result) if to_device else result
 
     def _check(self, packet: Any, tensors: list[Tensor], args: Any) -> None:
         """Raises MixedDevicesError where CUDA refuses a tensor that is elsewhere."""
@@ -226,6 +231,8 @@ class _DeviceNames(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.device:
+            return func(*args, **kwargs)
         tensor = args[0] if args else None
         on_device = isinstance(tensor, PretendTensor)
         if on_device and func in (Tensor.untyped_storage, Tensor.data_ptr, Tensor.storage):
@@ -240,6 +247,8 @@ class _DeviceNames(TorchFunctionMode):
             return tensor
         if func is Tensor.cuda:
             return tensor.to(BELOW_PYTHON)
+        if func in (torch.tensor, torch.as_tensor) and _below_python(kwargs.get("device")) == BELOW_PYTHON:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(BELOW_PYTHON)  # made on the host, then copied
         if func is Tensor.pin_memory:
             pinned = tensor.clone()
             pinned.is_pretended_pinned = True  # type: ignore[attr-defined]
@@ -276,8 +285,8 @@ def _rounded(value: Any) -> Any:
     return value.to(torch.bfloat16) if isinstance(value, PretendTensor) and value.is_floating_point() else value
 
 
-def _holds_tensors(result: Any) -> bool:
-    return any(isinstance(value, Tensor) for value in tree_flatten(result)[0])
+def _on_device(value: Any) -> Any:
+    return PretendTensor(value) if isinstance(value, Tensor) else value
 
 
 def _is_free(source: Tensor, args: Any, kwargs: Any) -> bool:

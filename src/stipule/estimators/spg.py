@@ -54,6 +54,7 @@ class Spg:
     match_published_code: bool = False
 
     depends_on_advantage: ClassVar[bool] = True
+    repeats_masks: ClassVar[bool] = False
     fit = unchanged
     diagnostics = no_diagnostics
 

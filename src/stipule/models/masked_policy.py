@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
+from stipule.models.attention_mask import full_attention_mask
 from stipule.models.families import family_of, output_embeddings
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
 from stipule.models.last_layer import compute_only_at, unique_indices
@@ -174,10 +175,9 @@ class MaskedPolicy:
         left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
         indices = self.predicting_positions(position_mask, num_positions, left)
         position_ids = self._position_ids(input_ids, attention_mask)
-        mask = attention_mask
-        if attention_mask is not None and self.family.supports_kv_cache and self._reads_full_masks:
-            mask = self.full_attention_mask(attention_mask, input_ids.shape[1])
-        return self.forward(input_ids, mask, position_ids, indices, kv_cache).to(position_mask.device)
+        if attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
+            attention_mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
+        return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
 
     def forward(
         self,
@@ -194,23 +194,6 @@ class MaskedPolicy:
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **cache
             ).last_hidden_state
         return hidden_states.flatten(0, 1).index_select(0, indices.to(hidden_states.device))
-
-    @property
-    def _reads_full_masks(self) -> bool:
-        """Whether attention reads a mask of queries x keys; flash attention reads one of tokens."""
-        return "flash" not in self.unwrapped_model.config._attn_implementation
-
-    def full_attention_mask(self, attention_mask: Bool[Tensor, "N T"], queries: int) -> Tensor:
-        """The same mask for each of the queries, N x 1 x queries x T: booleans for sdpa, numbers to add for eager.
-
-        transformers would build it, too, but first read the mask on the host, to leave it out where nothing is masked.
-        Every layer gets this mask, so the family must have no sliding window.
-        """
-        mask = attention_mask[:, None, None, :].expand(-1, 1, queries, -1)
-        if self.unwrapped_model.config._attn_implementation != "eager":
-            return mask
-        dtype = self.unwrapped_model.get_input_embeddings().weight.dtype
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _last_layer(self, indices: Int[Tensor, " M"], total: int) -> AbstractContextManager[None]:
         """Computes the last layer only where it is read, unless gradient checkpointing will compute it once more."""

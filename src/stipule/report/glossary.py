@@ -29,7 +29,12 @@ GLOSSARY = (
         "stays near 0 before the task is solved: alarm `frac_nonzero_std`; raise `sampler.temperature` or set "
         "`sampler.remasking=random`",
     ),
-    Entry("reward/<part>", "mean of each named part of the reward", "`reward/format` falls"),
+    Entry(
+        "reward/<part>",
+        "mean of each named part of the reward, over the rollouts that have it",
+        "`reward/format` falls",
+    ),
+    Entry("logged/<name>", "mean of a number that your reward function has logged with `log_metric`"),
     Entry(
         "response/length",
         "mean number of tokens in a response, up to and including the first end-of-text token",
@@ -39,6 +44,10 @@ GLOSSARY = (
         "response/anchors",
         "mean number of anchors in a response",
         "is below round(gamma L): too few tokens are eligible as anchors",
+    ),
+    Entry(
+        "response/nfe_saved_by_eos",
+        "mean number of scheduled forward passes of a response that were not needed because its text ended early",
     ),
     Entry(
         "response/distinct",
