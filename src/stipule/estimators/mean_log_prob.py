@@ -32,6 +32,7 @@ class MeanLogProb:
     anchors: Literal["inside", "outside"] = "inside"
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = False
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

@@ -53,13 +53,21 @@ def step_cost(recipe: Recipe) -> StepCost:
 
 
 def max_step_cost(recipe: Recipe) -> StepCost:
-    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried.
-
-    Fewer masks in a block never need more forward passes. So no placement of anchors needs more than none.
-    """
-    nfe = schedule_of(recipe).nfe
+    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried."""
+    nfe = max_nfe(recipe)
     attempts = 2 if samples_twice(recipe) else 1
     return _step_cost(recipe, attempts * nfe, recipe.estimator.num_masks(recipe.sampler.gen_length, nfe))
+
+
+def max_nfe(recipe: Recipe) -> int:
+    """The most forward passes of one response.
+
+    Where blocks carry on, fewer masks in a block never need more of them, so no placement of anchors needs more than
+    none. A fixed block schedule has N, and the finish.
+    """
+    if recipe.sampler.block_schedule == "fixed":
+        return recipe.sampler.steps + (recipe.pruning.temporal.planned_cutoff.fraction > 0)
+    return schedule_of(recipe).nfe
 
 
 def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:

@@ -132,7 +132,7 @@ class Recipe:
             )
         if self.sampler.block_schedule == "fixed" and self.pruning.temporal.planned_cutoff.scope == "block":
             raise RecipeError(
-                "sampler.block_schedule is fixed and pruning.temporal.scope is block; the fixed schedule has one finish "
+                "sampler.block_schedule is fixed and pruning.temporal.scope is block; a fixed schedule has one finish "
                 "for the whole response; set pruning.temporal.scope=global, or sampler.block_schedule=carry"
             )
         self.estimator.check_length(self.sampler.gen_length, self.sampler.block_length)
