@@ -18,10 +18,10 @@ from stipule.rollouts.anchors import AnchorStore
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from stipule.rollouts.schedule import num_anchors
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
-from stipule.training.cost import max_step_cost, step_cost
+from stipule.training.cost import max_candidates, max_step_cost, schedule_of_masks, step_cost
 from stipule.training.settings import Recipe, Training
 from tests.toys import COUNTDOWN
 
@@ -118,14 +118,20 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
 
 @pytest.mark.parametrize("scope", ["global", "block"])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_no_placement_of_anchors_needs_more_forward_passes_than_none(scope, blocks):
+def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(blocks, scope):
     block_length = 4
     length = blocks * block_length
     for steps_per_block, cutoff in itertools.product(range(1, block_length + 1), [0, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99]):
-        sizes = (length, steps_per_block * blocks, block_length, cutoff, scope)
-        most = unmask_schedule((block_length,) * blocks, *sizes).nfe
+        steps = steps_per_block * blocks
+        sampler = SemiAutoregressiveSampler(gen_length=length, steps=steps, block_length=block_length)
+        temporal = FixedCutoff(cutoff=cutoff, scope=scope)
+        recipe = Recipe(
+            task=COUNTDOWN, sampler=sampler, pruning=Pruning(spatial=SpatialPruning(ratio=0.5), temporal=temporal)
+        )
+        nfe, candidates = max_step_cost(recipe).nfe_per_rollout, max_candidates(recipe)
         for masks in itertools.product(range(block_length + 1), repeat=blocks):
-            assert unmask_schedule(masks, *sizes).nfe <= most
+            schedule = schedule_of_masks(recipe, masks)
+            assert schedule.nfe <= nfe and max(schedule.num_candidates, default=0) <= candidates
 
 
 DATA = {
