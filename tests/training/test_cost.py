@@ -167,6 +167,15 @@ def test_expected_and_largest_numbers_of_forward_passes(settings, expected, most
     assert (step_cost(recipe).rollout, max_step_cost(recipe).rollout) == (6 * expected, 6 * most)
 
 
+def test_uneven_anchors_in_blocks_with_a_cutoff_of_their_own_stay_below_the_bound():
+    sizes = {"gen_length": 128, "steps": 32, "block_length": 32}
+    pruning = {"spatial": {"ratio": 0.1}, "temporal": {"cutoff": 0.05, "scope": "block"}}
+    recipe = parse_recipe({**DATA, "sampler": sizes, "pruning": pruning})
+    assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (32, 4 * (8 + 1))
+    assert schedule_of_masks(recipe, (32, 32, 32, 19)).nfe == 33  # 13 anchors, all in the last block
+    assert schedule_of_masks(recipe, (30, 30, 30, 25)).nfe == 34  # ceil(29 / 4) + 1 in three blocks, 7 in the last
+
+
 def test_fixed_log_probabilities_are_computed_once_where_the_masks_repeat():
     several = step_cost(parse_recipe(DATA))
     assert (several.old_logps, several.ref_logps, several.update) == (6 * 3, 6 * 3 * 2, 6 * 3 * 2)
