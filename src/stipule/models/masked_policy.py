@@ -15,11 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
+from stipule.models.attention_mask import full_attention_mask
 from stipule.models.families import family_of, output_embeddings
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
 from stipule.models.last_layer import compute_only_at, unique_indices
 from stipule.models.policy import Messages
 from stipule.models.special_tokens import find_special_tokens
+from stipule.models.upload import upload
 from stipule.types import Prompts
 
 
@@ -100,7 +102,7 @@ class MaskedPolicy:
         longest = max(map(len, rows))
         prompt_ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
-        return Prompts(prompt_ids.to(self.device), prompt_mask.to(self.device))
+        return Prompts(upload(prompt_ids, self.device), upload(prompt_mask, self.device))
 
     def _encode(self, prompt: Messages) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -167,12 +169,14 @@ class MaskedPolicy:
         """Last hidden states that predict the positions of `position_mask`, row by row.
 
         `attention_mask` is True on real tokens; None means that all are real, and lets attention take its fast path.
-        `num_positions` is the number of True in `position_mask`; giving it avoids waiting for an accelerator.
+        `num_positions` is the number of True in `position_mask`; without it the host waits for the GPU to count them.
         `kv_cache` receives the keys and values of every layer (models/kv_cache.py).
         """
         left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
         indices = self.predicting_positions(position_mask, num_positions, left)
         position_ids = self._position_ids(input_ids, attention_mask)
+        if attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
+            attention_mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
         return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
 
     def forward(
