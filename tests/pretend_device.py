@@ -5,11 +5,11 @@
         ...
     device.waits  # {("rollouts/sampler.py:104", "item"): 3, ...}
 
-Inside, `cuda` is a device like any other: `torch.cuda.is_available()` is true, factory functions and `.to` accept it, and
-`tensor.device` says so. As on CUDA an operation on tensors of two devices raises, except where CUDA itself accepts a CPU
-tensor: copies, scalars (0-dim) in elementwise operations, and indices. What makes the host wait for the GPU is counted
-by the line of the package that asked for it: reading a value, shapes that depend on values, and copies from or to
-ordinary (pageable) memory. A copy of pinned memory with `non_blocking=True` is free.
+Inside, `cuda` is a device like any other: `torch.cuda.is_available()` is true, factory functions and `.to` accept it,
+and `tensor.device` says so. As on CUDA an operation on tensors of two devices raises, except where CUDA itself accepts
+a CPU tensor: copies, scalars (0-dim) in elementwise operations, and indices. What makes the host wait for the GPU is
+counted by the line of the package that asked for it: reading a value, shapes that depend on values, and copies from or
+to pageable memory. A copy of pinned memory with `non_blocking=True` is free.
 
 What it cannot show: kernels, their speed and memory, streams, and rounding on a GPU. `docs/gpu.md` says what was run on
 one. PyTorch without CUDA has no guard for CUDA tensors, so below Python they are tensors of the device `meta:1`.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -97,19 +97,23 @@ class PretendDevice:
         self.waits: Counter[tuple[str, str]] = Counter()
         self._modes = (_DeviceNames(self), _Operations(self))
         self._run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
-        self._patches = [
-            patch.object(torch.cuda, name, value)
-            for name, value in {
-                "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
-                "set_device": lambda device: None, "is_bf16_supported": lambda *a, **k: True, "_lazy_init": lambda: None,
-                "synchronize": lambda device=None: self.wait("synchronize"), "empty_cache": lambda: None,
-                "max_memory_allocated": lambda device=None: 0, "reset_peak_memory_stats": lambda device=None: None,
-                "get_device_name": lambda device=None: "pretend", "get_device_capability": lambda device=None: (9, 0),
-                "mem_get_info": lambda device=None: (80 << 30, 80 << 30), "get_rng_state": lambda device=None: torch.get_rng_state(),
-                "set_rng_state": lambda state, device=None: None, "manual_seed_all": lambda seed: None,
-                "manual_seed": lambda seed: None,
-            }.items()
-        ] + [patch.object(torch.autograd, "_engine_run_backward", self._backward)]  # fmt: skip
+        self._patches = [patch.object(torch.cuda, name, value) for name, value in self._functions().items()]
+        self._patches += [patch.object(torch.autograd, "_engine_run_backward", self._backward)]
+
+    def _functions(self) -> dict[str, Any]:
+        """What `torch.cuda` answers."""
+        nothing = ("set_device", "_lazy_init", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode")
+        nothing += ("set_rng_state", "manual_seed", "manual_seed_all")
+        answers = {
+            "is_available": True, "device_count": 1, "current_device": 0, "is_bf16_supported": True,
+            "max_memory_allocated": 0, "mem_get_info": (80 << 30, 80 << 30), "get_device_name": "pretended",
+            "get_device_capability": (9, 0), **dict.fromkeys(nothing),
+        }  # fmt: skip
+        constant = {name: partial(lambda answer, *_, **__: answer, answer) for name, answer in answers.items()}
+        return constant | {
+            "synchronize": lambda device=None: self.wait("synchronize"),
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+        }
 
     @property
     def total(self) -> int:
@@ -173,6 +177,8 @@ class _Operations(TorchDispatchMode):
         self._count(packet, tensors, args, kwargs, to_device)
         if packet in COPIES:
             kwargs["non_blocking"] = False
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         if packet is aten.histc and on_device:  # CUDA counts integers, too
             return PretendTensor(func(args[0].inner.float(), *args[1:], **kwargs).to(args[0].dtype))
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
