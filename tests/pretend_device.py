@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 import stipule
 
@@ -160,10 +159,12 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = dict(kwargs or {}), func.overloadpacket
+        if PretendTensor not in types and kwargs.get("device") != BELOW_PYTHON and not kwargs.get("pin_memory"):
+            return func(*args, **kwargs)
         if _is_composite(func):  # in inference mode compositions of operations arrive here
             with self:
                 return func.decompose(*args, **kwargs)
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        tensors = _tensors((args, kwargs))
         on_device = any(isinstance(t, PretendTensor) for t in tensors)
         device = kwargs.get("device")
         to_device = device == BELOW_PYTHON or (on_device and device is None)
@@ -181,7 +182,7 @@ class _Operations(TorchDispatchMode):
             kwargs["pin_memory"] = False
         if packet is aten.histc and on_device:  # CUDA counts integers, too
             return PretendTensor(func(args[0].inner.float(), *args[1:], **kwargs).to(args[0].dtype))
-        result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        result = func(*_map(_inner, args), **_map(_inner, kwargs))
         if packet in READS and READS[packet] in ("item", "equal"):
             return result
         written = [
@@ -189,7 +190,7 @@ class _Operations(TorchDispatchMode):
         ]
         if written and len(func._schema.returns) == 1 and written[0] < len(args):
             return args[written[0]]
-        return tree_map(_on_device, result) if to_device else result
+        return _map(_on_device, result) if to_device else result
 
     def _check(self, packet: Any, tensors: list[Tensor], args: Any) -> None:
         """Raises MixedDevicesError where CUDA refuses a tensor that is elsewhere."""
@@ -197,7 +198,7 @@ class _Operations(TorchDispatchMode):
             return
         elsewhere = [t for t in tensors if not isinstance(t, PretendTensor) and (t.dim() > 0 or packet in STRICT)]
         if packet in INDEXING and isinstance(args[0], PretendTensor):  # an index is copied to the device
-            indices = {id(t) for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)}
+            indices = set(map(id, _tensors(args[1])))
             elsewhere = [t for t in elsewhere if id(t) not in indices]
         if elsewhere:
             raise MixedDevicesError(
@@ -218,7 +219,7 @@ class _Operations(TorchDispatchMode):
         elif on_device and packet is aten.repeat_interleave and kwargs.get("output_size") is None:
             self.wait("repeat_interleave")
         elif on_device and packet in INDEXING:
-            indices = [t for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)]
+            indices = _tensors(args[1])
             values = [t for t in args[2:3] if isinstance(t, Tensor)]
             for tensor in (*indices, *values):
                 if not isinstance(tensor, PretendTensor) and tensor.device.type == "cpu":
@@ -237,7 +238,7 @@ class _DeviceNames(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.device:
+        if func is torch.device or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
         tensor = args[0] if args else None
         on_device = isinstance(tensor, PretendTensor)
@@ -266,9 +267,8 @@ class _DeviceNames(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention and on_device:
             return _attention(*args, **kwargs)
         if func in ROUNDED_BY_AUTOCAST and torch.is_autocast_enabled("cuda"):
-            args = tree_map(_rounded, args)
-            kwargs = tree_map(_rounded, kwargs)
-        return func(*tree_map(_below_python, args), **tree_map(_below_python, kwargs))
+            args, kwargs = tuple(map(_rounded, args)), {key: _rounded(value) for key, value in kwargs.items()}
+        return func(*map(_below_python, args), **{key: _below_python(value) for key, value in kwargs.items()})
 
 
 @cache
@@ -281,6 +281,19 @@ def _below_python(value: Any) -> Any:
         value.type == "cuda" if isinstance(value, torch.device) else isinstance(value, str) and value[:4] == "cuda"
     )
     return BELOW_PYTHON if is_cuda else value
+
+
+def _map(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(function, item) for key, item in value.items()}
+    return type(value)(_map(function, item) for item in value) if type(value) in (list, tuple) else function(value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
 
 
 def _inner(value: Any) -> Any:
