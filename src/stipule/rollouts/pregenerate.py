@@ -16,7 +16,7 @@ from stipule.errors import RecipeError
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.reward_batch import compute_rewards
+from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -56,7 +56,7 @@ def pregenerate(
         if not all(p.key in store.row_of_key for p in batch):
             noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
             rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
-            rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids))
+            rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
             eligible = eligible_tokens(policy, task, batch, rollouts)
             store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
             store.model_calls += int(rollouts.nfe.sum())
@@ -92,7 +92,7 @@ def store_from_texts(
         rollouts = _rollouts_of_texts(policy, batch, texts, gen_length)
         eligible = eligible_tokens(policy, task, batch, rollouts)
         rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
-        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch])
+        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
         store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
         store.model_calls += len(batch)
         progress(start + len(batch), len(known))
