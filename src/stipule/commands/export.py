@@ -107,7 +107,7 @@ def convert(adapter: Path, out: Path, base: str) -> tuple[int, list[str]]:
             "(adapter_model.bin is a pickle, which can run code, and is never opened)"
         ) from cause
     base_config = read_published_config(resolve_model_path(base))
-    converted_config, converted_tensors = convert_adapter(config, tensors, base_config)
+    converted_config, converted_tensors = convert_adapter(config, tensors, base_config, adapter)
     converted_config["base_model_name_or_path"] = base
 
     def write(folder: Path) -> None:

@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from stipule.errors import CheckpointError, RecipeError
-from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_adapter_info, write_adapter_info
+from stipule.models.adapters import (
+    LoRA,
+    check_base,
+    load_adapter,
+    new_adapter,
+    read_adapter_info,
+    read_adapter_options,
+    write_adapter_info,
+)
 from stipule.models.autocast import prepare_autocast
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.families import DIFFUSION, diffusion_section, family_of
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.special_tokens import find_special_tokens
+from stipule.models.tokenizer_loading import load_tokenizer
 from stipule.models.weights import first_line, load_network
 
 __all__ = [
@@ -112,13 +120,13 @@ def load_policy(
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
     adapter_info = read_adapter_info(adapter) if adapter else {}
     if adapter:
-        path = resolve_model_path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+        path = resolve_model_path(read_adapter_options(adapter)["base_model_name_or_path"])
     published_config = with_diffusion_section(
         read_published_config(path), {**diffusion_section(adapter_info), **config.diffusion_section()}
     )
     family = family_of(published_config)
     network_config = family.read_config(published_config)
-    tokenizer = _load_tokenizer(path, network_config)
+    tokenizer = load_tokenizer(path, network_config)
     find_special_tokens(published_config, tokenizer, family, network_config.vocab_size)  # before gigabytes are read
     network = load_network(path, published_config, config, device)
     policy = MaskedPolicy(network, tokenizer, published_config, config.autocast)
@@ -128,7 +136,7 @@ def load_policy(
         policy.base_fingerprint = policy.fingerprint()
     if adapter:
         check_base(adapter_info, policy.base_fingerprint, config.precision, adapter, path)
-        policy.model = load_adapter(policy.unwrapped_model, adapter).eval()
+        policy.model = load_adapter(policy.unwrapped_model, adapter, family).eval()
     elif config.lora:
         policy.model = new_adapter(policy.unwrapped_model, family, config.lora, path, seed).eval()
     elif reference:
@@ -187,14 +195,3 @@ def save_network(policy: MaskedPolicy, folder: Path, weights: Mapping[str, Any] 
     policy.unwrapped_model.save_pretrained(folder, **(weights or {}))
     (folder / "config.json").write_text(json.dumps(policy.published_config, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
-
-
-def _load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    try:
-        # Without a configuration AutoTokenizer would read config.json itself, and warn about an unknown type.
-        return AutoTokenizer.from_pretrained(path, config=config, padding_side="left")
-    except (OSError, ValueError, KeyError) as cause:
-        raise CheckpointError(
-            f"no readable tokenizer at {path!r}: {first_line(cause)}; put tokenizer.json and tokenizer_config.json "
-            "beside config.json"
-        ) from cause
