@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.families import Family
 from stipule.models.weights import first_line
+from stipule.rng import generator_devices
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -67,7 +68,8 @@ def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, s
             f"model.lora.dropout is {lora.dropout}, but adapters on stacked experts ({family.name}) have no dropout; "
             "set model.lora.dropout=0"
         )
-    with torch.random.fork_rng():  # peft draws initial weights from the global generator; it is restored afterwards
+    # peft draws initial weights from the global generator; it is restored afterwards.
+    with torch.random.fork_rng(generator_devices(model.device)):
         torch.random.manual_seed(seed)
         return _add_adapters(model, adapter_config(family, lora, base))
 

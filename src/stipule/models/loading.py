@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,14 @@ class ModelConfig:
         """How the base's weights are stored, in words."""
         return f"{self.quantize}, computed in {self.dtype}" if self.quantize else self.dtype
 
+    @property
+    def adapters_use_tf32(self) -> bool:
+        """Whether training multiplies adapters in TF32: they are float32 on a base that is less precise.
+
+        Under autocast they are multiplied in bfloat16, as the base.
+        """
+        return (self.dtype == "bfloat16" or self.quantize is not None) and not self.autocast
+
     def diffusion_section(self) -> dict[str, Any]:
         """The settings that override config.json, as its `diffusion` section stores them."""
         section = {
@@ -103,18 +112,25 @@ def resolve_model_path(path: str) -> str:
 
 
 def best_device() -> str:
-    """An accelerator if there is one, else the CPU. Training uses the device that accelerate chooses."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of every command: a GPU if there is one, unless ACCELERATE_USE_CPU is set as for training."""
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
 
 
 def load_policy(
-    config: ModelConfig, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
+    config: ModelConfig,
+    *,
+    reference: bool = False,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    to_be_sharded: bool = False,
 ) -> MaskedPolicy:
     """A policy ready for sampling, likelihoods and training.
 
     `reference` keeps a frozen copy for full fine-tuning (with LoRA, the base is the reference); `seed` determines the
-    initial LoRA weights. Raises CheckpointError, with the cause, for a model that is missing, truncated, of another
-    family, causal, or has invalid token ids.
+    initial LoRA weights. With `to_be_sharded` the weights stay on the CPU until shard_model moves them to the device;
+    the caller must then check that attention is bidirectional. Raises CheckpointError, with the cause, for a model that
+    is missing, truncated, of another family, causal, or has invalid token ids.
     """
     path = resolve_model_path(config.path)
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
@@ -128,11 +144,14 @@ def load_policy(
     network_config = family.read_config(published_config)
     tokenizer = load_tokenizer(path, network_config)
     find_special_tokens(published_config, tokenizer, family, network_config.vocab_size)  # before gigabytes are read
-    network = load_network(path, published_config, config, device)
+    # 4-bit weights are made on the device, and small.
+    weights_device = "cpu" if to_be_sharded and not config.quantize else device
+    network = load_network(path, published_config, config, weights_device)
     policy = MaskedPolicy(network, tokenizer, published_config, config.autocast)
     policy.precision = config.precision
-    check_bidirectional(policy)
-    if adapter or config.lora:
+    if not to_be_sharded:
+        check_bidirectional(policy)
+    if adapter or config.lora or to_be_sharded:  # later no rank has all weights
         policy.base_fingerprint = policy.fingerprint()
     if adapter:
         check_base(adapter_info, policy.base_fingerprint, config.precision, adapter, path)
@@ -140,9 +159,9 @@ def load_policy(
     elif config.lora:
         policy.model = new_adapter(policy.unwrapped_model, family, config.lora, path, seed).eval()
     elif reference:
-        policy.ref_model = load_network(path, published_config, config, device).requires_grad_(False)
+        policy.ref_model = load_network(path, published_config, config, weights_device).requires_grad_(False)
     if config.autocast:
-        prepare_autocast(policy)
+        prepare_autocast(policy, on_cpu=torch.device(device).type == "cpu")
     return policy
 
 

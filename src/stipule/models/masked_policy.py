@@ -15,11 +15,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
-from stipule.models.families import family_of, output_embeddings
+from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
 from stipule.models.last_layer import compute_only_at, unique_indices
 from stipule.models.policy import Messages
-from stipule.models.special_tokens import find_special_tokens
+from stipule.models.special_tokens import find_special_tokens, ids_without_token
+from stipule.rng import generator_devices
 from stipule.types import Prompts
 
 
@@ -53,6 +54,9 @@ class MaskedPolicy:
         self.mask_id, self.eos_id, self.pad_id = find_special_tokens(
             published_config, tokenizer, self.family, config.vocab_size
         )
+        positions = max_positions(config)
+        self.max_length = None if positions is None else positions - self.first_position  # tokens of prompt + response
+        self._unsampled_ids = torch.tensor([self.mask_id, *ids_without_token(tokenizer, config.vocab_size)])
 
     @property
     def unwrapped_model(self) -> PreTrainedModel:
@@ -67,6 +71,11 @@ class MaskedPolicy:
     def vocab_size(self) -> int:
         """V, the number of rows of the LM head."""
         return self.unwrapped_model.config.vocab_size
+
+    @property
+    def unsampled_ids(self) -> Int[Tensor, " E"]:
+        """Ids that the sampler never draws: the mask, and rows of the LM head for which there is no token."""
+        return self._unsampled_ids.to(self.device)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that an optimizer may change, by name. With sharded weights: this rank's shards."""
@@ -131,8 +140,8 @@ class MaskedPolicy:
         return self._token_texts[token]
 
     def token_label(self, token: int) -> str:
-        """The text of one token, or the name of a special token."""
-        return self.token_text(token) or str(self.tokenizer.convert_ids_to_tokens(token))
+        """The text of one token, or the name of a special token; the id if there is no such token."""
+        return self.token_text(token) or self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
 
     def fingerprint(self) -> str:
         """A short hash of the weights without adapters, from names, shapes and some numbers of each tensor.
@@ -279,9 +288,10 @@ class MaskedPolicy:
         Every other dropout is 0 (models/families).
         """
         self.model.train()
-        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):  # dropout reads the global generator; it is restored afterwards
+            with torch.random.fork_rng(
+                generator_devices(self.device)
+            ):  # dropout reads the global generator; it is restored afterwards
                 torch.random.manual_seed(generator.initial_seed())
                 yield
         finally:
