@@ -163,7 +163,8 @@ def test_accelerate_settings_that_scale_gradients_are_refused(monkeypatch, base,
     with pytest.raises(RecipeError, match=message):
         init_distributed(2)
     with pytest.raises(RecipeError, match=message):
-        RunContext.single_process(recipe(base), random_policy(), None)  # type: ignore[arg-type]
+        policy = random_policy()
+        RunContext.single_process(recipe(base), policy, torch.optim.AdamW(policy.model.parameters()))
 
 
 def test_the_settings_of_the_launch_files_are_allowed(monkeypatch):

@@ -2,7 +2,8 @@
 
 peft keeps adapters in float32 on a base in bfloat16 or 4 bits. Without TF32 a GPU computes their products without its
 tensor cores; by data-sheet rates these few operations take about as long as all of the base's. TF32 is allowed for
-these products only: the angles of rotary embeddings are float32 products too, and TF32 would round them to 11 bits.
+these products only, never for all: rotary embeddings may compute their angles as a float32 product, and TF32 would
+round them to 11 bits.
 """
 
 from __future__ import annotations

@@ -168,13 +168,14 @@ def _build(
     for first in range(0, len(starts), processes.world_size):
         index = first + processes.rank
         local = compute(starts[min(index, len(starts) - 1)]) if index < len(starts) or is_sharded(policy) else None
-        for batch in processes.all_gather_object([local] if local is not None and index < len(starts) else []):
+        batches = processes.all_gather_object([local] if local is not None and index < len(starts) else [])
+        for batch in batches:
             store.put(batch.keys, batch.rollouts, batch.eligible, batch.correct)
             store.model_calls += int(batch.rollouts.nfe.sum())
-            progress(batch.stop, total)
         if path and processes.rank == 0 and time.monotonic() - saved_at > SAVE_SECONDS:
             store.save(path, policy, finished=False)
             saved_at = time.monotonic()
+        progress(batches[-1].stop, total)
     if path and processes.rank == 0:
         store.save(path, policy)
 
