@@ -29,8 +29,9 @@ def test_every_command_says_on_which_device_its_model_is_loaded(folder: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("has_gpu", "use_cpu", "device"), [(True, None, "cuda"), (True, "true", "cpu"), (True, "false", "cuda"), (False, None, "cpu")]
-)  # fmt: skip
+    ("has_gpu", "use_cpu", "device"),
+    [(True, None, "cuda"), (True, "true", "cpu"), (True, "false", "cuda"), (False, None, "cpu")],
+)
 def test_commands_and_training_choose_the_same_device(
     monkeypatch: pytest.MonkeyPatch, has_gpu: bool, use_cpu: str | None, device: str
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
 from stipule.models.families import family_of, max_positions, output_embeddings
+from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
 from stipule.models.last_layer import compute_only_at, unique_indices
 from stipule.models.policy import Messages
+from stipule.models.prompt_encoding import encode_messages
 from stipule.models.special_tokens import find_special_tokens, ids_without_token
 from stipule.rng import generator_devices
 from stipule.types import Prompts
@@ -91,7 +91,7 @@ class MaskedPolicy:
         tokenizer has no tokens for.
         """
         try:
-            rows = [self._encode(prompt) for prompt in prompts]
+            rows = [encode_messages(self.tokenizer, prompt) for prompt in prompts]
         except CheckpointError:
             raise
         except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
@@ -110,21 +110,6 @@ class MaskedPolicy:
         prompt_ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
         return Prompts(prompt_ids.to(self.device), prompt_mask.to(self.device))
-
-    def _encode(self, prompt: Messages) -> list[int]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        # A last message of the assistant is the start of its response: it comes after the template's own header.
-        prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        prefill_ids = self.tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
-        if self.tokenizer.chat_template is None:
-            if len(messages) > 1 or not messages:
-                raise CheckpointError(
-                    "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
-                    "strings, or a tokenizer with a template"
-                )
-            return [*self.tokenizer(messages[0]["content"])["input_ids"], *prefill_ids]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return [*encoded, *prefill_ids]
 
     def decode(self, token_ids: Int[Tensor, "B L"], stop_at_eos: bool = True) -> list[str]:
         """The text of each row up to its first end-of-text token, or all of it; without special tokens."""
@@ -150,20 +135,11 @@ class MaskedPolicy:
         """
         if self.base_fingerprint:
             return self.base_fingerprint
-        digest = hashlib.sha256()
-        for name, parameter in self.unwrapped_model.named_parameters():
-            # 4-bit matrices are packed anew by the first forward pass on some processors, and are left out.
-            if "lora_" not in name and parameter.is_floating_point():
-                flat = parameter.detach().flatten()
-                numbers = flat[:: max(1, flat.numel() // 64)].float().cpu()
-                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
-                digest.update(numbers.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.unwrapped_model)
 
     def tokenizer_fingerprint(self) -> str:
         """A short hash of the vocabulary and the chat template."""
-        content = json.dumps([sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return tokenizer_fingerprint(self.tokenizer)
 
     def hidden_states(
         self,

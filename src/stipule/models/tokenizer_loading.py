@@ -40,13 +40,12 @@ def load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBa
             tokenizer = _class_of_network(config).from_pretrained(path, **options)
     except Exception as cause:  # the tokenizers library raises a plain Exception for a damaged file
         folder = Path(path)
-        found = [name for name in VOCABULARY_FILES if (folder / name).exists()] if folder.is_dir() else []
+        files = [name for name in VOCABULARY_FILES if (folder / name).exists()] if folder.is_dir() else []
         reason = first_line(cause).rstrip(": ")
         raise CheckpointError(
-            f"no readable tokenizer at {path!r} ({', '.join(found) or 'no vocabulary file'}): {reason}; put "
-            "tokenizer.json and tokenizer_config.json beside config.json; "
-            "or let transformers write both, if you trust the code: AutoTokenizer.from_pretrained(NAME, "
-            "trust_remote_code=True).save_pretrained(PATH)"
+            f"no readable tokenizer at {path!r} ({', '.join(files) or 'no vocabulary file'}): {reason}; put "
+            "tokenizer.json and tokenizer_config.json beside config.json; if you trust the checkpoint's code, its own "
+            "tokenizer writes both (save_pretrained)"
         ) from cause
     tokenizer.init_kwargs.pop("auto_map", None)  # it would name code that is not saved with the model
     return tokenizer
