@@ -23,7 +23,7 @@ def path(tmp_path_factory):
 
 def load(path, prepared, monkeypatch, attention="eager"):
     if not prepared:
-        monkeypatch.setattr(loading, "prepare_autocast", lambda policy: None)
+        monkeypatch.setattr(loading, "prepare_autocast", lambda policy, on_cpu=None: None)
     policy = load_policy(replace(CONFIG, path=path, attention=attention, **published.settings("llada")), seed=1)
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(3)

@@ -135,8 +135,9 @@ def load_policy(
     path = resolve_model_path(config.path)
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
     adapter_info = read_adapter_info(adapter) if adapter else {}
+    base = read_adapter_options(adapter)["base_model_name_or_path"] if adapter else ""
     if adapter:
-        path = resolve_model_path(read_adapter_options(adapter)["base_model_name_or_path"])
+        path = resolve_model_path(base)
     published_config = with_diffusion_section(
         read_published_config(path), {**diffusion_section(adapter_info), **config.diffusion_section()}
     )
@@ -148,7 +149,7 @@ def load_policy(
     weights_device = "cpu" if to_be_sharded and not config.quantize else device
     network = load_network(path, published_config, config, weights_device)
     policy = MaskedPolicy(network, tokenizer, published_config, config.autocast)
-    policy.precision = config.precision
+    policy.precision, policy.adapter_base = config.precision, base
     if not to_be_sharded:
         check_bidirectional(policy)
     if adapter or config.lora or to_be_sharded:  # later no rank has all weights
@@ -194,8 +195,10 @@ def save_policy(
 ) -> None:
     """Writes the model in its published layout, or with LoRA only the adapter, and the tokenizer.
 
-    `state_dict` replaces the model's own weights; sharded weights must be given here (models/sharding.py).
+    `base` is the name of a new adapter's base; an adapter that was loaded keeps the base that it names. `state_dict`
+    replaces the model's own weights; sharded weights must be given here (models/sharding.py).
     """
+    base = policy.adapter_base or base
     weights: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]

@@ -44,6 +44,7 @@ class MaskedPolicy:
         self.published_config = dict(published_config)  # config.json as it was read; it is written back unchanged
         self.autocast = autocast
         self.ref_model: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.adapter_base = ""  # the base that a loaded adapter names; set by load_policy
         self.base_fingerprint = ""  # of the weights that adapters are trained on; set by load_policy
         self.precision = "float32"  # of the base's weights, in words
         self.family = family_of(published_config)

@@ -10,8 +10,9 @@ import torch
 
 from stipule.errors import RecipeError
 from stipule.models.adapter_tf32 import allow_tf32_in_adapters
+from stipule.models.adapters import read_adapter_options
 from stipule.models.bidirectional import check_bidirectional
-from stipule.models.loading import load_policy
+from stipule.models.loading import load_policy, resolve_model_path
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import parameter_groups, shard_model
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
@@ -90,6 +91,7 @@ def _load_policy(
 ) -> MaskedPolicy:
     """The policy at the start of the run or at its checkpoint. The reference is always what the run started from."""
     model, seed = recipe.model, recipe.training.seed
+    _check_trainable(recipe, device)
     needs_reference = recipe.objective.beta > 0 and model.lora is None
     if checkpoint is None:
         policy = load_policy(model, reference=needs_reference, device=device, seed=seed, to_be_sharded=to_be_sharded)
@@ -99,6 +101,16 @@ def _load_policy(
         if needs_reference:
             start = load_policy(model, reference=True, device=device, to_be_sharded=to_be_sharded)
             policy.ref_model = start.ref_model
+    if not hasattr(policy.model, "peft_config"):
+        policy.model.requires_grad_(True)
+    if model.adapters_use_tf32:
+        allow_tf32_in_adapters(policy.model)
+    return policy
+
+
+def _check_trainable(recipe: Recipe, device: torch.device) -> None:
+    """Raises RecipeError, before the model loads, for a model section that cannot be trained as it says."""
+    model = recipe.model
     if model.device_map:
         raise RecipeError(
             f"model.device_map is {model.device_map}, which spreads layers for evaluation; leave it out of training, "
@@ -109,13 +121,23 @@ def _load_policy(
             f"model.quantize is {model.quantize} on a CPU, where bitsandbytes' 4-bit matrices compute no gradient; "
             "train on a GPU, or leave model.quantize out; sampling and evaluation work on both"
         )
-    if model.lora is None:
-        if model.quantize:
+    start = Path(resolve_model_path(model.path))
+    if not (start / "adapter_config.json").exists():
+        if model.quantize and model.lora is None:
             raise RecipeError(
                 f"model.quantize is {model.quantize} without model.lora; a 4-bit base is frozen and needs adapters to "
                 "train; add model.lora.rank=128, or leave model.quantize out"
             )
-        policy.model.requires_grad_(True)
-    if model.adapters_use_tf32:
-        allow_tf32_in_adapters(policy.model)
-    return policy
+        return
+    rank = read_adapter_options(start).get("r")
+    if model.lora is not None and model.lora.rank != rank:
+        raise RecipeError(
+            f"model.lora.rank is {model.lora.rank}, but model.path is an adapter of rank {rank}, which is trained "
+            "further; leave model.lora out, or merge the adapter first: stipule export MODEL OUT --merge"
+        )
+    if recipe.objective.beta > 0:
+        raise RecipeError(
+            f"objective.beta is {recipe.objective.beta} and model.path is an adapter; its base would be the reference, "
+            "not the model that the run starts from; set objective.beta=0, or merge the adapter first: stipule export "
+            "MODEL OUT --merge"
+        )
