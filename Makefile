@@ -10,6 +10,11 @@ test: $(STAMP)  ## set up, then run the tests without the slow ones
 test-all: $(STAMP)  ## all tests
 	.venv/bin/python -m pytest -n 2
 
+MINUTES ?= 10
+fuzz: $(STAMP)  ## new examples in all property-based tests for MINUTES=10; a failure says how to repeat it
+	end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
+	    .venv/bin/python -m pytest -m hypothesis --hypothesis-profile fuzz -n 2 || exit 1; done
+
 bench: export OMP_NUM_THREADS = 1
 bench: $(STAMP)  ## speed and memory against the published code, under 10 minutes; writes JSON to runs/bench
 	.venv/bin/python -m benchmarks.memory
@@ -39,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-.PHONY: quickstart test test-all bench docs pictures lint
+.PHONY: quickstart test test-all fuzz bench docs pictures lint

@@ -24,8 +24,30 @@ install_import_hook([f"stipule.{package}" for package in CHECKED], "tests.typech
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 torch.set_num_threads(1)
+
+# `make test` tries the same examples in every run; `make fuzz` tries new ones and prints how to repeat a failure. No
+# test has settings of its own. Neither profile has a time limit, which a busy machine would exceed.
+TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("same", TIMELESS, derandomize=True, database=None)
+settings.register_profile("fuzz", TIMELESS, max_examples=2000)
+settings.load_profile("same")
+
+
+@pytest.hookimpl(trylast=True)  # after --hypothesis-profile is read
+def pytest_configure(config):
+    """Hypothesis also draws numbers that occur in loaded modules, and these depend on the tests that ran before."""
+    if settings.default.derandomize:
+        providers._get_local_constants = lambda: providers._local_constants  # which stays empty
+
+
+@pytest.fixture(autouse=True)
+def torch_seed():
+    """Tests that use torch's global generator get the same numbers in any order."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
@@ -105,8 +105,8 @@ def respond(policy, text):
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(TEXTS), max_size=25), st.sampled_from(sorted(PROBLEMS)), st.integers(0, 99))
+@example(["1,400", "14."], "arithmetic", 0)  # two numbers that are glued together
 def test_no_anchor_holds_an_answer_an_end_or_a_special_token(character_policy, texts, name, seed):
     task, problem = PROBLEMS[name]
     text = "".join(texts).replace("END", "<|eot_id|>")

@@ -181,7 +181,7 @@ def reaches(text, loose):
         text = text.replace(latex, sign)
     for run in re.findall(r"[-0-9+*/(). \t\r\n]+", text):
         try:
-            tree = ast.parse(run.strip()[:400], mode="eval")
+            tree = ast.parse(run.strip().removesuffix(".")[:400], mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
         counts = Counter(re.findall("[0-9]+", run))

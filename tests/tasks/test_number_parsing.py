@@ -1,7 +1,9 @@
+import itertools
+import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stipule.tasks.answers import merge_spans
@@ -121,3 +123,45 @@ def test_spans_contain_whole_numbers_in_free_text():
     assert (texts_of(36), texts_of(2), texts_of(1800), texts_of(5)) == (["36/2"], ["36/2"], ["1,800"], [])
     text = "14.14.14.0 and 3.5"
     assert (texts_of(14), texts_of(5), texts_of(Fraction(1, 2))) == (["14.14.14.0"], ["3.5"], ["3.5"])
+    text = "1,40014. 1,400.14 140,014"  # texts that are glued together
+    assert (texts_of(14), texts_of(1400)) == (["1,40014", "1,400.14", "140,014"], ["1,40014", "1,400.14"])
+
+
+def is_cut(run, i):
+    beside = i in (0, len(run)) or not (run[i - 1].isdigit() and run[i].isdigit())
+    return beside or (i >= 4 and run[i - 4] == "," and run[i - 3 : i].isdigit())
+
+
+def read_number(text):
+    """The value of a text that is one number, read without the task's patterns; else None."""
+    number, slash, denominator = text.partition("/")
+    whole, point, decimals = number.partition(".")
+    first, *groups = whole.split(",")
+    is_grouped = not groups or (1 <= len(first) <= 3 and all(len(group) == 3 for group in groups))
+    digits = [*groups, *([decimals] if point else []), *([denominator] if slash else [])]
+    is_number = is_grouped and all(part.isdigit() for part in digits) and (first.isdigit() or (point and not whole))
+    if not is_number or denominator.startswith("0"):
+        return None
+    return Fraction(f"{whole.replace(',', '') or '0'}.{decimals or '0'}") / int(denominator or 1)
+
+
+@given(st.text("01457,./ ", max_size=14), st.sampled_from([14, 1400, 0, 7, Fraction(1, 4)]))
+@example("1,40014.", 14)
+@example("1,400.14", 1400)
+def test_a_run_is_a_span_exactly_if_a_number_between_two_of_its_cuts_has_the_value(text, value):
+    expected, start = [], 0
+    for run, characters in itertools.groupby(text, lambda c: c in "0123456789,./"):
+        chunk = "".join(characters)
+        digits = chunk.rstrip(",./") if run else ""
+        cuts = [i for i in range(len(digits) + 1) if is_cut(digits, i)]
+        if any(read_number(digits[i:j]) == value for i, j in itertools.combinations(cuts, 2)):
+            expected.append((start, start + len(digits)))
+        start += len(chunk)
+    assert list(number_spans(text, Fraction(value))) == expected
+
+
+@pytest.mark.parametrize("piece", [",", ".", "/", "1", "1,", "1,400", ",140", "1.1", "1/1", "14 "])
+def test_spans_of_a_long_text_are_found_in_one_pass(piece):
+    started = time.process_time()
+    list(number_spans(piece * (100_000 // len(piece)), Fraction(5)))
+    assert time.process_time() - started < 5  # seconds; a search that is quadratic in the length takes minutes

@@ -29,7 +29,7 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.pregenerate import pregenerate
 from stipule.rollouts.pruning import FixedCutoff, Pruning, SpatialPruning
-from stipule.rollouts.reward_batch import compute_rewards
+from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.tasks.problem import Problem
 from stipule.training.context import RunContext
 from stipule.training.loop import train
@@ -201,7 +201,7 @@ def after_updates(recipe: Recipe, num_responses: int, draws: int) -> list[dict[s
         step_problems = problems[start : start + settings.prompts_per_step]
         batch = _sample(recipe, policy, step_problems, settings.num_generations)
         repeated = [p for p in step_problems for _ in range(settings.num_generations)]
-        rewards = compute_rewards(recipe.task, repeated, policy.decode(batch.completion_ids))
+        rewards = compute_rewards(recipe.task, repeated, policy.decode(batch.completion_ids), token_lists(batch))
         advantages = recipe.advantage(rewards.rewards, settings.num_generations).to(policy.device)
         nonzero = (advantages != 0).nonzero()[:, 0]
         if len(nonzero):

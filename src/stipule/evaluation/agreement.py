@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from stipule.evaluation.statistics import Paired, mean_interval
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
-from stipule.rollouts.reward_batch import RewardBatch, compute_rewards
+from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -91,7 +91,8 @@ def measure_agreement(
     results = []
     for variant in (sampler.exact(), sampler):
         rollouts = variant(policy, prompts, noise, max_batch_size=batch_size)
-        results.append((rollouts, compute_rewards(task, repeated, policy.decode(rollouts.completion_ids))))
+        texts = policy.decode(rollouts.completion_ids)
+        results.append((rollouts, compute_rewards(task, repeated, texts, token_lists(rollouts))))
     return compute_agreement(results[0], results[1], num_generations)
 
 

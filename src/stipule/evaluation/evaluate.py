@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stipule.evaluation.statistics import wilson
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
-from stipule.rollouts.reward_batch import compute_rewards
+from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Grade, Problem, Task
 
@@ -61,17 +62,19 @@ def evaluate(
     batch_size: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop_at_eos: bool = True,
+    trainer_state: Any = None,
 ) -> Evaluation:
     """Greedy low-confidence decoding with the sampler's own gen_length, steps and block_length, as LLaDA publishes it.
 
     It never uses anchors, a cutoff (docs/decisions.md, row 20) or approximations, even if the rollouts of training do.
     Texts end before the first end-of-text token. Without `stop_at_eos` only special tokens are removed, as in published
-    code.
+    code. Reward functions get `trainer_state` (rollouts/reward_batch.py).
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
     greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence")
     started = time.perf_counter()
     texts: list[str] = []
+    completion_ids: list[list[int]] = []
     nfe: list[int] = []
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
@@ -79,8 +82,9 @@ def evaluate(
         rollouts = greedy(policy, policy.encode([p.messages for p in batch]), noise)
         nfe += rollouts.nfe.tolist()
         texts += policy.decode(rollouts.completion_ids, stop_at_eos)
+        completion_ids += token_lists(rollouts)
         progress(len(texts), len(problems))
-    rewards = compute_rewards(task, problems, texts)
+    rewards = compute_rewards(task, problems, texts, completion_ids, trainer_state)
     return Evaluation(
         solved=int(rewards.correct.sum()),
         total=len(problems),

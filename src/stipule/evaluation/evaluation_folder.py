@@ -15,7 +15,7 @@ from stipule.evaluation.statistics import wilson
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.tasks.problem import Problem, Task
+from stipule.tasks.problem import Problem, Task, mean_parts
 from stipule.tasks.sudoku import Sudoku, blank_cells
 
 
@@ -123,7 +123,7 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": solved / total,
         "interval": [round(edge, 6) for edge in wilson(solved, total)],
         "reward": sum(line["reward"] for line in lines) / total,
-        "parts": {name: sum(line["parts"][name] for line in lines) / total for name in lines[0]["parts"]},
+        "parts": mean_parts(line["parts"] for line in lines),
         "model_calls": sum(line["model_calls"] for line in lines),
         "seconds": round(sum(line["seconds"] for line in lines), 2),
     }

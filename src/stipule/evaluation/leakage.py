@@ -12,7 +12,7 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.pruning import Anchors, FixedCutoff, Pruning
-from stipule.rollouts.reward_batch import RewardBatch, compute_rewards
+from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -44,12 +44,10 @@ def check_leakage(
         "anchors": float(anchors.fixed_mask.sum(1).float().mean()),
         "with_leaks": len(keys_with_leaks(policy, task, problems, anchors)),
     }
-    anchor_texts = [
-        "".join(policy.token_text(token) for token, fixed in zip(token_ids, fixed_mask, strict=True) if fixed)
-        for token_ids, fixed_mask in zip(anchors.token_ids.tolist(), anchors.fixed_mask.tolist(), strict=True)
-    ]
-    for name, texts in (("anchors_only", anchor_texts), ("empty", [""] * len(problems))):
-        rewards = compute_rewards(task, problems, texts)
+    anchor_ids = [ids[fixed].tolist() for ids, fixed in zip(anchors.token_ids, anchors.fixed_mask, strict=True)]
+    for name, completion_ids in (("anchors_only", anchor_ids), ("empty", [[] for _ in problems])):
+        texts = ["".join(map(policy.token_text, ids)) for ids in completion_ids]
+        rewards = compute_rewards(task, problems, texts, completion_ids)
         result[name] = {"solved": int(rewards.correct.sum()), "reward": float(rewards.rewards.mean())}
     for index, name in enumerate(("rollouts_with_anchors", "rollouts_without_anchors")):
         group_anchors = _repeat(anchors, num_generations) if name == "rollouts_with_anchors" else None
@@ -102,13 +100,16 @@ def _rewards_of_rollouts(
 ) -> RewardBatch:
     """Samples one group at a time: the check is small, and one group fits into every memory."""
     texts: list[str] = []
+    completion_ids: list[list[int]] = []
     for index, problem in enumerate(problems):
         rows = slice(index * num_generations, (index + 1) * num_generations)
         group_anchors = None if anchors is None else Anchors(anchors.token_ids[rows], anchors.fixed_mask[rows])
         noise = sampler.sample_noise(num_generations, make_generator(seed, index, "audit/sample"))
         prompts = policy.encode([problem.messages]).repeat(num_generations)
-        texts += policy.decode(sampler(policy, prompts, noise, group_anchors, FixedCutoff()).completion_ids)
-    return compute_rewards(task, [p for p in problems for _ in range(num_generations)], texts)
+        rollouts = sampler(policy, prompts, noise, group_anchors, FixedCutoff())
+        texts += policy.decode(rollouts.completion_ids)
+        completion_ids += token_lists(rollouts)
+    return compute_rewards(task, [p for p in problems for _ in range(num_generations)], texts, completion_ids)
 
 
 def _num_groups_with_different_rewards(rewards: RewardBatch, num_generations: int) -> int:

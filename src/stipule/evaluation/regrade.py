@@ -13,7 +13,7 @@ from stipule.evaluation.statistics import wilson
 from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.d1_answers import END_MARKS
-from stipule.tasks.dataset_io import get_column, read_json_rows
+from stipule.tasks.dataset_io import get_column, read_file_rows
 from stipule.tasks.gsm8k import Gsm8k
 from stipule.tasks.math import Math
 from stipule.tasks.problem import Grade, Problem
@@ -53,7 +53,9 @@ class Tally:
 
 
 def read_saved_responses(path: Path, task: str | None = None) -> list[SavedResponse]:
-    """Reads JSON lines (plain or .gz) with the columns question, gold, response and, unless it is given, task.
+    """Reads a file (JSON lines or array, plain or .gz, CSV or Parquet).
+
+    Its columns are question, gold, response and, unless it is given, task.
 
     Raises RecipeError with file and line for malformed lines, missing columns, gold answers that cannot be read, and an
     `id` that occurs twice.
@@ -62,7 +64,7 @@ def read_saved_responses(path: Path, task: str | None = None) -> list[SavedRespo
         raise RecipeError(f"there is no file {str(path)!r}; give a file of JSON lines, plain or .gz")
     responses: list[SavedResponse] = []
     location_of_id: dict[object, str] = {}
-    for location, row in read_json_rows(path):
+    for location, row in read_file_rows(path):
         name = task or get_column(location, row, "task")
         response = get_column(location, row, "response")
         if not isinstance(response, str):

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
+from stipule.models.attention_mask import full_attention_mask
 from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
@@ -20,6 +21,7 @@ from stipule.models.last_layer import compute_only_at, unique_indices
 from stipule.models.policy import Messages
 from stipule.models.prompt_encoding import encode_messages
 from stipule.models.special_tokens import find_special_tokens, ids_without_token
+from stipule.models.upload import upload
 from stipule.rng import generator_devices
 from stipule.types import Prompts
 
@@ -76,7 +78,7 @@ class MaskedPolicy:
     @property
     def unsampled_ids(self) -> Int[Tensor, " E"]:
         """Ids that the sampler never draws: the mask, and rows of the LM head for which there is no token."""
-        return self._unsampled_ids.to(self.device)
+        return upload(self._unsampled_ids, self.device)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that an optimizer may change, by name. With sharded weights: this rank's shards."""
@@ -110,7 +112,7 @@ class MaskedPolicy:
         longest = max(map(len, rows))
         prompt_ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
-        return Prompts(prompt_ids.to(self.device), prompt_mask.to(self.device))
+        return Prompts(upload(prompt_ids, self.device), upload(prompt_mask, self.device))
 
     def decode(self, token_ids: Int[Tensor, "B L"], stop_at_eos: bool = True) -> list[str]:
         """The text of each row up to its first end-of-text token, or all of it; without special tokens."""
@@ -153,12 +155,14 @@ class MaskedPolicy:
         """Last hidden states that predict the positions of `position_mask`, row by row.
 
         `attention_mask` is True on real tokens; None means that all are real, and lets attention take its fast path.
-        `num_positions` is the number of True in `position_mask`; giving it avoids waiting for an accelerator.
+        `num_positions` is the number of True in `position_mask`; without it the host waits for the GPU to count them.
         `kv_cache` receives the keys and values of every layer (models/kv_cache.py).
         """
         left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
         indices = self.predicting_positions(position_mask, num_positions, left)
         position_ids = self._position_ids(input_ids, attention_mask)
+        if attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
+            attention_mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
         return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
 
     def forward(

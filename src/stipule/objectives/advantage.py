@@ -91,8 +91,12 @@ class Wd1Weights:
         return not self.positive_only
 
     def __call__(self, rewards: Float[Tensor, " B"], num_generations: int) -> Float[Tensor, " B"]:
-        centered = center_rewards(rewards, num_generations) / self.temperature
-        weights = centered.softmax(1)
+        centered = center_rewards(rewards, num_generations)
+        weights = self._softmax(centered)
         if not self.positive_only:
-            weights = weights - (-centered).softmax(1)
+            weights = weights - self._softmax(-centered)
         return (num_generations * weights).flatten()
+
+    def _softmax(self, centered: Float[Tensor, "Q G"]) -> Float[Tensor, "Q G"]:
+        # The largest becomes 0 before the division, so that a small temperature gives -inf and never inf - inf.
+        return ((centered - centered.amax(1, keepdim=True)) / self.temperature).softmax(1)

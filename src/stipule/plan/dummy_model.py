@@ -19,7 +19,7 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.tiny_tokenizer import build_tokenizer
 from stipule.rng import generator_devices, make_generator
 from stipule.rollouts.pruning import Anchors
-from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from stipule.rollouts.schedule import unmask_schedule
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples, Prompts, Rollouts
 
@@ -61,9 +61,9 @@ def dummy_policy(
 
 
 def full_length_rollouts(
-    recipe: Recipe, prompt_length: int, padded: bool, device: torch.device | str = "cpu"
+    recipe: Recipe, prompt_length: int, padded: bool, device: torch.device | str = "cpu", anchors: int = 0
 ) -> Rollouts:
-    """The rollouts of one step at their longest: without end-of-text, and with anchors if the recipe has any.
+    """The rollouts of one step at their longest: without end-of-text, with this many anchors in each row.
 
     `padded`: every second prompt is one token shorter.
     """
@@ -73,7 +73,7 @@ def full_length_rollouts(
     prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
     if padded:
         prompt_mask[::2, 0] = False
-    fixed_mask = anchors_of(recipe, rows).fixed_mask
+    fixed_mask = even_anchors(recipe, rows, anchors).fixed_mask
     return Rollouts(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
@@ -86,10 +86,9 @@ def full_length_rollouts(
     ).map(lambda tensor: tensor.to(device))
 
 
-def anchors_of(recipe: Recipe, rows: int) -> Anchors:
-    """The fewest anchors that the recipe may place, spread evenly, as in `training.cost.schedule_of`."""
+def even_anchors(recipe: Recipe, rows: int, count: int) -> Anchors:
+    """This many anchors in each row, spread evenly, as in `training.cost.schedule_of`."""
     length = recipe.sampler.gen_length
-    count = num_anchors(recipe.pruning.spatial.min_ratio, length)
     fixed_mask = torch.zeros(rows, length, dtype=torch.bool)
     fixed_mask[:, [length * i // count for i in range(count)]] = True
     return Anchors(torch.full((rows, length), 2), fixed_mask)

@@ -1,7 +1,7 @@
 """How far every row of a batch is, on the host: what its next forward pass unmasks, and how much it reads.
 
 Blocks are filled in order, so the number of tokens that a row has unmasked is its whole state. In exact decoding that
-number follows from the schedule, and no forward pass waits for the device.
+number follows from the schedule, and is not read from the device.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from stipule.models.sharding import is_sharded
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
-from stipule.rollouts.reward_batch import compute_rewards
+from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -97,8 +97,8 @@ def pregenerate(
         batch = problems[start : start + batch_size]
         noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
         rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
-        correct = compute_rewards(task, batch, policy.decode(rollouts.completion_ids)).correct
-        return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), correct)
+        rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
+        return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
 
     starts = [
         start
@@ -133,10 +133,10 @@ def store_from_texts(
     def score(start: int) -> StoredBatch:
         batch = known[start : start + batch_size]
         rollouts = _rollouts_of_texts(policy, batch, texts, gen_length)
-        correct = compute_rewards(task, batch, [texts[p.key] for p in batch]).correct
+        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
         eligible = eligible_tokens(policy, task, batch, rollouts)
         rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
-        return _stored_batch(batch, start, rollouts, eligible, correct)
+        return _stored_batch(batch, start, rollouts, eligible, rewards.correct)
 
     _build(store, policy, score, range(0, len(known), batch_size), len(known), progress, path, processes)
     return store

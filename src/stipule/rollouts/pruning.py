@@ -65,11 +65,6 @@ class SpatialPruning:
         """gamma for a problem at an RL step (from 0), given the accuracy of its group when it was last sampled."""
         return self.ratio if self.schedule is None else self.schedule.ratio_at(self.ratio, step, accuracy)
 
-    @property
-    def min_ratio(self) -> float:
-        """The smallest gamma that a problem may get. Upper bounds on forward passes are computed with it."""
-        return self.ratio if self.schedule is None else self.schedule.min_ratio(self.ratio)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCutoff:
@@ -80,7 +75,6 @@ class FixedCutoff:
     scope: Scope = "global"  # t counted over the response (as in the theorem) or over each block
 
     threshold: ClassVar[None] = None  # confidence plays no part
-    is_upper_bound: ClassVar[bool] = False  # the scheduled forward passes are exact
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
@@ -112,8 +106,6 @@ class ConfidenceCutoff:
     kind: Literal["confident"] = "confident"
     cutoff: float = 0.05  # the largest fraction of masks that one forward pass may finish (table 8: 0.05)
     threshold: float = 0.9  # smallest probability that each of these tokens must have; 0: any, 1: certainty
-
-    is_upper_bound: ClassVar[bool] = True  # rows may need fewer forward passes than scheduled
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:

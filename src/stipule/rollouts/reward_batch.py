@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RewardError
-from stipule.tasks.problem import BatchGrader, Grade, Problem, Task
+from stipule.tasks.problem import BatchGrader, Grade, Problem, RewardContext, Task
+from stipule.types import Rollouts
 
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """Texts with their grades and rewards, row by row."""
+    """Texts with their grades and rewards, row by row, and what reward functions have logged."""
 
     texts: list[str]
     grades: list[Grade]
     rewards: Float[Tensor, " B"]
     correct: Bool[Tensor, " B"]
+    metrics: dict[str, list[float]] = field(default_factory=dict)  # log_metric: the values of all calls
+    columns: dict[str, list[Any]] = field(default_factory=dict)  # log_extra: one value per row
 
     @staticmethod
     def concatenate(batches: Sequence[RewardBatch]) -> RewardBatch:
@@ -29,19 +33,45 @@ class RewardBatch:
             return batches[0]
         return RewardBatch(
             [text for batch in batches for text in batch.texts],
-            [compute_rewards for batch in batches for compute_rewards in batch.grades],
+            [grade for batch in batches for grade in batch.grades],
             torch.cat([batch.rewards for batch in batches]),
             torch.cat([batch.correct for batch in batches]),
+            {
+                name: [value for batch in batches for value in batch.metrics.get(name, [])]
+                for name in sorted({name for batch in batches for name in batch.metrics})
+            },
+            {
+                name: [v for batch in batches for v in batch.columns.get(name, [None] * len(batch.texts))]
+                for name in sorted({name for batch in batches for name in batch.columns})
+            },
         )
 
 
-def compute_rewards(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> RewardBatch:
+def token_lists(rollouts: Rollouts) -> list[list[int]]:
+    """The tokens of each response, up to and including the first end-of-text token."""
+    lengths = rollouts.completion_mask.sum(1).tolist()
+    return [ids[:length] for ids, length in zip(rollouts.completion_ids.tolist(), lengths, strict=True)]
+
+
+def compute_rewards(
+    task: Task,
+    problems: Sequence[Problem],
+    texts: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    trainer_state: Any = None,
+) -> RewardBatch:
     """Grades each text. A grader that raises stops the run: a silent 0 would be trained on.
 
-    Raises RewardError if a reward is not a finite number.
+    Reward functions get `completion_ids` (`token_lists`) and `trainer_state`, a `transformers.TrainerState`; outside
+    of training it is that of step 0. Raises RewardError if a reward is not a finite number.
     """
+    context = RewardContext(completion_ids, trainer_state)
     if isinstance(task, BatchGrader) and texts:
-        grades = task.grade_all(problems, texts)
+        if trainer_state is None:
+            from transformers import TrainerState  # slow to import, and only reward functions read it
+
+            context.trainer_state = TrainerState()
+        grades = task.grade_all(problems, texts, context)
     else:
         grades = [task.grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
     rewards = torch.tensor([g.reward for g in grades], dtype=torch.float32)
@@ -51,4 +81,5 @@ def compute_rewards(task: Task, problems: Sequence[Problem], texts: Sequence[str
             f"the reward of {problems[row].key!r} is {grades[row].reward}; rewards must be finite numbers; "
             f"the response was {texts[row]!r}"
         )
-    return RewardBatch(list(texts), grades, rewards, torch.tensor([g.correct for g in grades], dtype=torch.bool))
+    correct = torch.tensor([g.correct for g in grades], dtype=torch.bool)
+    return RewardBatch(list(texts), grades, rewards, correct, context.metrics, context.columns)

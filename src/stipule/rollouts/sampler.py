@@ -15,6 +15,7 @@ from torch import Tensor
 from stipule.errors import RecipeError
 from stipule.models.policy import Policy
 from stipule.models.sharding import is_sharded
+from stipule.models.upload import upload
 from stipule.rollouts.batching import Call, DenoisingQueue
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.canvas import Canvas
@@ -37,7 +38,7 @@ class Noise:
         return Noise(self.uniform[:, rows], self.position_noise[rows])
 
     def to(self, device: torch.device) -> Noise:
-        return Noise(self.uniform.to(device), self.position_noise.to(device))
+        return Noise(upload(self.uniform, device), upload(self.position_noise, device))
 
 
 @runtime_checkable

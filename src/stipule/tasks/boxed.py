@@ -2,11 +2,11 @@ r"""`\boxed{}`: the content of the last one, the spans of all of them, and the f
 
 import re
 
+from stipule.tasks.answer_markup import strip_markup
 from stipule.tasks.answers import WHITESPACE, answer_text
 from stipule.tasks.problem import Span
 
-_OPEN = "\\boxed{"
-_BRACE = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 
 
 def _find_boxes(text: str) -> list[tuple[int, int | None]]:
@@ -14,9 +14,9 @@ def _find_boxes(text: str) -> list[tuple[int, int | None]]:
     boxes: list[tuple[int, int | None]] = []
     start, depth = None, 0
     for brace in _BRACE.finditer(text):
-        if brace.group() == _OPEN and start is None:
+        if brace["box"] and start is None:
             start, depth = brace.start(), 1
-        elif start is not None and brace.group() in (_OPEN, "{", "}"):
+        elif start is not None and (brace["box"] or brace.group() in "{}"):
             depth += -1 if brace.group() == "}" else 1
             if depth == 0:
                 boxes.append((start, brace.end()))
@@ -32,7 +32,7 @@ def last_boxed(text: str) -> str | None:
     if not closed:
         return None
     start, end = closed[-1]
-    return text[start + len(_OPEN) : end - 1].strip(WHITESPACE)
+    return text[text.index("{", start) + 1 : end - 1].strip(WHITESPACE)
 
 
 def boxed_spans(text: str) -> list[Span]:
@@ -44,7 +44,8 @@ def final_answer(response: str) -> str | None:
     r"""The answer of a response under the strict rules, or None.
 
     The content of the last closed `<answer>` tag, or the last `\boxed{}` in it; without a closed tag, the last
-    `\boxed{}` of the response.
+    `\boxed{}` of the response. Markup around the answer is removed.
     """
     answer = answer_text(response)
-    return last_boxed(response) if answer is None else last_boxed(answer) or answer
+    answer = last_boxed(response) if answer is None else last_boxed(answer) or answer
+    return None if answer is None else strip_markup(answer)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal, cast
 
 from stipule.errors import RecipeError
+from stipule.tasks.answer_markup import strip_markup
 from stipule.tasks.answers import answer_spans, answer_text, merge_spans
 from stipule.tasks.boxed import boxed_spans, last_boxed
 from stipule.tasks.countdown_workings import DELIMITER, Derivation, add_up, apply_operator, solve
@@ -159,7 +160,8 @@ class Countdown:
         boxed = last_boxed(response if tagged is None else tagged)
         for notation, sign in _SIGNS if boxed is not None else ():
             boxed = cast(str, boxed).replace(notation, sign)
-        return tagged if boxed is None else boxed
+        answer = tagged if boxed is None else boxed
+        return None if answer is None else strip_markup(answer)
 
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """The answer (tagged, boxed, or from the first delimiter on) and all arithmetic with every number.

@@ -1,4 +1,4 @@
-"""Your own dataset and rewards: JSON lines or a hub dataset with a `prompt` column, in TRL's conventions."""
+"""Your own dataset and rewards: a file or a hub dataset with a `prompt` column, in TRL's conventions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from typing import Any, Literal
 from stipule.errors import RecipeError
 from stipule.tasks.answers import answer_spans, merge_spans
 from stipule.tasks.dataset_io import column_names, read_rows
-from stipule.tasks.problem import Grade, Problem, Span, check_split
-from stipule.tasks.rewards import Reward, reward_grades
+from stipule.tasks.problem import Grade, Problem, RewardContext, Span, check_split
+from stipule.tasks.rewards import ARGUMENTS, Reward, reward_grades
+
+# Columns from which TRL takes what a model of images sees.
+IMAGE_COLUMNS = ("image", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Custom:
     """Problems from the rows of a dataset; the reward functions get every column except `prompt` by its name.
 
-    `train` and `test` are files of JSON lines, or names on the hub with an optional split (`owner/name:split`). A
-    prompt in both is an error: it would be trained on and tested. `answer` names the column with the correct answer;
-    anchors then never contain that answer.
+    `train` and `test` are files (JSON lines, a JSON array, CSV or Parquet), or names on the hub with an optional split
+    (`owner/name:split`). A prompt in both is an error: it would be trained on and tested. `answer` names the column
+    with the correct answer; anchors then never contain that answer.
     """
 
     reward: Reward
@@ -48,14 +51,16 @@ class Custom:
                 f"task.train {self.train!r} and task.test {self.test!r} share {len(overlap)} prompts, which would be "
                 "trained on and tested; remove them from one of the two"
             )
+        self.reward.check(dict.fromkeys(name for rows in splits.values() for row in rows for name in row.data))
         return splits[split]
 
     def grade(self, problem: Problem, response: str) -> Grade:
-        return self.grade_all([problem], [response])[0]
+        """The grade of one text, whose tokens are unknown."""
+        return self.grade_all([problem], [response], RewardContext([[]], None))[0]
 
-    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str], context: RewardContext) -> list[Grade]:
         """Grades by the reward functions; each is called once for the batch."""
-        return reward_grades(self.reward, problems, responses)
+        return reward_grades(self.reward, problems, responses, context)
 
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Tagged answers, and copies of the answer column."""
@@ -77,13 +82,9 @@ def _problems(source: str) -> tuple[Problem, ...]:
             raise RecipeError(
                 f"{location} is not an object with a prompt column; its columns: {column_names(row)}; add or rename one"
             )
-        prompt = row["prompt"]
-        is_chat = isinstance(prompt, list) and prompt and all(_is_message(m) for m in prompt)
-        if not is_chat and not isinstance(prompt, str):
-            raise RecipeError(
-                f"{location} has a prompt that is neither a string nor a list of messages with role and content: "
-                f"{prompt!r}; correct or remove it"
-            )
+        _check_columns(location, row)
+        prompt = _read_prompt(location, row["prompt"])
+        is_chat = not isinstance(prompt, str)
         key = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
         if key in problems:
             raise RecipeError(f"{location} repeats an earlier prompt; prompts must be different; keep one of them")
@@ -95,5 +96,42 @@ def _problems(source: str) -> tuple[Problem, ...]:
     return tuple(problems.values())
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+def _check_columns(location: str, row: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a column that reward functions would not get, or that the model would not see."""
+    if taken := [name for name in row if name in ARGUMENTS]:
+        raise RecipeError(
+            f"{location} has a column {taken[0]}, which is the name of an argument of every reward function "
+            f"({', '.join(ARGUMENTS)}); rename the column"
+        )
+    if images := [name for name in row if name in IMAGE_COLUMNS and row[name]]:
+        raise RecipeError(
+            f"{location} has a column {images[0]}; TRL shows it to the model, but models here read text only; remove "
+            "the column, or rename it if only a reward function reads it"
+        )
+
+
+def _read_prompt(location: str, prompt: Any) -> Any:
+    """A text, or messages whose role and content are texts; RecipeError for any other prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = (
+        [dict(message) if isinstance(message, Mapping) else {} for message in prompt or ()] if _is_list(prompt) else []
+    )
+    for message in messages:
+        if _is_list(message.get("content")):
+            parts = [str(part.get("type")) if isinstance(part, Mapping) else "?" for part in message["content"]]
+            raise RecipeError(
+                f"{location} has a message whose content is a list of parts ({', '.join(parts)}); models here read text "
+                "only, so the content must be one string; join the parts, or remove prompts with images"
+            )
+    if not messages or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
+        raise RecipeError(
+            f"{location} has a prompt that is neither a string nor a list of messages with role and content: "
+            f"{prompt!r}; correct or remove it"
+        )
+    # Parquet gives every message the fields of all messages; those it does not have are None.
+    return [{name: value for name, value in message.items() if value is not None} for message in messages]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

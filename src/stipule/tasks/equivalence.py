@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from stipule.errors import StipuleError
+from stipule.tasks.answer_markup import strip_markup
+from stipule.tasks.latex_answers import canonical_latex, has_dots, solution_set, squeeze, without_membership
 from stipule.tasks.number_parsing import plain_number
 
 Verdict = Literal["right", "wrong", "undecided"]
@@ -33,8 +35,9 @@ MAX_LENGTH = 500  # characters of an answer; the longest gold answer of MATH has
 def equivalent(gold: str, answer: str) -> Verdict:
     """Compare an answer with the gold answer: "right" if texts or numbers are equal, or math-verify finds them equal.
 
-    Numbers are compared exactly: 0.333 is not 1/3. An answer in a base (12_5) is wrong if the gold answer has no base.
-    "undecided" if math-verify reaches its limit of time or memory; graders count it as wrong and report it.
+    Numbers are compared exactly: 0.333 is not 1/3. An inequality in one variable is the interval of its solutions. An
+    answer in a base (12_5) is wrong if the gold answer has no base. "undecided" if math-verify reaches its limit of
+    time or memory; graders count it as wrong and report it.
     """
     gold, answer = _strip(gold), _strip(answer)
     if not gold or not answer:
@@ -43,16 +46,55 @@ def equivalent(gold: str, answer: str) -> Verdict:
         return "right"
     if len(answer) > MAX_LENGTH or "\0" in answer:
         return "wrong"
-    numbers = plain_number(gold), plain_number(answer)
-    if None not in numbers:
-        return "right" if numbers[0] == numbers[1] else "wrong"
+    equal = _numbers_equal(gold, answer)
+    if equal is not None:
+        return "right" if equal else "wrong"
     if re.search("_ *{? *[0-9]", answer) and "_" not in gold:
         return "wrong"
-    return _verify(gold, answer)
+    if has_dots(gold) or has_dots(answer):
+        return "right" if squeeze(gold) == squeeze(answer) else "wrong"
+    canonical_answer = canonical_latex(answer)
+    return "wrong" if canonical_answer is None else _compare_sets(canonical_latex(gold) or gold, canonical_answer)
 
 
 def _strip(text: str) -> str:
-    return text.strip(" \t\r\n$")
+    return strip_markup(text).strip(" \t\r\n$")
+
+
+def _numbers_equal(gold: str, answer: str) -> bool | None:
+    """Whether two numbers are equal; None if one of them is not a number. 50 % is equal to 50 and to 0.5."""
+    numbers = [plain_number(text.removesuffix("%").removesuffix("\\")) for text in (gold, answer)]
+    if numbers[0] is None or numbers[1] is None:
+        return None
+    if gold.endswith("%") != answer.endswith("%"):
+        percent, other = numbers if gold.endswith("%") else numbers[::-1]
+        return other in (percent, percent / 100)
+    return numbers[0] == numbers[1]
+
+
+def _is_set(text: str) -> bool:
+    return squeeze(text).startswith(("\\{", "\\left\\{"))
+
+
+def _is_ordered(text: str) -> bool:
+    return squeeze(text).startswith(("(", "[", "\\left(", "\\left["))
+
+
+def _compare_sets(gold: str, answer: str) -> Verdict:
+    """Compares the sets of solutions where one of the texts is an inequality, else the texts."""
+    gold_set, answer_set = solution_set(gold), solution_set(answer)
+    if gold_set and answer_set:
+        return _verify(gold_set[1], answer_set[1]) if gold_set[0] == answer_set[0] else "wrong"
+    if not gold_set and not answer_set:
+        # math-verify takes (1,2) for the set {1,2}.
+        is_set_and_tuple = _is_set(gold) != _is_set(answer) and _is_ordered(gold) != _is_ordered(answer)
+        return "wrong" if is_set_and_tuple else _verify(gold, answer)
+    verdict = _verify(gold, answer)
+    if verdict == "right":
+        return verdict
+    return _verify(
+        *(pair[1] if pair else without_membership(text) for pair, text in ((gold_set, gold), (answer_set, answer)))
+    )
 
 
 @lru_cache(maxsize=16_384)

@@ -1,11 +1,12 @@
 """The interface of a task: problems, a grade for every response, and the spans that may not become anchors."""
 
+import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from stipule.errors import RecipeError
+from stipule.errors import RecipeError, StipuleError
 
 Span = tuple[int, int]
 """Characters [start, end) of a response."""
@@ -47,7 +48,8 @@ class Problem:
 class Grade:
     """The grade of a response: its reward, the named parts of the reward, and whether the answer is correct.
 
-    Each part is a fraction of its maximum, in [0, 1]; only the penalties of d1 (tasks/d1_rewards.py) go below 0.
+    Each part is a fraction of its maximum, in [0, 1]; only the penalties of d1 (tasks/d1_rewards.py) go below 0. The
+    parts of your own reward functions are what they return; a function that does not apply has no part.
     """
 
     reward: float
@@ -95,11 +97,41 @@ class Task(Protocol):
         ...
 
 
+@dataclass
+class RewardContext:
+    """What reward functions may read besides problems and texts, and what they log.
+
+    completion_ids: the tokens of each response up to and including the first end-of-text token.
+    trainer_state: a `transformers.TrainerState`.
+    metrics, columns: the values of `log_metric` and `log_extra`.
+    """
+
+    completion_ids: Sequence[Sequence[int]]
+    trainer_state: Any
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Adds a number to the step's line in metrics.jsonl, under `logged/NAME`; the mean if called repeatedly."""
+        self.metrics.setdefault(name, []).append(float(value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Adds a column to the saved rollouts: one value per response. What JSON cannot hold is saved as text."""
+        if len(values) != len(self.completion_ids):
+            raise StipuleError(
+                f"log_extra({column!r}, ...) got {len(values)} values for {len(self.completion_ids)} responses; "
+                "give one for each"
+            )
+        self.columns[column] = json.loads(json.dumps(list(values), default=str))
+
+
 @runtime_checkable
 class BatchGrader(Protocol):
     """A task that computes the rewards of a whole batch in one call."""
 
-    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]: ...
+    def grade_all(
+        self, problems: Sequence[Problem], responses: Sequence[str], context: RewardContext
+    ) -> list[Grade]: ...
 
 
 @runtime_checkable
@@ -112,6 +144,15 @@ class Demonstrator(Protocol):
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         """Endless (prompt, response) pairs; none uses the numbers or solution grids of the test problems."""
         ...
+
+
+def mean_parts(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each part over the grades that have it."""
+    values: dict[str, list[float]] = {}
+    for grade_parts in parts:
+        for name, value in grade_parts.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(part_values) / len(part_values) for name, part_values in values.items()}
 
 
 def check_range(

@@ -11,9 +11,10 @@ from torch import Tensor
 from stipule.models.lora_merge import merged_adapters
 from stipule.rng import make_generator
 from stipule.rollouts.pruning import Anchors
-from stipule.rollouts.reward_batch import RewardBatch, compute_rewards
+from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
 from stipule.tasks.problem import Problem
 from stipule.training.context import RunContext
+from stipule.training.trainer_state import trainer_state
 from stipule.types import Prompts, Rollouts
 
 
@@ -24,12 +25,12 @@ def collect_rollouts(run: RunContext, problems: Sequence[Problem], step: int) ->
     without a correct response are sampled once more with them. That adds forward passes instead of saving them.
     """
     prompts = run.policy.encode([p.messages for p in problems]).repeat(run.num_generations)
-    as_hints = run.recipe.pruning.spatial.when == "group_failed"
+    as_hints = run.anchor_store is not None and run.recipe.pruning.spatial.when == "group_failed"
     with run.timer.measure("rollout"):
         anchors = None if as_hints else select_anchors_of_step(run, problems, step)
         rollouts = sample_rollouts(run, prompts, anchors, step, "sample")
         run.timer.nfe["rollout"] = int(rollouts.nfe.sum())
-    rewards = grade_rollouts(run, problems, rollouts)
+    rewards = grade_rollouts(run, problems, rollouts, step)
     has_failed = ~rewards.correct.view(-1, run.num_generations).any(1)
     if not as_hints or not bool(has_failed.any()):
         return rollouts, rewards
@@ -40,7 +41,7 @@ def collect_rollouts(run: RunContext, problems: Sequence[Problem], step: int) ->
         retried = sample_rollouts(run, prompts[rows.to(prompts.prompt_ids.device)], anchors, step, "sample/hints")
         run.timer.nfe["rollout"] += int(retried.nfe.sum())
     rollouts = _replace_rows(rollouts, rows, retried)
-    return rollouts, grade_rollouts(run, problems, rollouts)
+    return rollouts, grade_rollouts(run, problems, rollouts, step)
 
 
 def select_anchors_of_step(run: RunContext, problems: Sequence[Problem], step: int) -> Anchors | None:
@@ -76,13 +77,14 @@ def sample_rollouts(run: RunContext, prompts: Prompts, anchors: Anchors | None, 
     return run.processes.all_gather_rollouts(rollouts)
 
 
-def grade_rollouts(run: RunContext, problems: Sequence[Problem], rollouts: Rollouts) -> RewardBatch:
+def grade_rollouts(run: RunContext, problems: Sequence[Problem], rollouts: Rollouts, step: int) -> RewardBatch:
     """The rewards of all rows. Each rank grades those of its groups."""
     repeated = [problem for problem in problems for _ in range(run.num_generations)]
     local = run.processes.local_slice(len(repeated), run.num_generations)
     with run.timer.measure("reward"):
         texts = run.policy.decode(rollouts.completion_ids[local])
-        rewards = compute_rewards(run.recipe.task, repeated[local], texts)
+        completion_ids, state = token_lists(rollouts[local]), trainer_state(run, step)
+        rewards = compute_rewards(run.recipe.task, repeated[local], texts, completion_ids, state)
         return RewardBatch.concatenate(run.processes.all_gather_object([rewards]))
 
 

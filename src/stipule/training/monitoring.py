@@ -15,6 +15,7 @@ from stipule.tasks.problem import Problem
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
 from stipule.training.step_timer import StepTimer
+from stipule.training.trainer_state import trainer_state
 from stipule.types import Rollouts
 
 
@@ -48,6 +49,9 @@ def eval_metrics(run: RunContext, problems: Sequence[Problem]) -> dict[str, floa
     sharded = is_sharded(run.policy)
     local = slice(None) if sharded else run.processes.local_slice(len(problems))
     batch_size = run.recipe.training.rollout_batch_size
-    evaluation = evaluate(run.policy, run.recipe.task, problems[local], run.recipe.sampler, batch_size)
+    state = trainer_state(run, run.state.step)
+    evaluation = evaluate(
+        run.policy, run.recipe.task, problems[local], run.recipe.sampler, batch_size, trainer_state=state
+    )
     solved = evaluation.solved if sharded else int(run.processes.reduce_sum(torch.tensor(evaluation.solved)))
     return {"eval/solved": solved, "eval/total": len(problems)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,26 +11,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stipule.rollouts.reward_batch import RewardBatch
-from stipule.tasks.problem import Problem
+from stipule.tasks.problem import Problem, mean_parts
 from stipule.types import Rollouts
 
 
 def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int) -> dict[str, float]:
     """The metrics of a step's rollouts: rewards, and properties of the responses."""
     grouped = rewards.rewards.view(-1, num_generations)
-    grades, loss_mask = rewards.grades, rollouts.loss_mask
+    loss_mask = rollouts.loss_mask
     return {
         "reward/mean": float(grouped.mean()),
         "reward/frac_nonzero_std": float((grouped.amax(1) > grouped.amin(1)).float().mean()),
         "reward/accuracy": float(rewards.correct.float().mean()),
-        **{f"reward/{name}": sum(g.parts[name] for g in grades) / len(grades) for name in grades[0].parts},
+        **{f"reward/{name}": value for name, value in mean_parts(grade.parts for grade in rewards.grades).items()},
         "response/length": float(rollouts.completion_mask.sum(1).float().mean()),
         "response/anchors": float((~rollouts.sampled_mask).sum(1).float().mean()),
         "response/distinct": len(set(rewards.texts)) / len(rewards.texts),
         "response/copies": copies(rollouts, num_generations),
         "response/repetition": repetition(rollouts),
         "response/confidence": float(rollouts.confidence[loss_mask].mean()) if loss_mask.any() else 0.0,
+        **logged_metrics(rewards),
     }
+
+
+def logged_metrics(rewards: RewardBatch) -> dict[str, float]:
+    """The means of the numbers that reward functions have logged; numbers that are not finite are left out."""
+    finite = {name: [value for value in values if math.isfinite(value)] for name, values in rewards.metrics.items()}
+    return {f"logged/{name}": sum(values) / len(values) for name, values in finite.items() if values}
 
 
 def copies(rollouts: Rollouts, num_generations: int) -> float:
@@ -56,6 +64,7 @@ def rollout_records(
     token_label: Callable[[int], str],
 ) -> list[dict[str, Any]]:
     """One line per rollout. `token_label` gives the text of a token, or the name of a special token."""
+    logged = [{name: values[row] for name, values in rewards.columns.items()} for row in range(len(rewards.texts))]
     columns = zip(
         problems,
         rewards.texts,
@@ -66,6 +75,7 @@ def rollout_records(
         rollouts.confidence.tolist(),
         rollouts.nfe.tolist(),
         rollouts.completion_mask.sum(1).tolist(),
+        logged,
         strict=True,
     )
     return [
@@ -77,12 +87,13 @@ def rollout_records(
             "parts": dict(grade.parts),
             "correct": grade.correct,
             "advantage": advantage,
-            "completion_ids": completion_ids,
-            "token_texts": [token_label(token) for token in completion_ids],
-            "completion_length": completion_length,
+            "completion_ids": ids,
+            "token_texts": [token_label(token) for token in ids],
+            "completion_length": length,
             "unmask_step": unmask_step,
             "confidence": [round(c, 4) for c in confidence],
             "nfe": nfe,
+            "logged": extra,
         }
-        for problem, text, grade, advantage, completion_ids, unmask_step, confidence, nfe, completion_length in columns
+        for problem, text, grade, advantage, ids, unmask_step, confidence, nfe, length, extra in columns
     ]

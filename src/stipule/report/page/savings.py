@@ -9,13 +9,15 @@ from stipule.errors import RecipeError
 from stipule.report.page.run_reader import Run
 from stipule.rollouts.schedule import check_sizes, masks_per_block, unmask_schedule
 
+LOGGED = {"nfe/rollout", "response/anchors", "response/nfe_saved_by_eos"}
+
 
 def savings(run: Run) -> dict[str, Any] | None:
     """Sums over the recorded steps, in rows x forward passes; None if recipe or metrics lack what is needed.
 
-    Both kinds of pruning are computed from the sampler's schedule with the anchors of each step: spatial pruning saves
-    N - nfe(m anchors, no cut), temporal pruning the rest of the scheduled savings. `outside_schedule` is the schedule
-    minus what was spent: above 0 if rows ended early, below 0 after second attempts with hints.
+    Spatial pruning saves N - nfe(m anchors, no cut), by the sampler's schedule with the anchors of each step. `eos` is
+    what rows that ended early saved, as the run has counted it. The rest of the saved forward passes is `confidence`
+    where confidence may unmask tokens early or finish a row, else `temporal`. `hints` is what second attempts took.
     """
     sampler, pruning = run.section("sampler"), run.section("pruning")
     try:
@@ -28,7 +30,7 @@ def savings(run: Run) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError, RecipeError):
         return None
     rows = run.rows_per_step
-    lines = [line for line in run.metrics if {"nfe/rollout", "response/anchors"} <= line.keys()]
+    lines = [line for line in run.metrics if line.keys() >= LOGGED]
     if not lines or rows is None:
         return None
 
@@ -52,11 +54,19 @@ def savings(run: Run) -> dict[str, Any] | None:
     spatial = sum(rows * (steps - scheduled_nfe(line["response/anchors"], 0.0)) for line in lines)
     scheduled = sum(rows * scheduled_nfe(line["response/anchors"], cutoff) for line in lines)
     unpruned, spent = rows * steps * len(lines), sum(line["nfe/rollout"] for line in lines)
+    eos = sum(rows * line["response/nfe_saved_by_eos"] for line in lines)
+    temporal, rest = unpruned - spatial - scheduled, scheduled - eos - spent
+    has_hints = pruning["spatial"].get("when") == "group_failed"
+    hints = max(0.0, -rest) if has_hints else 0.0
+    uses_confidence = pruning["temporal"].get("kind") == "confident" or sampler.get("confidence_threshold") is not None
+    confidence = rest + hints if uses_confidence else 0.0
     return {
         "unpruned": unpruned,
         "spatial": round(spatial),
-        "temporal": round(unpruned - spatial - scheduled),
-        "outside_schedule": round(scheduled - spent),
+        "temporal": round(temporal + rest + hints - confidence),
+        "confidence": round(confidence),
+        "eos": round(eos),
+        "hints": round(hints),
         "spent": spent,
         "pregeneration": run.pregeneration_calls,
     }
