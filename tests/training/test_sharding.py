@@ -20,6 +20,7 @@ from stipule.training.anchor_source import build_store
 from stipule.training.checkpoint import TrainState, load_optimizer, optimizer_state, save_checkpoint
 from stipule.training.context import RunContext
 from stipule.training.distributed import check_accelerate_settings, init_distributed
+from tests.models import published
 from tests.toys import random_policy
 from tests.training.processes import in_ranks
 from tests.training.test_distributed import alone, base, recipe, rewards_that_differ_in_some_groups, run, same_curve
@@ -125,6 +126,12 @@ def test_weights_that_will_be_sharded_stay_on_the_cpu(base, lora):
     assert policy.device.type == "cpu"
     assert policy.unwrapped_model.config._attn_implementation != SDPA_FLOAT32
     assert policy.fingerprint() == load_policy(ModelConfig(path=str(base))).fingerprint()
+
+
+def test_a_network_without_a_list_of_layers_is_not_sharded(tmp_path):
+    published.write("bert", tmp_path / "bert")
+    with pytest.raises(RecipeError, match=r"BertForMaskedLM has no list of layers.*ddp\.yaml"):
+        shard_model(load_policy(ModelConfig(path=str(tmp_path / "bert"))))
 
 
 def dropped_logits(base: Path) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from stipule.errors import RecipeError
 from stipule.models.masked_policy import MaskedPolicy
 
 
@@ -19,12 +20,17 @@ def shard_model(policy: MaskedPolicy, reshard_after_forward: bool = True, device
     """Shards every layer's weights, gradients and optimizer state over the ranks of the default process group.
 
     `device` is this rank's (None: where the weights are). Weights on the CPU are moved there layer by layer, so that no
-    device has to hold the whole model.
+    device has to hold the whole model. Raises RecipeError for a network whose layers are no list (BERT, RoBERTa).
 
     With `reshard_after_forward` a layer's weights are freed after its forward pass and gathered again for its backward
     pass (ZeRO-3); without it they stay until the backward pass is done (ZeRO-2's memory). The LM head is not sharded:
     the number of its calls depends on the masked tokens of a rank's rows, and a collective in it could deadlock.
     """
+    if not hasattr(policy.unwrapped_model.base_model, "layers"):
+        raise RecipeError(
+            f"the launch asks for sharded weights, but {type(policy.unwrapped_model).__name__} has no list of layers to "
+            "shard one by one; such models are small; launch with recipes/launch/ddp.yaml"
+        )
     device = device or policy.device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     networks = [policy.unwrapped_model] + ([policy.ref_model] if policy.ref_model is not None else [])
