@@ -28,8 +28,8 @@ def shard_model(policy: MaskedPolicy, reshard_after_forward: bool = True, device
     """
     if not hasattr(policy.unwrapped_model.base_model, "layers"):
         raise RecipeError(
-            f"the launch asks for sharded weights, but {type(policy.unwrapped_model).__name__} has no list of layers to "
-            "shard one by one; such models are small; launch with recipes/launch/ddp.yaml"
+            f"the launch asks for sharded weights, but {type(policy.unwrapped_model).__name__} has no list of layers, "
+            "to be sharded one by one; such models are small; launch with recipes/launch/ddp.yaml"
         )
     device = device or policy.device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
