@@ -214,7 +214,7 @@ def _rollout_peak(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt_length
         else:
             logits = policy.lm_head(kv_cache.hidden_states(torch.arange(rows), canvas, mask, canvas.bool(), candidates))
         is_argmax = torch.zeros(candidates, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
-        sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, policy.mask_id)
+        sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, torch.tensor([policy.mask_id]))
     return allocated.peak
 
 
