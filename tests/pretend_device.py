@@ -5,11 +5,11 @@
         ...
     device.waits  # {("rollouts/sampler.py:104", "item"): 3, ...}
 
-Inside, `cuda` is a device like any other: `torch.cuda.is_available()` is true, factory functions and `.to` accept it, and
-`tensor.device` says so. As on CUDA an operation on tensors of two devices raises, except where CUDA itself accepts a CPU
-tensor: copies, scalars (0-dim) in elementwise operations, and indices. What makes the host wait for the GPU is counted
-by the line of the package that asked for it: reading a value, shapes that depend on values, and copies from or to
-ordinary (pageable) memory. A copy of pinned memory with `non_blocking=True` is free.
+Inside, `cuda` is a device like any other: `torch.cuda.is_available()` is true, factory functions and `.to` accept it,
+and `tensor.device` says so. As on CUDA an operation on tensors of two devices raises, except where CUDA itself accepts
+a CPU tensor: copies, scalars (0-dim) in elementwise operations, and indices. What makes the host wait for the GPU is
+counted by the line of the package that asked for it: reading a value, shapes that depend on values, and copies from or
+to pageable memory. A copy of pinned memory with `non_blocking=True` is free.
 
 What it cannot show: kernels, their speed and memory, streams, and rounding on a GPU. `docs/gpu.md` says what was run on
 one. PyTorch without CUDA has no guard for CUDA tensors, so below Python they are tensors of the device `meta:1`.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 import stipule
 
@@ -97,19 +96,23 @@ class PretendDevice:
         self.waits: Counter[tuple[str, str]] = Counter()
         self._modes = (_DeviceNames(self), _Operations(self))
         self._run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
-        self._patches = [
-            patch.object(torch.cuda, name, value)
-            for name, value in {
-                "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
-                "set_device": lambda device: None, "is_bf16_supported": lambda *a, **k: True, "_lazy_init": lambda: None,
-                "synchronize": lambda device=None: self.wait("synchronize"), "empty_cache": lambda: None,
-                "max_memory_allocated": lambda device=None: 0, "reset_peak_memory_stats": lambda device=None: None,
-                "get_device_name": lambda device=None: "pretend", "get_device_capability": lambda device=None: (9, 0),
-                "mem_get_info": lambda device=None: (80 << 30, 80 << 30), "get_rng_state": lambda device=None: torch.get_rng_state(),
-                "set_rng_state": lambda state, device=None: None, "manual_seed_all": lambda seed: None,
-                "manual_seed": lambda seed: None,
-            }.items()
-        ] + [patch.object(torch.autograd, "_engine_run_backward", self._backward)]  # fmt: skip
+        self._patches = [patch.object(torch.cuda, name, value) for name, value in self._functions().items()]
+        self._patches += [patch.object(torch.autograd, "_engine_run_backward", self._backward)]
+
+    def _functions(self) -> dict[str, Any]:
+        """What `torch.cuda` answers."""
+        nothing = ("set_device", "_lazy_init", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode")
+        nothing += ("set_rng_state", "manual_seed", "manual_seed_all")
+        answers = {
+            "is_available": True, "device_count": 1, "current_device": 0, "is_bf16_supported": True,
+            "max_memory_allocated": 0, "mem_get_info": (80 << 30, 80 << 30), "get_device_name": "pretended",
+            "get_device_capability": (9, 0), **dict.fromkeys(nothing),
+        }  # fmt: skip
+        constant = {name: partial(lambda answer, *_, **__: answer, answer) for name, answer in answers.items()}
+        return constant | {
+            "synchronize": lambda device=None: self.wait("synchronize"),
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+        }
 
     @property
     def total(self) -> int:
@@ -156,10 +159,12 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = dict(kwargs or {}), func.overloadpacket
+        if PretendTensor not in types and kwargs.get("device") != BELOW_PYTHON and not kwargs.get("pin_memory"):
+            return func(*args, **kwargs)
         if _is_composite(func):  # in inference mode compositions of operations arrive here
             with self:
                 return func.decompose(*args, **kwargs)
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        tensors = _tensors((args, kwargs))
         on_device = any(isinstance(t, PretendTensor) for t in tensors)
         device = kwargs.get("device")
         to_device = device == BELOW_PYTHON or (on_device and device is None)
@@ -173,9 +178,11 @@ class _Operations(TorchDispatchMode):
         self._count(packet, tensors, args, kwargs, to_device)
         if packet in COPIES:
             kwargs["non_blocking"] = False
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         if packet is aten.histc and on_device:  # CUDA counts integers, too
             return PretendTensor(func(args[0].inner.float(), *args[1:], **kwargs).to(args[0].dtype))
-        result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        result = func(*_map(_inner, args), **_map(_inner, kwargs))
         if packet in READS and READS[packet] in ("item", "equal"):
             return result
         written = [
@@ -183,7 +190,7 @@ class _Operations(TorchDispatchMode):
         ]
         if written and len(func._schema.returns) == 1 and written[0] < len(args):
             return args[written[0]]
-        return tree_map(_on_device, result) if to_device else result
+        return _map(_on_device, result) if to_device else result
 
     def _check(self, packet: Any, tensors: list[Tensor], args: Any) -> None:
         """Raises MixedDevicesError where CUDA refuses a tensor that is elsewhere."""
@@ -191,7 +198,7 @@ class _Operations(TorchDispatchMode):
             return
         elsewhere = [t for t in tensors if not isinstance(t, PretendTensor) and (t.dim() > 0 or packet in STRICT)]
         if packet in INDEXING and isinstance(args[0], PretendTensor):  # an index is copied to the device
-            indices = {id(t) for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)}
+            indices = set(map(id, _tensors(args[1])))
             elsewhere = [t for t in elsewhere if id(t) not in indices]
         if elsewhere:
             raise MixedDevicesError(
@@ -212,7 +219,7 @@ class _Operations(TorchDispatchMode):
         elif on_device and packet is aten.repeat_interleave and kwargs.get("output_size") is None:
             self.wait("repeat_interleave")
         elif on_device and packet in INDEXING:
-            indices = [t for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)]
+            indices = _tensors(args[1])
             values = [t for t in args[2:3] if isinstance(t, Tensor)]
             for tensor in (*indices, *values):
                 if not isinstance(tensor, PretendTensor) and tensor.device.type == "cpu":
@@ -231,7 +238,7 @@ class _DeviceNames(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.device:
+        if func is torch.device or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
         tensor = args[0] if args else None
         on_device = isinstance(tensor, PretendTensor)
@@ -260,9 +267,8 @@ class _DeviceNames(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention and on_device:
             return _attention(*args, **kwargs)
         if func in ROUNDED_BY_AUTOCAST and torch.is_autocast_enabled("cuda"):
-            args = tree_map(_rounded, args)
-            kwargs = tree_map(_rounded, kwargs)
-        return func(*tree_map(_below_python, args), **tree_map(_below_python, kwargs))
+            args, kwargs = tuple(map(_rounded, args)), {key: _rounded(value) for key, value in kwargs.items()}
+        return func(*map(_below_python, args), **{key: _below_python(value) for key, value in kwargs.items()})
 
 
 @cache
@@ -275,6 +281,19 @@ def _below_python(value: Any) -> Any:
         value.type == "cuda" if isinstance(value, torch.device) else isinstance(value, str) and value[:4] == "cuda"
     )
     return BELOW_PYTHON if is_cuda else value
+
+
+def _map(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(function, item) for key, item in value.items()}
+    return type(value)(_map(function, item) for item in value) if type(value) in (list, tuple) else function(value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
 
 
 def _inner(value: Any) -> Any:

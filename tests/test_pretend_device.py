@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from typer.testing import CliRunner
 
 from stipule.cli import app
+from stipule.commands.machine_checks import check_machine
 from stipule.config.recipe import parse_recipe
 from stipule.estimators.elbo import Elbo
 from stipule.estimators.token_logps import masked_token_logps
@@ -202,7 +203,7 @@ STEPS = [(kind, "group_relative", "grpo") for kind in kinds(settings.AnyEstimato
 def test_every_estimator_and_objective_updates_on_the_device(estimator, advantage, objective, device, rollouts_on_cpu):
     data = recipe_data(estimator, advantage, objective, True)
     data["sampler"] |= {"gen_length": LENGTH, "steps": LENGTH, "block_length": 8}
-    data["estimator"] |= {key: 8 for key in FITTING.get(estimator, {})}
+    data["estimator"] |= dict.fromkeys(FITTING.get(estimator, {}), 8)
     recipe = parse_recipe(data, ["objective.beta=0"] if estimator == "spg" else [])
     policy = random_policy()
     policy.ref_model = random_policy(1).model.to("cuda") if recipe.objective.beta > 0 else None
@@ -219,3 +220,32 @@ def test_every_estimator_and_objective_updates_on_the_device(estimator, advantag
         waits["scoring" if line.startswith(PER_MICRO_BATCH) else "once a step or update"] += count
     assert waits["scoring"] <= 3 * 2 * 3, device.waits  # once: of 3 policies, in 2 updates, with 3 micro-batches
     assert waits["once a step or update"] <= 32, device.waits  # to send masks and to read metrics
+
+
+def run_command(*arguments):
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+SMALL = ("task.train_problems=8", "task.test_problems=4", "training.prompts_per_step=2", "training.num_generations=4")
+
+
+def test_the_commands_run_on_the_device(device, tmp_path):
+    run, anchors = str(tmp_path / "run"), str(tmp_path / "anchors.safetensors")
+    short = (*SMALL, "training.evaluate_every=1", "training.evaluate_problems=2")
+    run_command("train", "quickstart", *short, "training.steps=1", "--out", run)
+    run_command("train", "quickstart", *short, "training.steps=2", "--out", run, "--resume")
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    run_command("eval", run, "--limit", "2", "--out", str(tmp_path / "eval"))
+    run_command("generate", run, "0243000001202030")
+    run_command("export", run, str(tmp_path / "exported"))
+    run_command("anchors", "build", "quickstart", *SMALL, "--out", anchors)
+    run_command("anchors", "audit", "quickstart", *SMALL, "--problems", "2")
+    assert device.total > 0
+
+
+def test_every_check_of_the_machine_passes_on_the_device(device):
+    checks = list(check_machine("cuda"))
+    assert len(checks) == 13
+    assert [check for check in checks if check.ok is not True] == []

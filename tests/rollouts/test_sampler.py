@@ -163,7 +163,11 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
     logits[0] = -math.inf  # the mask
     uniform = torch.rand(num_draws, generator=generator)
     token, confidence = sample_tokens(
-        logits.expand(num_draws, -1).clone(), uniform, temperature, torch.zeros(num_draws, dtype=torch.bool), mask_id=0
+        logits.expand(num_draws, -1).clone(),
+        uniform,
+        temperature,
+        torch.zeros(num_draws, dtype=torch.bool),
+        torch.tensor([0]),
     )
     expected = (logits / temperature).softmax(0)[1:] * num_draws
     counts = torch.bincount(token, minlength=vocab_size)[1:]
@@ -175,7 +179,9 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
 
 def test_uniforms_of_0_and_1_choose_tokens_of_positive_probability():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]] * 2)
-    token, _ = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), mask_id=0)
+    token, _ = sample_tokens(
+        logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), torch.tensor([0])
+    )
     assert token.tolist() == [1, 3]
 
 

@@ -18,10 +18,10 @@ from stipule.rollouts.anchors import AnchorStore
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.rollouts.schedule import Cutoff, num_anchors, unmask_schedule
+from stipule.rollouts.schedule import num_anchors
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
-from stipule.training.cost import max_step_cost, step_cost
+from stipule.training.cost import max_candidates, max_step_cost, schedule_of_masks, step_cost
 from stipule.training.settings import Recipe, Training
 from tests.toys import COUNTDOWN
 
@@ -126,19 +126,24 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
-@pytest.mark.parametrize("scope", ["global", "block"])
+@pytest.mark.parametrize(("scope", "schedule"), [("global", "carry"), ("block", "carry"), ("global", "fixed")])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_no_placement_of_anchors_needs_more_forward_passes_than_none(scope, rounding, blocks):
+def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(blocks, scope, schedule, rounding):
     block_length = 4
     length = blocks * block_length
     for steps_per_block, cutoff in itertools.product(range(1, block_length + 1), [0, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99]):
         steps = steps_per_block * blocks
-        sizes = length, steps, block_length, Cutoff(cutoff, scope, "argmax", rounding)
-        most = unmask_schedule((block_length,) * blocks, *sizes).nfe
+        sampler = SemiAutoregressiveSampler(
+            gen_length=length, steps=steps, block_length=block_length, block_schedule=schedule
+        )
+        temporal = FixedCutoff(cutoff=cutoff, scope=scope, rounding=rounding)
+        recipe = Recipe(
+            task=COUNTDOWN, sampler=sampler, pruning=Pruning(spatial=SpatialPruning(ratio=0.5), temporal=temporal)
+        )
+        nfe, candidates = max_step_cost(recipe).nfe_per_rollout, max_candidates(recipe)
         for masks in itertools.product(range(block_length + 1), repeat=blocks):
-            assert unmask_schedule(masks, *sizes).nfe <= most
-            if scope == "global":
-                assert unmask_schedule(masks, *sizes, "fixed").nfe <= steps + (cutoff > 0)
+            schedule = schedule_of_masks(recipe, masks)
+            assert schedule.nfe <= nfe and max(schedule.num_candidates, default=0) <= candidates
 
 
 DATA = {
@@ -172,6 +177,15 @@ def test_expected_and_largest_numbers_of_forward_passes(settings, expected, most
     recipe = parse_recipe(DATA, settings)
     assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (expected, most)
     assert (step_cost(recipe).rollout, max_step_cost(recipe).rollout) == (6 * expected, 6 * most)
+
+
+def test_uneven_anchors_in_blocks_with_a_cutoff_of_their_own_stay_below_the_bound():
+    sizes = {"gen_length": 128, "steps": 32, "block_length": 32}
+    pruning = {"spatial": {"ratio": 0.1}, "temporal": {"cutoff": 0.05, "scope": "block"}}
+    recipe = parse_recipe({**DATA, "sampler": sizes, "pruning": pruning})
+    assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (32, 4 * (8 + 1))
+    assert schedule_of_masks(recipe, (32, 32, 32, 19)).nfe == 33  # 13 anchors, all in the last block
+    assert schedule_of_masks(recipe, (30, 30, 30, 25)).nfe == 34  # ceil(29 / 4) + 1 in three blocks, 7 in the last
 
 
 def test_fixed_log_probabilities_are_computed_once_where_the_masks_repeat():

@@ -58,6 +58,6 @@ class MeanLogProb:
         count = uniform_counts(torch.rand(shape[:2], generator=generator), 1, text.sum(1))
         masked = exact_count_masks(count, text, torch.rand(shape, generator=generator))
         masked = (masked | ~text) & sampled  # the loss weights below are not 0 on visible tokens
-        scored = text if self.anchors == "inside" else text & sampled
-        weights = (scored / self.num_samples).expand(shape)
-        return make_mask_samples(rollouts, masked, weights, normalizer_mask=scored)
+        normalizer_mask = text if self.anchors == "inside" else text & sampled
+        weights = (normalizer_mask / self.num_samples).expand(shape)
+        return make_mask_samples(rollouts, masked, weights, normalizer_mask=normalizer_mask)

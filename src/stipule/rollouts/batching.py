@@ -1,8 +1,8 @@
 """Which rows of a batch share a forward pass: a queue of rows, early end, caches, and the progress of each row.
 
-No row depends on the rows that it shares a forward pass with. The schedule is known on the host, which sends each
-forward pass its part of it in one copy. The host waits for the device once after a completed block (rows may end there),
-and once after each forward pass where confidence decides; in all others not at all (tests/test_pretend_device.py).
+No row depends on the rows that it shares a forward pass with. The schedule is known on the host, which sends the part
+of each forward pass in one copy. The host waits for the device after a completed block, because rows may end there, and
+after each forward pass where confidence decides; after all others it does not (tests/test_pretend_device.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from stipule.models.families import family_of
-from stipule.rollouts.schedule import UnmaskSchedule, floor_fraction, masks_per_block, num_anchors, unmask_schedule
+from stipule.rollouts.schedule import (
+    UnmaskSchedule,
+    floor_fraction,
+    llada_transfer_schedule,
+    masks_per_block,
+    num_anchors,
+    unmask_schedule,
+)
 from stipule.training.settings import Recipe
 
 # Taken for every fraction that is known only after a run: the accuracy of problems, the fraction of groups without a
@@ -143,6 +150,19 @@ def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:
     window = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
     remaining = [sum(schedule.num_transfer_tokens[step:]) for step in range(schedule.nfe)]
     return tuple(left if left <= window else count for left, count in zip(remaining, candidates, strict=True))
+
+
+def max_candidates(recipe: Recipe) -> int:
+    """The most positions of a row that one forward pass computes logits for, wherever its anchors are.
+
+    Anchors shift forward passes against blocks. One that unmasks k tokens may then read the last k - 1 masks of earlier
+    blocks and all of the next one.
+    """
+    sampler, most = recipe.sampler, max(candidates_per_call(recipe))
+    if sampler.remasking == "random" or recipe.pruning.spatial.ratio == 0:
+        return most
+    per_call = max(llada_transfer_schedule(sampler.gen_length, sampler.steps, sampler.block_length))
+    return max(most, min(sampler.gen_length, sampler.block_length + per_call - 1))
 
 
 @dataclass(frozen=True)
