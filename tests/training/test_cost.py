@@ -126,15 +126,17 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
-@pytest.mark.parametrize(("scope", "schedule"), [("global", "carry"), ("block", "carry"), ("global", "fixed")])
+@pytest.mark.parametrize(("scope", "block_schedule"), [("global", "carry"), ("block", "carry"), ("global", "fixed")])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(blocks, scope, schedule, rounding):
+def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(
+    blocks, scope, block_schedule, rounding
+):
     block_length = 4
     length = blocks * block_length
     for steps_per_block, cutoff in itertools.product(range(1, block_length + 1), [0, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99]):
         steps = steps_per_block * blocks
         sampler = SemiAutoregressiveSampler(
-            gen_length=length, steps=steps, block_length=block_length, block_schedule=schedule
+            gen_length=length, steps=steps, block_length=block_length, block_schedule=block_schedule
         )
         temporal = FixedCutoff(cutoff=cutoff, scope=scope, rounding=rounding)
         recipe = Recipe(
