@@ -24,12 +24,13 @@ from stipule.config.recipe import load_recipe
 from stipule.models.families import write_llada_config
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.plan.devices import bytes_of
-from stipule.plan.dummy_model import anchors_of, dummy_policy, full_length_rollouts, prompts_of, trainable_parameters
+from stipule.plan.dummy_model import dummy_policy, even_anchors, full_length_rollouts, prompts_of, trainable_parameters
 from stipule.plan.flops import count_flops
 from stipule.plan.memory_simulation import simulate_memory
 from stipule.plan.shape import published_config, shape_of
 from stipule.plan.speed import matmul_rate
 from stipule.rng import make_generator
+from stipule.rollouts.schedule import num_anchors
 from stipule.training.collect_rollouts import sample_rollouts
 from stipule.training.context import RunContext
 from stipule.training.rl_step import update_policy
@@ -51,7 +52,8 @@ def one_step(recipe: Recipe, policy: MaskedPolicy, prompt: int) -> dict[str, Any
     device, settings = policy.device, recipe.training
     full = full_length_rollouts(recipe, prompt, padded=False, device=device)
     prompts = prompts_of(full)
-    anchors = anchors_of(recipe, len(full)) if recipe.pruning.spatial.ratio > 0 else None
+    count = num_anchors(recipe.pruning.spatial.ratio, recipe.sampler.gen_length)
+    anchors = even_anchors(recipe, len(full), count) if count else None
     optimizer = torch.optim.AdamW(trainable_parameters(policy), lr=recipe.optimizer.learning_rate)
     run = RunContext.single_process(recipe, policy, optimizer)
     if device.type == "cuda":

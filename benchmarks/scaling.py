@@ -79,11 +79,11 @@ def arithmetic() -> list[dict[str, Any]]:
                 continue
             taken: list[list[float]] = [[] for _ in values]
             for turn in range(REPEATS + 1):
-                for index, (sides, _) in enumerate(cases):
+                for number, (sides, _) in enumerate(cases):
                     started = time.perf_counter()
                     sides[part]()
                     if turn:
-                        taken[index].append(time.perf_counter() - started)
+                        taken[number].append(time.perf_counter() - started)
             measured = [statistics.median(t) for t in taken]
             predicted = [counts[index] for _, counts in cases]
             ratios = within(predicted, measured)
@@ -158,9 +158,12 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(across, [line["seconds"] / base["seconds"] for line in mine], "o-", label=name)
         ends = axis.get_xlim()
         axis.plot(ends, ends, color="grey", linewidth=0.8)  # as the arithmetic says
-        axis.set(title=part, xlabel="multiplications", xscale="log", yscale="log")
+        axis.set(title=part, xlabel="multiplications, relative to the fewest", xscale="log", yscale="log")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_ticks([1, 2, 4], ["1", "2", "4"])
+            scale.set_ticks([], minor=True)
         axis.legend()
-    figure.supylabel("seconds")
+    figure.supylabel("seconds, relative")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

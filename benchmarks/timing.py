@@ -101,7 +101,7 @@ def table(title: str, results: dict[str, dict[str, Any]]) -> str:
         low, high = min(row["all_ratios"]), max(row["all_ratios"])
         lines.append(
             f"| {name} | {row['seconds']:.3f} | {row['backbone']:.3f} | {row['lm_head']:.3f} | {row['elsewhere']:.3f} "
-            f"({row['elsewhere_fraction']:.0%}) | {row['calls']:,.0f} | {row['row_calls']:,.0f} | "
+            f"({row['elsewhere_fraction']:.0%}) | {row['calls']:,.0f} | {row['row_forwards']:,.0f} | "
             f"{row['times_faster']:.2f} ({low:.2f} to {high:.2f}) |"
         )
     return "\n".join(lines) + "\n"

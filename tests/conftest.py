@@ -29,8 +29,8 @@ from hypothesis.internal.conjecture import providers
 
 torch.set_num_threads(1)
 
-# `make test` tries the same examples in every run; `make fuzz` tries new ones and prints how to repeat a failure. No test
-# has settings of its own. Neither profile has a time limit, which a busy machine would exceed.
+# `make test` tries the same examples in every run; `make fuzz` tries new ones and prints how to repeat a failure. No
+# test has settings of its own. Neither profile has a time limit, which a busy machine would exceed.
 TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("same", TIMELESS, derandomize=True, database=None)
 settings.register_profile("fuzz", TIMELESS, max_examples=2000)

@@ -6,8 +6,16 @@ import pytest
 from typer.testing import CliRunner
 
 from stipule.cli import app
+from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
 from stipule.plan import forecast
+
+
+@pytest.fixture
+def recipe_of_a_run():
+    settings = ["training.steps=10", "training.evaluate_every=5", "training.evaluate_problems=7",
+                "training.unpruned_every=5", "training.prompts_per_step=2", "training.num_generations=6"]  # fmt: skip
+    return lambda *overrides: load_recipe("quickstart", [*settings, *overrides])
 
 
 def plan(*arguments):
@@ -26,7 +34,23 @@ def test_a_plan_prints_work_memory_and_seconds(tmp_path):
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data["flops"]["rollout"]["calls"] == 4 * 13
     assert data["extra_calls"] == {"anchors": 256 * 16}
+    assert data["max_cost"]["rollout"] == 4 * 15  # a row without anchors
     assert data["seconds"]["rollout"] > 0
+
+
+def test_check_and_plan_print_the_expected_and_the_largest_number_of_forward_passes():
+    hints = "pruning.spatial.when=group_failed"
+    for command in (["check"], ["plan", "--no-measure"]):
+        output = " ".join(CliRunner().invoke(app, [*command, "quickstart", hints]).output.split())
+        assert "2,752" in output and "3,840" in output  # 128 rows x (15 + 13 / 2) and 128 x (15 + 15)
+        assert "fraction of groups that get hints 0.5" in output and "at most: no row with anchors" in output
+
+
+def test_forward_passes_outside_of_steps_are_counted(recipe_of_a_run):
+    calls = forecast.extra_calls(recipe_of_a_run("pruning.spatial.source=ground_truth"), 10)
+    assert calls == {"anchors": 10, "evaluations": 2 * 7 * 16, "unpruned rollouts": 2 * 12 * 16}
+    exact = forecast.extra_calls(recipe_of_a_run("sampler.confidence_threshold=0.9", "training.agreement_every=3"), 10)
+    assert exact["anchors"] == 10 * 16 and exact["exact rollouts"] == 3 * 12 * (16 - 2 + 1)
 
 
 @pytest.mark.parametrize("faster", [True, False])

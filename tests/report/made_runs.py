@@ -37,6 +37,7 @@ def metrics(step, rng, reward=0.5):
         "response/distinct": 0.8,
         "response/copies": 0.0,
         "response/repetition": 0.01,
+        "response/nfe_saved_by_eos": 0.0,
         "response/confidence": 0.8 + 0.05 * rng.random(),
         "policy/loss": rng.gauss(0, 0.01),
         "policy/ratio": 1.0,

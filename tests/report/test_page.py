@@ -158,10 +158,35 @@ def test_savings_follow_from_the_schedule(tmp_path):
         "unpruned": 16 * 8 * 40,
         "spatial": 2 * 8 * 40,
         "temporal": 1 * 8 * 40,
-        "outside_schedule": 0,
+        "confidence": 0,
+        "eos": 0,
+        "hints": 0,
         "spent": 13 * 8 * 40,
         "pregeneration": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("temporal", "when", "nfe", "saved"),
+    [
+        # 16 forward passes, 2 anchors. A row saves 1 by its early end and the rest as the recipe prunes.
+        ({"cutoff": 0.125, "scope": "global"}, "always", 12, {"temporal": 1, "eos": 1}),
+        ({"kind": "confident", "cutoff": 0.125, "threshold": 0.9}, "always", 11, {"eos": 1, "confidence": 2}),
+        ({"cutoff": 0.125, "scope": "global"}, "group_failed", 20, {"temporal": 1, "eos": 1, "hints": 8}),
+        ({"cutoff": 0.0, "scope": "global"}, "always", 13, {"eos": 1}),
+    ],
+)
+def test_what_early_ends_confidence_and_hints_change_is_told_apart(tmp_path, temporal, when, nfe, saved):
+    spatial = {**RECIPE["pruning"]["spatial"], "when": when}
+    path = write_run(tmp_path / "run", recipe={**RECIPE, "pruning": {"spatial": spatial, "temporal": temporal}})
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = [{**line, "nfe/rollout": 8 * nfe, "response/nfe_saved_by_eos": 1.0} for line in lines]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = savings(read_run(path, "run"))
+    expected = {"spatial": 2, "temporal": 0, "confidence": 0, "eos": 0, "hints": 0, "spent": nfe, **saved}
+    assert {name: result[name] for name in expected} == {name: count * 8 * 40 for name, count in expected.items()}
+    savings_sum = sum(expected[name] for name in ("spatial", "temporal", "confidence", "eos"))
+    assert expected["spent"] + savings_sum - expected["hints"] == 16
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
-"""A gamma with a schedule: over RL steps, by difficulty, and the bound on forward passes."""
+"""A gamma with a schedule: over RL steps and by difficulty."""
 
 import pytest
 import torch
 
 from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.errors import RecipeError
-from stipule.report.cost_table import cost_table
 from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
 from stipule.rollouts.pruning import SpatialPruning, select_anchors
-from stipule.training.cost import nfe_per_rollout, step_cost
 
 DATA = {
     "task": {"kind": "sudoku"},
@@ -20,14 +18,12 @@ DATA = {
 def test_annealing_is_a_straight_line_that_ends():
     spatial = SpatialPruning(ratio=0.5, schedule=Annealed(final_ratio=0.1, steps=4))
     assert [round(spatial.ratio_at(step), 6) for step in range(6)] == [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
-    assert spatial.min_ratio == 0.1
 
 
 @pytest.mark.parametrize(("prune", "expected"), [("easy", [0.4, 0.0, 0.1, 0.4]), ("hard", [0.4, 0.4, 0.3, 0.0])])
 def test_difficulty_is_the_accuracy_in_the_previous_epoch(prune, expected):
     spatial = SpatialPruning(ratio=0.4, schedule=ByDifficulty(prune=prune))
     assert [round(spatial.ratio_at(9, solved), 6) for solved in (None, 0.0, 0.25, 1.0)] == expected
-    assert spatial.min_ratio == 0
 
 
 def test_each_row_has_its_own_number_of_anchors():
@@ -51,18 +47,6 @@ def test_a_final_ratio_not_below_the_ratio_is_refused(schedule):
 def test_a_schedule_needs_a_ratio_above_0():
     with pytest.raises(RecipeError, match="raise pruning.spatial.ratio"):
         parse_recipe(DATA | {"pruning": {"spatial": {"schedule": {"kind": "by_difficulty"}}}})
-
-
-def test_the_bound_on_forward_passes_assumes_the_least_pruning():
-    constant = parse_recipe(DATA, ["pruning.spatial.ratio=0.25", "pruning.temporal.cutoff=0.25"])
-    assert nfe_per_rollout(constant) == 16 - 4 - 4 + 1
-    annealed = ["pruning.spatial.schedule.kind=annealed", "pruning.spatial.schedule.final_ratio=0.125"]
-    sure = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.25"]
-    both = parse_recipe(DATA, ["pruning.spatial.ratio=0.25", *annealed, *sure])
-    assert step_cost(both).nfe_per_rollout == 16 - 2
-    shown = next(iter(cost_table(both).columns[1].cells))
-    assert shown.startswith("at most 14 of 16")
-    assert not next(iter(cost_table(constant).columns[1].cells)).startswith("at most")
 
 
 def test_recipes_without_a_kind_have_the_constants_of_the_paper():

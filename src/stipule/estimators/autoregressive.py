@@ -24,6 +24,7 @@ class Autoregressive:
     kind: Literal["autoregressive"] = "autoregressive"
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = True
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

@@ -29,6 +29,7 @@ class Coupled:
     match_published_code: bool = False  # the published scale 1/2 instead of 1/3
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = False
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

@@ -51,6 +51,7 @@ class Elbo:
     importance_sampling: Literal["fitted"] | tuple[float, ...] | None = None  # null: every count equally often
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = False
     check_length = any_length
     combine = weighted_sum
 

@@ -35,6 +35,11 @@ class Estimator(Protocol):
         """Whether `combine` reads the advantage. Such estimates of two policies cannot be compared by a KL term."""
         ...
 
+    @property
+    def repeats_masks(self) -> bool:
+        """Whether all inner updates of a step have the same masks. Fixed log-probabilities are then computed once."""
+        ...
+
     def check_length(self, gen_length: int, block_length: int) -> None:
         """Raises RecipeError if the estimator cannot be used with responses of this length. Called before loading."""
         ...

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stipule.models.upload import upload
 from stipule.types import MaskSamples, Rollouts
 
 
@@ -55,4 +56,4 @@ def make_mask_samples(
     if normalizer_mask is None:
         normalizer_mask = rollouts.loss_mask
     device = prompt_mask.device
-    return MaskSamples(masked.to(device), loss_weights.to(device), prompt_masked.to(device), normalizer_mask.to(device))
+    return MaskSamples(*(upload(t, device) for t in (masked, loss_weights, prompt_masked, normalizer_mask)))

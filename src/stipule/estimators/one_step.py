@@ -26,6 +26,7 @@ class OneStep:
     p_mask_prompt: float = 0.15  # d1's p_mask_prompt; table 8 of STP: 0
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = False
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

@@ -11,6 +11,7 @@ from stipule.estimators.estimator import Estimator
 from stipule.estimators.fused_logps import fused_logps
 from stipule.models.policy import Policy
 from stipule.models.sharding import is_sharded
+from stipule.models.upload import upload
 from stipule.types import MaskSamples, Rollouts
 
 # Logits held at once, in numbers (x 4 bytes). On a CPU they fit into the cache, so that no logit is written to memory;
@@ -30,18 +31,23 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     """log p(x0_i | x_t) of every token that has weight, and 0 elsewhere; all mask samples in one forward pass.
 
     A sample without weight in a row is not computed (`MaskSamples.needs_forward`). So trajectories of different lengths
-    cost what they hold, and a sample that masks nothing costs nothing.
+    cost what they hold, and a sample that masks nothing costs nothing. The host waits for the device once, to read how
+    many tokens each copy has.
     """
     num_samples, rows, length = masks.masked.shape
-    copies = masks.needs_forward.flatten().nonzero()[:, 0]
-    if not len(copies) and is_sharded(policy):  # the other ranks wait for this forward pass
-        copies = copies.new_zeros(1)
-    row = copies % rows
-    targets_mask = (masks.loss_weights != 0).flatten(0, 1)[copies]
-    masked = masks.masked.flatten(0, 1)[copies]
-    prompt_length = rollouts.prompt_mask.sum(1)
+    has_weight = (masks.loss_weights != 0).flatten(0, 1)
+    num_targets, prompt_length = (
+        torch.cat([has_weight.sum(1), rollouts.prompt_mask.sum(1)]).cpu().split([num_samples * rows, rows])
+    )
+    needed = num_targets.nonzero()[:, 0]
+    if not len(needed) and is_sharded(policy):  # the other ranks wait for this forward pass
+        needed = needed.new_zeros(1)
+    total = int(num_targets.sum())
     longest = int(prompt_length.max())
     has_padding = bool((prompt_length < longest).any())
+    copies = upload(needed, has_weight.device)
+    row = copies % rows
+    targets_mask, masked = has_weight[copies], masks.masked.flatten(0, 1)[copies]
     prompt_ids = rollouts.prompt_ids[row].masked_fill(masks.prompt_masked.flatten(0, 1)[copies], policy.mask_id)
     prompt_ids = prompt_ids[:, prompt_ids.shape[1] - longest :]  # columns that are padding in every row are cut off
     prompt_mask = rollouts.prompt_mask[row, rollouts.prompt_ids.shape[1] - longest :]
@@ -52,8 +58,9 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     position_mask = torch.cat([torch.zeros_like(prompt_mask), targets_mask], 1)
     logps = torch.zeros(0, device=input_ids.device)
     if len(copies):
-        hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, None)
-        logps = target_logps(policy, hidden_states, targets[targets_mask])
+        hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, total)
+        index = torch.nonzero_static(targets_mask.flatten(), size=total)[:, 0]
+        logps = target_logps(policy, hidden_states, targets.flatten()[index])
     result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=input_ids.device)
     result = result.index_copy(0, copies, result[copies].masked_scatter(targets_mask, logps))
     return result.view(num_samples, rows, length)

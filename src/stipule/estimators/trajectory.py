@@ -29,6 +29,7 @@ class Trajectory:
     shrink: int = 1  # s, number of steps merged into one mask sample; TraceRL's code: 8
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = True
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

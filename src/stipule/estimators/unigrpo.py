@@ -27,6 +27,7 @@ class UniGrpo:
     t_min: float = 0.1  # smallest first mask ratio (IGPO's code: 30 of 256 steps)
 
     depends_on_advantage: ClassVar[bool] = False
+    repeats_masks: ClassVar[bool] = False
     check_length = any_length
     fit = unchanged
     combine = weighted_sum

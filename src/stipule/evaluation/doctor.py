@@ -18,9 +18,13 @@ NUM_GENERATIONS = 4  # responses per problem where approximate and exact rollout
 
 
 def check_model(
-    config: ModelConfig, task: Task, sampler: SemiAutoregressiveSampler, num_problems: int = NUM_PROMPTS
+    config: ModelConfig,
+    task: Task,
+    sampler: SemiAutoregressiveSampler,
+    num_problems: int = NUM_PROMPTS,
+    device: str | None = None,
 ) -> list[Check]:
-    """Loads the model, on an accelerator if there is one, and runs every check. The policy is not returned.
+    """Loads the model and runs every check. The policy is not returned. Default device: an accelerator if there is one.
 
     If the sampler has approximations, `num_problems` eval problems are sampled with and without each. This comes first,
     because the other checks change the adapters. A model without adapters gets small ones, which the checks `reference`
@@ -28,7 +32,7 @@ def check_model(
     """
     if config.lora is None:
         config = replace(config, lora=LoRA(rank=8, alpha=8))
-    policy = load_policy(config, device=best_device())
+    policy = load_policy(config, device=device or best_device())
     approximate = approximation_checks(policy, task, sampler, num_problems)
     problems = task.problems("train")[:NUM_PROMPTS]
     shortest = min(problems, key=lambda problem: len(problem.prompt))

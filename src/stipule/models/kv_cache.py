@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stipule.errors import RecipeError
+from stipule.models.attention_mask import full_attention_mask
 from stipule.models.families import Family
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ class KVCache:
             return policy.hidden_states(input_ids, attention_mask, position_mask, num_positions, self)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
         position_ids = (real.long().cumsum(1) - 1).clamp(min=0) + policy.first_position
-        mask = real[:, None, None, :].expand(-1, 1, columns.shape[1], -1)
-        if policy.unwrapped_model.config._attn_implementation == "eager":  # eager adds its mask, sdpa reads booleans
-            dtype = policy.unwrapped_model.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        mask = full_attention_mask(policy.unwrapped_model, real, columns.shape[1])
         left = policy.has_left_neighbour(input_ids, attention_mask).gather(1, columns) if self.shift_logits else None
         indices = policy.predicting_positions(position_mask.gather(1, columns), num_positions, left)
         return policy.forward(input_ids.gather(1, columns), mask, position_ids.gather(1, columns), indices, self)

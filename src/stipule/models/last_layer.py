@@ -47,7 +47,10 @@ def compute_only_at(indices: Int[Tensor, " M"], layer: nn.Module, module_names: 
 
 
 def unique_indices(indices: Int[Tensor, " M"], total: int) -> Int[Tensor, " M"]:
-    """The indices sorted and without repetition, padded with `total`. It does not wait for an accelerator."""
+    """The indices sorted and without repetition, padded with `total`.
+
+    A GPU is not waited for: `selected[indices] = True` would copy the True to it.
+    """
     selected = torch.zeros(total, dtype=torch.bool, device=indices.device)
-    selected[indices] = True
+    selected.index_fill_(0, indices, True)
     return torch.nonzero_static(selected, size=len(indices), fill_value=total)[:, 0]

@@ -9,11 +9,15 @@ import torch
 
 from stipule.errors import RecipeError
 from stipule.objectives.loss_terms import (
+    MAX_EXPONENT,
     KlEstimator,
+    LossAggregation,
     aggregate_loss,
     clip_mask,
     clipped_surrogate,
     estimate_kl,
+    log_ratio,
+    mean_of_tokens,
     token_ratio,
 )
 from stipule.types import Loss, LossInputs
@@ -25,8 +29,13 @@ class Grpo:
 
     |o_i| counts the tokens that the policy chose before the text ended. Anchors have no term in the ELBO, and
     end-of-text filler is not part of the response (docs/decisions.md, rows 4 and 5). `loss_aggregation: token` is the
-    published code's mean over all tokens of a micro-batch. A larger `epsilon_high` lets the probability of good tokens
-    rise further than that of bad tokens falls (DAPO).
+    mean over all tokens of an inner update (DAPO). A larger `epsilon_high` lets the probability of good tokens rise
+    further than that of bad tokens falls (DAPO).
+
+    `match_published_code` with `loss_aggregation: token` does what the code of d1 and DiffuCoder does: the mean over
+    the tokens of each micro-batch, and then the mean over the micro-batches, weighted by their rows. A long response
+    then weighs less beside other long ones. So the loss depends on `training.micro_batch_size`, on the number of
+    processes, and on which rows were left out because their advantage is 0.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -35,11 +44,17 @@ class Grpo:
     beta: float = 0.04  # KL coefficient (table 8)
     kl_estimator: KlEstimator = "k3"
     loss_aggregation: Literal["sequence", "token"] = "sequence"
+    match_published_code: bool = False  # with loss_aggregation token: a mean for each micro-batch
 
     def __post_init__(self) -> None:
         check_coefficients(self.epsilon, self.epsilon_high, self.beta)
+        check_published_mean(self.loss_aggregation, self.match_published_code)
 
     uses_old_policy: ClassVar[bool] = True
+
+    @property
+    def averages_tokens(self) -> bool:
+        return self.loss_aggregation == "token" and not self.match_published_code
 
     def __call__(self, inputs: LossInputs) -> Loss:
         normalizer_mask = inputs.normalizer_mask
@@ -51,12 +66,16 @@ class Grpo:
         if self.beta > 0 and inputs.ref_logps is not None:
             kl = estimate_kl(self.kl_estimator, inputs.logps, inputs.ref_logps)
             objective = objective - self.beta * kl
-            metrics["policy/kl"] = aggregate_loss("sequence", kl, normalizer_mask).detach()
+            metrics["policy/kl"] = mean_of_tokens(kl, normalizer_mask).detach()
         with torch.no_grad():
             clipped = clip_mask(ratio, advantages, self.epsilon, epsilon_high)
-            metrics["policy/clip_ratio"] = aggregate_loss("sequence", clipped.float(), normalizer_mask)
-            metrics["policy/ratio"] = aggregate_loss("sequence", ratio, normalizer_mask)
-            metrics["policy/ratio_max"] = ratio.where(normalizer_mask, 1.0).amax()
+            bounded = log_ratio(inputs.logps, inputs.old_logps) > MAX_EXPONENT
+            if self.beta > 0 and inputs.ref_logps is not None and self.kl_estimator == "k3":
+                bounded |= log_ratio(inputs.ref_logps, inputs.logps) > MAX_EXPONENT
+            metrics["policy/clip_ratio"] = mean_of_tokens(clipped.float(), normalizer_mask)
+            metrics["policy/frac_bounded"] = mean_of_tokens(bounded.float(), normalizer_mask)
+            metrics["policy/ratio"] = mean_of_tokens(ratio, normalizer_mask)
+            metrics["policy/ratio_max"] = ratio.where(normalizer_mask, 0.0).amax()
         return Loss(-aggregate_loss(self.loss_aggregation, objective, normalizer_mask), metrics)
 
 
@@ -71,3 +90,13 @@ def check_coefficients(epsilon: float, epsilon_high: float | None, beta: float) 
         )
     if beta < 0:
         raise RecipeError(f"objective.beta is {beta}; it is beta of eq. 1 and must be 0 or more; try 0.04")
+
+
+def check_published_mean(loss_aggregation: LossAggregation, match_published_code: bool) -> None:
+    """Raises RecipeError if `match_published_code` would change nothing."""
+    if match_published_code and loss_aggregation != "token":
+        raise RecipeError(
+            f"objective.match_published_code is true with loss_aggregation {loss_aggregation}; it replaces the mean "
+            "over all tokens by one for each micro-batch; set objective.loss_aggregation=token, or "
+            "match_published_code=false"
+        )

@@ -8,7 +8,16 @@ from typing import ClassVar, Literal
 import torch
 
 from stipule.objectives.grpo import check_coefficients
-from stipule.objectives.loss_terms import clip_mask, clipped_surrogate, estimate_kl, sequence_ratio
+from stipule.objectives.loss_terms import (
+    MAX_EXPONENT,
+    at_least_float32,
+    clip_mask,
+    clipped_surrogate,
+    estimate_kl,
+    mean_log_ratio,
+    mean_of_responses,
+    sequence_ratio,
+)
 from stipule.types import Loss, LossInputs
 
 
@@ -32,6 +41,7 @@ class Gspo:
         check_coefficients(self.epsilon, self.epsilon_high, self.beta)
 
     uses_old_policy: ClassVar[bool] = True
+    averages_tokens: ClassVar[bool] = False
 
     def __call__(self, inputs: LossInputs) -> Loss:
         normalizer_mask, advantages = inputs.normalizer_mask, inputs.advantages
@@ -40,12 +50,17 @@ class Gspo:
         objective = clipped_surrogate(ratio, advantages, self.epsilon, epsilon_high)
         metrics = {}
         if self.beta > 0 and inputs.ref_logps is not None:
-            logps, ref_logps = ((x * normalizer_mask).sum(1) for x in (inputs.logps, inputs.ref_logps))
+            logps, ref_logps = (
+                at_least_float32(x).where(normalizer_mask, 0.0).sum(1) for x in (inputs.logps, inputs.ref_logps)
+            )
             kl = estimate_kl(self.kl_estimator, logps, ref_logps) / normalizer_mask.sum(1).clamp(min=1)
             objective = objective - self.beta * kl
-            metrics["policy/kl"] = kl.mean().detach()
+            metrics["policy/kl"] = mean_of_responses(kl, normalizer_mask).detach()
         with torch.no_grad():
-            metrics["policy/clip_ratio"] = clip_mask(ratio, advantages, self.epsilon, epsilon_high).float().mean()
-            metrics["policy/ratio"] = ratio.mean()
-            metrics["policy/ratio_max"] = ratio.amax()
+            clipped = clip_mask(ratio, advantages, self.epsilon, epsilon_high)
+            bounded = mean_log_ratio(inputs.logps, inputs.old_logps, normalizer_mask) > MAX_EXPONENT
+            metrics["policy/clip_ratio"] = mean_of_responses(clipped.float(), normalizer_mask)
+            metrics["policy/frac_bounded"] = mean_of_responses(bounded.float(), normalizer_mask)
+            metrics["policy/ratio"] = mean_of_responses(ratio, normalizer_mask)
+            metrics["policy/ratio_max"] = ratio.where(normalizer_mask.any(1), 0.0).amax()
         return Loss(-objective.mean(), metrics)

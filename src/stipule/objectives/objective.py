@@ -21,4 +21,9 @@ class Objective(Protocol):
         """Whether `old_logps` are read. If not, the old policy is not computed."""
         ...
 
+    @property
+    def averages_tokens(self) -> bool:
+        """Whether the loss is a mean over all tokens: micro-batches then count by their tokens, not by their rows."""
+        ...
+
     def __call__(self, inputs: LossInputs) -> Loss: ...

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from stipule.plan.dummy_model import full_length_rollouts, mask_samples_of_step
 from stipule.plan.shape import NetworkShape
-from stipule.training.cost import candidates_per_call, schedule_of
+from stipule.training.cost import candidates_per_call, kept_anchors, sampled_anchors, schedule_of
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples
 
@@ -22,12 +22,13 @@ ATTENTION_BACKWARD = {"eager": 2.0, "sdpa": 2.5, "flash_attention_2": 2.5}
 class PhaseFlops:
     """One phase of a step."""
 
-    calls: int  # rows x forward passes
-    tokens: int
-    head_tokens: int  # tokens for which the LM head is computed
+    calls: float  # rows x forward passes
+    tokens: float
+    head_tokens: float  # tokens for which the LM head is computed
     backbone: float  # operations in the matrices of the layers, adapters included
     attention: float  # operations between tokens
     head: float  # operations in the LM head
+    adapters: float  # of `backbone`: operations in the LoRA matrices, which may be multiplied in another precision
 
     @property
     def operations(self) -> float:
@@ -39,7 +40,7 @@ PHASES = ("rollout", "old_logps", "ref_logps", "update")
 
 @dataclass(frozen=True)
 class StepFlops:
-    """One RL step with responses of full length and no row skipped: an upper bound."""
+    """One RL step with responses of full length and no row skipped."""
 
     rollout: PhaseFlops
     old_logps: PhaseFlops
@@ -56,19 +57,47 @@ class StepFlops:
 
 
 def count_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int) -> StepFlops:
-    """Counts a step whose prompts have `prompt_length` tokens (padding included)."""
-    rollouts = full_length_rollouts(recipe, prompt_length, padded=False)
+    """The expected operations of a step whose prompts have `prompt_length` tokens (padding included).
+
+    They are a mean over the numbers of anchors that a row may have (`training.cost.kept_anchors`).
+    """
+    rows = recipe.training.prompts_per_step * recipe.training.num_generations
+    row_length = prompt_length + recipe.sampler.gen_length
+    rollouts = [
+        (fraction, _rollout_flops(recipe, shape, rows, row_length, anchors))
+        for anchors, fraction in sampled_anchors(recipe).items()
+    ]
+    others = [
+        (fraction, _policy_flops(recipe, shape, prompt_length, anchors))
+        for anchors, fraction in kept_anchors(recipe).items()
+    ]
+    phases = ([(fraction, flops[phase]) for fraction, flops in others] for phase in PHASES[1:])
+    return StepFlops(_mean(rollouts), *map(_mean, phases))
+
+
+def _rollout_flops(recipe: Recipe, shape: NetworkShape, rows: int, row_length: int, anchors: int) -> PhaseFlops:
+    head_tokens = rows * sum(candidates_per_call(recipe, anchors))
+    return forward_flops(shape, rows * schedule_of(recipe, anchors).nfe, row_length, head_tokens)
+
+
+def _policy_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int, anchors: int) -> dict[str, PhaseFlops]:
+    """The phases after the rollout, if every row has this many anchors."""
+    rollouts = full_length_rollouts(recipe, prompt_length, padded=False, anchors=anchors)
     mask_samples = mask_samples_of_step(recipe, rollouts)
-    rows, row_length = len(rollouts), prompt_length + recipe.sampler.gen_length
-    calls = rows * schedule_of(recipe).nfe
-    rollout = forward_flops(shape, calls, row_length, rows * sum(candidates_per_call(recipe)))
+    row_length = prompt_length + recipe.sampler.gen_length
     uses_old, uses_ref = recipe.objective.uses_old_policy, recipe.objective.beta > 0
     later = [masks for masks in mask_samples[1:] if masks is not mask_samples[0]] if uses_old else []
-    return StepFlops(
-        rollout,
-        logps_flops(shape, _distinct(later), row_length),
-        logps_flops(shape, _distinct(mask_samples) if uses_ref else [], row_length, adapters=False),
-        update_flops(recipe, shape, mask_samples, row_length),
+    return {
+        "old_logps": logps_flops(shape, _distinct(later), row_length),
+        "ref_logps": logps_flops(shape, _distinct(mask_samples) if uses_ref else [], row_length, adapters=False),
+        "update": update_flops(recipe, shape, mask_samples, row_length),
+    }
+
+
+def _mean(phases: Sequence[tuple[float, PhaseFlops]]) -> PhaseFlops:
+    """The sum of phases that are each computed for this fraction of the rows."""
+    return PhaseFlops(
+        *(sum(fraction * getattr(phase, field.name) for fraction, phase in phases) for field in fields(PhaseFlops))
     )
 
 
@@ -89,6 +118,9 @@ def forward_flops(
         float(OPERATIONS * (weights * tokens - position_wise * (tokens - head_tokens))),
         float(2 * OPERATIONS * shape.layers * shape.attention * row_length * tokens),  # queries x keys, then x values
         float(OPERATIONS * shape.head * head_tokens),
+        float(
+            OPERATIONS * (shape.adapters * tokens - shape.adapters_position_wise * (tokens - head_tokens)) * adapters
+        ),
     )
 
 
@@ -124,6 +156,7 @@ def update_flops(
         float(base + adapters),
         forward.attention * (1 + recomputed + ATTENTION_BACKWARD[recipe.model.attention]),
         forward.head * (4 if full_fine_tuning else 2),
+        float(adapters),
     )
 
 

@@ -12,7 +12,8 @@ import torch
 
 from stipule.errors import RecipeError, StipuleError
 from stipule.models.families import family_of
-from stipule.models.loading import _load_tokenizer, resolve_model_path
+from stipule.models.loading import resolve_model_path
+from stipule.models.tokenizer_loading import load_tokenizer
 from stipule.plan.devices import DEVICES, Device
 from stipule.plan.dummy_model import dummy_policy
 from stipule.plan.flops import StepFlops, count_flops
@@ -22,6 +23,7 @@ from stipule.plan.scaling import ENGINES, Engine, ScalingForecast, check_divisio
 from stipule.plan.shape import NetworkShape, published_config, shape_of
 from stipule.plan.speed import StepSeconds, from_data_sheet, matmul_rate, measure_seconds
 from stipule.tasks.problem import Problem
+from stipule.training.cost import StepCost, max_step_cost
 from stipule.training.settings import Recipe
 
 PROMPT_LENGTH = 200  # tokens, if the task's prompts cannot be encoded here; SPG truncates prompts to this length
@@ -59,7 +61,8 @@ class Forecast:
     source: str
     shape: NetworkShape
     prompt_shape: PromptShape
-    flops: StepFlops
+    flops: StepFlops  # expected
+    max_cost: StepCost
     peaks: PeakMemory
     needed_memory: int
     budget: int | None
@@ -116,8 +119,8 @@ def forecast(recipe: Recipe, options: PlanOptions, progress: Callable[[str], Non
         scaling = [forecast_scaling(e, recipe, gpus=options.gpus, nodes=options.nodes, **inputs) for e in engines]
         curve = scaling_curve(recipe, options.gpus, engine=engines[0], **inputs)
     return Forecast(
-        source, shape, prompt_shape, flops, peaks, needed_memory(peaks, accelerator), budget, change, seconds,
-        in_bfloat16, extra_calls(recipe, prompt_shape.problems), scaling, curve,
+        source, shape, prompt_shape, flops, max_step_cost(recipe), peaks, needed_memory(peaks, accelerator), budget,
+        change, seconds, in_bfloat16, extra_calls(recipe, prompt_shape.problems), scaling, curve,
     )  # fmt: skip
 
 
@@ -137,7 +140,7 @@ def prompt_shape_of(recipe: Recipe, config_json: Mapping[str, Any], prompt_lengt
     if problems is None:
         return PromptShape(PROMPT_LENGTH, several, num_problems, "assumed; give --prompt if yours are longer")
     policy = dummy_policy(config_json, recipe.model, "meta", layers=1)
-    policy.tokenizer = _load_tokenizer(path, family_of(config_json).read_config(config_json))
+    policy.tokenizer = load_tokenizer(path, family_of(config_json).read_config(config_json))
     batch_size = recipe.training.prompts_per_step
     sample = problems[: max(1, PROMPT_SAMPLE // batch_size) * batch_size]
     lengths = [policy.encode([problem.messages]).prompt_ids.shape[1] for problem in sample]
@@ -159,16 +162,21 @@ def may_autocast(recipe: Recipe) -> bool:
 
 
 def extra_calls(recipe: Recipe, num_problems: int | None) -> dict[str, int]:
-    """Rows x forward passes of a run in addition to its steps: pre-generation, evaluations, unpruned rollouts."""
+    """The most rows x forward passes of a run besides its steps: anchors, evaluations and rollouts to compare."""
     settings, spatial, nfe = recipe.training, recipe.pruning.spatial, recipe.sampler.steps
+    rows = settings.prompts_per_step * settings.num_generations
     calls: dict[str, int] = {}
-    if spatial.ratio > 0 and spatial.source == "pregenerated" and not spatial.path and num_problems is not None:
-        calls["anchors"] = num_problems * nfe
+    if spatial.ratio > 0 and num_problems is not None:
+        if spatial.source == "pregenerated" and not spatial.path:
+            calls["anchors"] = num_problems * nfe
+        elif spatial.source in ("ground_truth", "file"):
+            calls["anchors"] = num_problems  # one forward pass for the confidence of each token
     if settings.evaluate_every:
         calls["evaluations"] = settings.steps // settings.evaluate_every * settings.evaluate_problems * nfe
     if settings.unpruned_every:
-        rows = settings.prompts_per_step * settings.num_generations
         calls["unpruned rollouts"] = settings.steps // settings.unpruned_every * rows * nfe
+    if settings.agreement_every and recipe.sampler.approximate:
+        calls["exact rollouts"] = settings.steps // settings.agreement_every * max_step_cost(recipe).rollout
     return calls
 
 

@@ -11,7 +11,7 @@ from stipule.plan.devices import FRAGMENTATION, LINK_EFFICIENCY, OVERHEAD, Devic
 from stipule.plan.memory_simulation import PeakMemory
 from stipule.plan.shape import NetworkShape
 from stipule.plan.speed import StepSeconds
-from stipule.training.cost import schedule_of
+from stipule.training.cost import step_cost
 from stipule.training.micro_batches import micro_batches
 from stipule.training.settings import Recipe
 
@@ -103,7 +103,8 @@ def _gathers(recipe: Recipe, devices: int) -> dict[str, int]:
     batches = len(micro_batches(slice(0, rows), settings.micro_batch_size))
     old = settings.num_iterations - 1 if recipe.objective.uses_old_policy else 0
     return {
-        "rollout": schedule_of(recipe).nfe * len(micro_batches(slice(0, rows), settings.rollout_batch_size)),
+        "rollout": round(step_cost(recipe).nfe_per_rollout)
+        * len(micro_batches(slice(0, rows), settings.rollout_batch_size)),
         "old_logps": old * batches,
         "ref_logps": settings.num_iterations * batches if recipe.objective.beta > 0 else 0,
         "update": 2 * settings.num_iterations * batches,  # once forward, once backward

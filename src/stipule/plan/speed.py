@@ -13,7 +13,6 @@ from stipule.estimators.token_logps import masked_token_logps
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.plan.devices import FORWARD_EFFICIENCY, UPDATE_EFFICIENCY, Device
 from stipule.plan.dummy_model import (
-    anchors_of,
     dummy_policy,
     full_length_rollouts,
     mask_samples_of_step,
@@ -52,13 +51,15 @@ def from_data_sheet(recipe: Recipe, flops: StepFlops, shape: NetworkShape, devic
     """Operations at a fixed fraction of the rated speed, but at least the time to read the weights once per pass."""
     is_bfloat16 = recipe.model.dtype == "bfloat16" or recipe.model.autocast
     rate = device.bfloat16 if is_bfloat16 else device.float32
+    adapter_rate = device.tf32 if recipe.model.adapters_use_tf32 else rate
     settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations
     read_seconds = (2 if is_bfloat16 else 4) * (shape.backbone + shape.head) / device.bandwidth
 
     def seconds(name: str, batch_size: int, efficiency: float) -> float:
         phase = flops.phases[name]
-        return max(phase.operations / (rate * efficiency), phase.calls / max(1, min(rows, batch_size)) * read_seconds)
+        at_rate = (phase.operations - phase.adapters) / rate + phase.adapters / adapter_rate
+        return max(at_rate / efficiency, phase.calls / max(1, min(rows, batch_size)) * read_seconds)
 
     num_masks = recipe.estimator.num_masks(recipe.sampler.gen_length, schedule_of(recipe).nfe)
     masked_rows = settings.micro_batch_size * num_masks
@@ -189,12 +190,11 @@ def _rollout_seconds(
     """Seconds per row and forward pass of the sampler. Only the last block is denoised; the others are anchors."""
     sampler = recipe.sampler
     prompts = prompts_of(full_length_rollouts(recipe, prompt_length, padded, device)[:rows])
-    anchors = anchors_of(recipe, rows)
-    fixed_mask = anchors.fixed_mask.clone()
-    fixed_mask[:, : sampler.gen_length - sampler.block_length] = True
+    before_last_block = torch.arange(sampler.gen_length) < sampler.gen_length - sampler.block_length
+    fixed_mask = before_last_block.repeat(rows, 1)
     sampled = sampler.sample_noise(rows, make_generator(0, 0, "plan"))
     noise = Noise(sampled.uniform, sampled.position_noise)
-    last_block = Anchors(anchors.token_ids, fixed_mask)
+    last_block = Anchors(torch.full(fixed_mask.shape, 2), fixed_mask)
     calls = int(sampler(policy, prompts, noise, last_block, recipe.pruning.temporal).nfe.sum())
     return _median_seconds(lambda: sampler(policy, prompts, noise, last_block, recipe.pruning.temporal), device) / calls
 

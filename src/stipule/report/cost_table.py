@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from stipule.errors import CheckpointError
 from stipule.models.families import family_of
 from stipule.models.kv_cache import check_supports_kv_cache
 from stipule.plan.shape import published_config
-from stipule.training.cost import is_upper_bound, static_memory, step_cost
+from stipule.rollouts.schedule import num_anchors
+from stipule.training.cost import UNKNOWN_FRACTION, max_step_cost, samples_twice, static_memory, step_cost
 from stipule.training.settings import Recipe
 
 LABELS = {"weights": "weights", "training": "gradients and optimizer", "reference": "reference model"}
 
 
-def cost_table(recipe: Recipe) -> Table:
+def cost_table(recipe: Recipe) -> Group:
     """Forward passes of a step, and the static memory if the model's `config.json` is on this machine."""
-    cost = step_cost(recipe)
-    table = Table(title="One RL step (rows x forward passes; less if rows end early)", title_justify="left")
-    table.add_column("phase")
-    table.add_column("amount", justify="right")
-    fraction = cost.nfe_per_rollout / cost.unpruned
-    bound = "at most " if is_upper_bound(recipe) else ""
-    table.add_row(
-        "forward passes per rollout", f"{bound}{cost.nfe_per_rollout} of {cost.unpruned} unpruned ({fraction:.0%})"
-    )
+    expected, most = step_cost(recipe), max_step_cost(recipe)
+    table = Table(title="One RL step (rows x forward passes)", title_justify="left")
+    for column in ("phase", "expected", "at most"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    nfe = (f"{cost.nfe_per_rollout:g} ({cost.nfe_per_rollout / cost.unpruned:.0%})" for cost in (expected, most))
+    table.add_row(f"per rollout ({expected.unpruned} unpruned)", *nfe)
     for name in ("rollout", "logps", "update", "total"):
-        table.add_row(name, f"{getattr(cost, name):,}")
+        table.add_row(name, f"{getattr(expected, name):,}", f"{getattr(most, name):,}")
+    return Group(table, Text(expectation_note(recipe), style="dim"), _memory_table(recipe))
+
+
+def expectation_note(recipe: Recipe) -> str:
+    """What the expected numbers assume, and what the upper bounds assume."""
+    pruning, sampler = recipe.pruning, recipe.sampler
+    spatial = pruning.spatial
+    expected = ["rows of full length with an advantage"]
+    if spatial.ratio > 0:
+        count = "the scheduled number of" if spatial.schedule else f"{num_anchors(spatial.ratio, sampler.gen_length)}"
+        expected.append(f"{count} anchors in each row that has any")
+    if pruning.temporal.kind != "constant" or sampler.confidence_threshold is not None:
+        expected.append("no token unmasked early by its confidence")
+    unknown = {
+        "accuracy of a problem": spatial.schedule is not None and spatial.schedule.uses_accuracy,
+        "fraction of correct anchors": spatial.only_correct and spatial.ratio > 0,
+        "fraction of groups that get hints": samples_twice(recipe),
+    }
+    expected += [f"{name} {UNKNOWN_FRACTION}" for name, is_unknown in unknown.items() if is_unknown]
+    bounds = ["no row with anchors"] * (spatial.ratio > 0) + ["hints for every group"] * samples_twice(recipe)
+    return f"expected: {', '.join(expected)}\n" + (f"at most: {', '.join(bounds)}\n" if bounds else "")
+
+
+def _memory_table(recipe: Recipe) -> Table:
+    table = Table(title="Memory that is used all the time", title_justify="left")
+    table.add_column("part")
+    table.add_column("amount", justify="right")
     try:
         published = published_config(recipe.model.path)[0]
         if recipe.sampler.cache is not None:

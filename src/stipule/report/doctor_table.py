@@ -12,9 +12,9 @@ from stipule.models.checks import Check
 RESULTS = {True: "[green]ok[/]", False: "[bold red]failed[/]", None: "[dim]-[/]"}
 
 
-def doctor_table(model: str, checks: Sequence[Check]) -> Table:
+def doctor_table(title: str, checks: Sequence[Check]) -> Table:
     """One line per check: its result, the measured value, why it matters, and what to do if it failed."""
-    table = Table(title=f"Checks of {escape(model)} as a masked diffusion language model", title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in ("check", "result", "measured", "why it matters"):
         table.add_column(column)
     for check in checks:

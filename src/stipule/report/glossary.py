@@ -46,6 +46,10 @@ GLOSSARY = (
         "is below round(gamma L): too few tokens are eligible as anchors",
     ),
     Entry(
+        "response/nfe_saved_by_eos",
+        "mean number of scheduled forward passes of a response that were not needed because its text ended early",
+    ),
+    Entry(
         "response/distinct",
         "number of distinct texts / number of rollouts",
         "is near 1 / `training.num_generations`: all responses of a group are the same",
@@ -73,7 +77,7 @@ GLOSSARY = (
     ),
     Entry(
         "policy/ratio",
-        "mean probability ratio (rho of eq. 4); 1 in the first inner update",
+        "mean probability ratio (rho of eq. 4) over the rows in the update; 1 in the first inner update",
         "differs from 1 by more than `objective.epsilon`",
     ),
     Entry("policy/ratio_max", "largest probability ratio of the step", "is above 30: alarm `ratio`"),
@@ -81,6 +85,14 @@ GLOSSARY = (
         "policy/clip_ratio",
         "fraction of tokens in the loss whose gradient is 0 because of the clip",
         "is above 0.5: alarm `clip_ratio`",
+    ),
+    Entry(
+        "policy/frac_bounded",
+        "fraction of tokens in the loss (with `objective.kind=gspo`: of responses) whose log-ratio of new to old "
+        "policy, or with `kl_estimator=k3` of reference to new policy, is above 20; there e^x is continued by its "
+        "tangent, so that loss and gradient stay finite",
+        "is above 0: the policy changes too much in a step; lower `optimizer.learning_rate`, or bound the loss weights "
+        "with `estimator.masks=exact` or a larger `estimator.t_min`",
     ),
     Entry(
         "policy/kl",

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from stipule.plan.forecast import Forecast
 from stipule.plan.scaling import ENGINES, ScalingForecast
-from stipule.training.cost import is_upper_bound
+from stipule.report.cost_table import expectation_note
 from stipule.training.settings import Recipe
 
 GIB = 2**30
@@ -47,20 +47,19 @@ def _header(recipe: Recipe, forecast: Forecast) -> Text:
         f"{forecast.source}\n"
         f"one step: {settings.prompts_per_step} prompts x {settings.num_generations} generations = {rows} rollouts of "
         f"{recipe.sampler.gen_length} tokens, prompts of {prompts.tokens} tokens ({prompts.source}), "
-        f"{settings.num_iterations} inner updates\n"
-        "counted for rollouts of full length; less if rows end early or have no advantage\n"
-        + ("pruning differs by row (confidence or difficulty): the counts are upper bounds\n" * is_upper_bound(recipe))
+        f"{settings.num_iterations} inner updates\n" + expectation_note(recipe)
     )
 
 
 def _flops_table(forecast: Forecast) -> Group:
     table = _table(
-        "Operations of one RL step", "phase", "rows x forward passes", "tokens", "LM head tokens", "backbone",
-        "attention", "LM head",
+        "Expected operations of one RL step", "phase", "rows x forward passes", "at most", "tokens", "LM head tokens",
+        "backbone", "attention", "LM head",
     )  # fmt: skip
     for name, phase in forecast.flops.phases.items():
         operations = [f"{x / 1e12:.4g}" for x in (phase.backbone, phase.attention, phase.head)]
-        table.add_row(name, f"{phase.calls:,}", f"{phase.tokens:,}", f"{phase.head_tokens:,}", *operations)
+        counts = (phase.calls, getattr(forecast.max_cost, name), phase.tokens, phase.head_tokens)
+        table.add_row(name, *(f"{count:,.0f}" for count in counts), *operations)
     return _with_note(table, f"operations in units of 10^12; {forecast.flops.operations / 1e12:,.4g} in total")
 
 

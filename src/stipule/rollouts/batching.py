@@ -1,7 +1,8 @@
 """Which rows of a batch share a forward pass: a queue of rows, early end, caches, and the progress of each row.
 
-No row depends on the rows that it shares a forward pass with. The schedule is known on the host, so a forward pass does
-not wait for the device, except after a completed block (rows may end there) and where confidence decides.
+No row depends on the rows that it shares a forward pass with. The schedule is known on the host, which sends the part
+of each forward pass in one copy. The host waits for the device after a completed block, because rows may end there, and
+after each forward pass where confidence decides; after all others it does not (tests/test_pretend_device.py).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from stipule.models.policy import Policy
 from stipule.models.sharding import any_rank_active, dummy_forward
+from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import BatchProgress, NextCall
 from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.pruning import TemporalPruning
-from stipule.rollouts.schedule import UnmaskSchedule, unmask_schedule
+from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, unmask_schedule
 from stipule.types import Prompts
 
 
@@ -34,6 +36,8 @@ class BatchingOptions(Protocol):
     def steps(self) -> int: ...
     @property
     def block_length(self) -> int: ...
+    @property
+    def block_schedule(self) -> BlockSchedule: ...
     @property
     def remasking(self) -> str: ...
     @property
@@ -58,14 +62,8 @@ class Call:
     step: Int[Tensor, " A"]  # number of earlier forward passes of each row
     num_transfer_tokens: Int[Tensor, " A"]
     lookahead: Int[Tensor, " A"]
-
-    @property
-    def is_argmax(self) -> Bool[Tensor, " A"]:
-        return self.plan.is_argmax.to(self.index.device)
-
-    @property
-    def may_finish(self) -> Bool[Tensor, " A"]:
-        return self.plan.may_finish.to(self.index.device)
+    is_argmax: Bool[Tensor, " A"]
+    may_finish: Bool[Tensor, " A"]
 
 
 class DenoisingQueue:
@@ -83,14 +81,17 @@ class DenoisingQueue:
         self.options, self.policy, self.prompts, self.canvas = options, policy, prompts, canvas
         self.max_batch_size = max_batch_size
         self.finish_window = temporal.finish_window(options.gen_length)
-        cutoff, scope = temporal.planned_cutoff
+        self.follows_schedule = options.confidence_threshold is None and self.finish_window == 0
+        cutoff = temporal.planned_cutoff
         gen_length, block_length = options.gen_length, options.block_length
 
         def schedule_of(masks: tuple[int, ...]) -> UnmaskSchedule:
-            return unmask_schedule(masks, gen_length, options.steps, block_length, cutoff, scope)
+            return unmask_schedule(masks, gen_length, options.steps, block_length, cutoff, options.block_schedule)
 
-        masks = canvas.masked.unflatten(1, (-1, block_length)).sum(2).cpu()
-        self.progress = BatchProgress.from_masks(masks, schedule_of)
+        masks = canvas.masked.unflatten(1, (-1, block_length)).sum(2)
+        counts = torch.cat([prompts.prompt_mask.sum(1, keepdim=True), masks], 1).cpu()
+        self.prompt_length = counts[:, 0]
+        self.progress = BatchProgress.from_masks(counts[:, 1:], schedule_of)
         rows, prompt_width = prompts.prompt_ids.shape
         self.num_unmasked = torch.zeros(rows, dtype=torch.long)
         self.num_calls = torch.zeros(rows, dtype=torch.long)
@@ -99,7 +100,6 @@ class DenoisingQueue:
         if options.cache is not None:
             width = prompt_width + gen_length
             self.cache = BlockKVCache(options.cache, policy, rows, max_batch_size, width, gen_length, block_length)
-        self.prompt_length = prompts.prompt_mask.sum(1).cpu()
         # Prompts of similar length share forward passes, so that little is padded.
         waiting = self.prompt_length.argsort(descending=True, stable=True)
         self.waiting = waiting[self.progress.num_masked[waiting] > 0]
@@ -116,7 +116,8 @@ class DenoisingQueue:
     def _next_call(self) -> Call:
         rows = self.waiting[: self.max_batch_size]
         self._later, self._postponed = self.waiting[len(rows) :], rows[:0]
-        plan = self.progress.next_call(rows, self.num_unmasked[rows], self.finish_window)
+        num_calls = self.num_calls[rows] if self.follows_schedule else None
+        plan = self.progress.next_call(rows, self.num_unmasked[rows], num_calls, self.finish_window)
         if self.cache is not None:
             shared = self.cache.can_share_call(rows, plan)
             rows, plan, self._postponed = rows[shared], plan[shared], rows[~shared]
@@ -125,7 +126,10 @@ class DenoisingQueue:
             num_candidates = int(plan.lookahead.sum())
         else:
             num_candidates = self.progress.num_candidates(rows, num_unmasked, plan.lookahead)
-        on_device = torch.stack([rows, step, plan.num_transfer_tokens, plan.lookahead]).to(self.policy.device)
+        numbers = torch.stack(
+            [rows, step, plan.num_transfer_tokens, plan.lookahead, plan.is_argmax.long(), plan.may_finish.long()]
+        )
+        on_device = upload(numbers, self.policy.device)
         return Call(
             rows,
             plan,
@@ -133,7 +137,8 @@ class DenoisingQueue:
             num_candidates,
             bool(plan.is_argmax.any()),
             bool(plan.may_finish.any()),
-            *on_device,
+            *on_device[:4],
+            *on_device[4:].bool(),
         )
 
     def forward(self, call: Call, candidates: Bool[Tensor, "A L"]) -> Float[Tensor, "M V"]:
@@ -162,7 +167,7 @@ class DenoisingQueue:
         completed = self.progress.num_completed_blocks(rows, self.num_unmasked[rows])
         completed_before = self.progress.num_completed_blocks(rows, call.num_unmasked)
         if self.options.stop_at_eos and bool((completed > completed_before).any()):
-            finished_columns = self.block_of < completed.to(call.index.device)[:, None]
+            finished_columns = self.block_of < upload(completed, call.index.device)[:, None]
             finished |= self.canvas.fill_after_eos(call, finished_columns).cpu()
         if self.cache is not None:
             self.cache.free_rows(rows[finished])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.models.policy import Policy
+from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import NextCall
 
 
@@ -93,8 +94,8 @@ class BlockKVCache:
             self._age[rows] = 1
         else:
             self._age[rows] += 1
-            columns = self._columns(call.block_index, input_ids.shape[1]).to(input_ids.device)
-        slots = self._slot[rows].to(input_ids.device)
+            columns = upload(self._columns(call.block_index, input_ids.shape[1]), input_ids.device)
+        slots = upload(self._slot[rows], input_ids.device)
         hidden_states = self.kv_cache.hidden_states(
             slots, input_ids, attention_mask, position_mask, num_positions, columns
         )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stipule.models.policy import Policy
+from stipule.models.upload import upload
 from stipule.rollouts.pruning import Anchors
 from stipule.types import Prompts, Rollouts
 
@@ -43,8 +44,8 @@ class Canvas:
         completion_ids = torch.full((rows, gen_length), policy.mask_id, device=device)
         anchor_mask = torch.zeros_like(completion_ids, dtype=torch.bool)
         if anchors is not None:
-            anchor_mask = anchors.fixed_mask.to(device)
-            completion_ids = torch.where(anchor_mask, anchors.token_ids.to(device), completion_ids)
+            anchor_mask = upload(anchors.fixed_mask, device)
+            completion_ids = torch.where(anchor_mask, upload(anchors.token_ids, device), completion_ids)
         return Canvas(
             completion_ids=completion_ids,
             masked=~anchor_mask,

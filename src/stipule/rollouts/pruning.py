@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
-from stipule.rollouts.schedule import Scope, floor_fraction, num_anchors
+from stipule.rollouts.schedule import Cutoff, Scope, floor_fraction, num_anchors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,20 @@ class SpatialPruning:
         """gamma for a problem at an RL step (from 0), given the accuracy of its group when it was last sampled."""
         return self.ratio if self.schedule is None else self.schedule.ratio_at(self.ratio, step, accuracy)
 
-    @property
-    def min_ratio(self) -> float:
-        """The smallest gamma that a problem may get. Upper bounds on forward passes are computed with it."""
-        return self.ratio if self.schedule is None else self.schedule.min_ratio(self.ratio)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCutoff:
-    """Temporal pruning (section 3.2): the last fraction of the masks is filled in one argmax forward pass."""
+    """Temporal pruning (section 3.2): the last fraction of the masks is filled in one forward pass."""
 
     kind: Literal["constant"] = "constant"
     cutoff: float = 0.0  # t_cutoff: fraction of masks at which denoising jumps to the end (table 8: 0.05)
     scope: Scope = "global"  # t counted over the response (as in the theorem) or over each block
+    # argmax: the most probable tokens (eq. 9); sample: drawn at the rollout temperature, as in the authors' code
+    tail: Literal["argmax", "sample"] = "argmax"
+    # of the number of masks that are filled in it: floor(t_cutoff L), or ceil as in the authors' code
+    rounding: Literal["floor", "ceil"] = "floor"
 
     threshold: ClassVar[None] = None  # confidence plays no part
-    is_upper_bound: ClassVar[bool] = False  # the scheduled forward passes are exact
 
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
@@ -90,9 +88,9 @@ class FixedCutoff:
             )
 
     @property
-    def planned_cutoff(self) -> tuple[float, Scope]:
-        """The cutoff that is known before the first forward pass, and what it is a fraction of."""
-        return self.cutoff, self.scope
+    def planned_cutoff(self) -> Cutoff:
+        """The cutoff that is known before the first forward pass."""
+        return Cutoff(self.cutoff, self.scope, self.tail, self.rounding)
 
     def finish_window(self, gen_length: int) -> int:
         """The number of masks at which confidence may finish a row: none."""
@@ -113,8 +111,6 @@ class ConfidenceCutoff:
     cutoff: float = 0.05  # the largest fraction of masks that one forward pass may finish (table 8: 0.05)
     threshold: float = 0.9  # smallest probability that each of these tokens must have; 0: any, 1: certainty
 
-    is_upper_bound: ClassVar[bool] = True  # rows may need fewer forward passes than scheduled
-
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
             raise RecipeError(
@@ -127,9 +123,9 @@ class ConfidenceCutoff:
             )
 
     @property
-    def planned_cutoff(self) -> tuple[float, Scope]:
+    def planned_cutoff(self) -> Cutoff:
         """No cutoff is certain: the schedule is the unpruned one, an upper bound."""
-        return 0.0, "global"
+        return Cutoff()
 
     def finish_window(self, gen_length: int) -> int:
         """The number of masks at which confidence may finish a row."""

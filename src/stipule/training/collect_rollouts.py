@@ -25,7 +25,7 @@ def collect_rollouts(run: RunContext, problems: Sequence[Problem], step: int) ->
     without a correct response are sampled once more with them. That adds forward passes instead of saving them.
     """
     prompts = run.policy.encode([p.messages for p in problems]).repeat(run.num_generations)
-    as_hints = run.recipe.pruning.spatial.when == "group_failed"
+    as_hints = run.anchor_store is not None and run.recipe.pruning.spatial.when == "group_failed"
     with run.timer.measure("rollout"):
         anchors = None if as_hints else select_anchors_of_step(run, problems, step)
         rollouts = sample_rollouts(run, prompts, anchors, step, "sample")

@@ -18,6 +18,7 @@ from stipule.training.alarm_monitor import AlarmMonitor
 from stipule.training.anchor_source import Watch, anchors_change, update_accuracies, update_anchors
 from stipule.training.checkpoint import TrainState, save_checkpoint
 from stipule.training.context import RunContext
+from stipule.training.eos_savings import nfe_saved_by_eos
 from stipule.training.interrupt import Interrupted, stop_after_step
 from stipule.training.monitoring import eval_metrics, exact_rollouts, unpruned_metrics
 from stipule.training.records import rollout_metrics, rollout_records
@@ -98,6 +99,7 @@ def _take_step(
     line = {
         "step": run.state.step,
         **rollout_metrics(result.rewards, result.rollouts, run.num_generations),
+        "response/nfe_saved_by_eos": nfe_saved_by_eos(run.recipe, result.rollouts) / len(result.rollouts),
         **result.metrics,
         **approximation,
         **run.timer.metrics(),

@@ -63,7 +63,7 @@ def update_policy(
     """
     policy, settings, objective = run.policy, run.recipe.training, run.recipe.objective
     estimator = run.recipe.estimator.fit(run.state.loss_history)
-    total_rows = len(rollouts)
+    total_rows, total_tokens = len(rollouts), rollouts.loss_mask.sum()
     if objective.beta == 0:  # rows without advantage have no term in the loss
         has_advantage = (advantages != 0).nonzero()[:, 0]
         rollouts, advantages = rollouts[has_advantage], advantages[has_advantage]
@@ -71,13 +71,12 @@ def update_policy(
         return {"policy/frac_zero_advantage": 1.0}
     mask_generator = make_generator(settings.seed, step, "views")
     mask_samples = estimator.sample_masks(rollouts, settings.num_iterations, mask_generator)  # eq. 2, 7
-    batch = UpdateBatch(
-        estimator, rollouts, advantages, mask_samples, local_micro_batches(run, len(rollouts), total_rows)
-    )
+    batches = local_micro_batches(run, len(rollouts))
+    batch = UpdateBatch(estimator, rollouts, advantages, mask_samples, batches, total_rows, total_tokens)
     old_logps, ref_logps = compute_old_logps(run, batch), compute_ref_logps(run, batch)
-    metrics = UpdateMetrics(run, len(rollouts), total_rows)
+    metrics = UpdateMetrics(run, batch)
     for iteration, masks in enumerate(mask_samples):
-        dropout_generator = make_generator(settings.seed, step, f"dropout {iteration}")
+        dropout_generator = make_generator(settings.seed, step, f"dropout {iteration}", run.processes.rank)
         with run.timer.measure("update"), policy.update_mode(dropout_generator):
             run.optimizer.zero_grad(set_to_none=True)
             for index, micro_batch in enumerate(batch.micro_batches):
@@ -89,12 +88,13 @@ def update_policy(
                 old, ref = old_logps[iteration][index], ref_logps[iteration][index]
                 loss = objective(LossInputs(logps, old, ref, advantages[rows], masks.normalizer_mask[rows]))  # eq. 1, 4
                 if loss.value.requires_grad:  # not if the micro-batch has no token with a loss weight
-                    run.accelerator.backward(loss.value * micro_batch.weight)
-                metrics.add(loss, micro_batch, iteration, token_logps.detach(), masks[rows])
+                    weight = batch.loss_weight(micro_batch, masks, objective.averages_tokens)
+                    run.accelerator.backward(loss.value * weight)
+                metrics.add(loss, micro_batch, iteration, token_logps.detach(), masks)
             step_optimizer(run, metrics, iteration)
             run.timer.nfe["update"] += int(masks.needs_forward.sum())
         after_update()
-    metrics.add_variance(old_logps, batch)
+    metrics.add_variance(old_logps)
     return metrics.reduce()
 
 

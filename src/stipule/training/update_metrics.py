@@ -16,28 +16,35 @@ from stipule.types import Loss, MaskSamples
 
 
 class UpdateMetrics:
-    """Means over `num_rows` rows with a loss, of `total_rows` in the step; names that end in _max are maxima."""
+    """Metrics of the rows in the update. Names that end in _max are maxima, the others means over rows with tokens.
 
-    def __init__(self, run: RunContext, num_rows: int, total_rows: int):
-        self.run, self.num_rows, self.total_rows = run, num_rows, total_rows
-        self.num_iterations = run.recipe.training.num_iterations
+    The loss is that of all rows of the step: rows that were left out because they have no advantage add 0 to it, but
+    have no probability ratio.
+    """
+
+    def __init__(self, run: RunContext, batch: UpdateBatch):
+        self.run, self.batch = run, batch
         self.totals: dict[str, Tensor] = {}
         self.grad_norms: list[float] = []
         self.variances: dict[str, list[Tensor]] = {}
         self.loss_by_mask_ratio: Tensor | None = None
 
-    def add(self, loss: Loss, batch: MicroBatch, iteration: int, token_logps: Tensor, masks: MaskSamples) -> None:
-        """Adds a micro-batch: its loss, and what the estimator measures of it."""
-        if batch.weight == 0:
+    def add(self, loss: Loss, micro_batch: MicroBatch, iteration: int, token_logps: Tensor, masks: MaskSamples) -> None:
+        """Adds a micro-batch: its loss, and what the estimator measures of it. `masks` are those of all rows."""
+        if micro_batch.is_dummy:
             return
-        for key, value in {"policy/loss": loss.value.detach(), **loss.metrics}.items():
-            total = self.totals.get(key, torch.zeros_like(value))
-            weight = batch.weight / self.num_iterations
-            self.totals[key] = total.maximum(value) if key.endswith("_max") else total + value * weight
+        recipe, weight = self.run.recipe, self.batch.metric_weight(micro_batch, masks)
+        loss_weight = self.batch.loss_weight(micro_batch, masks, recipe.objective.averages_tokens)
+        self._add_mean("policy/loss", loss.value.detach() * (loss_weight / recipe.training.num_iterations))
+        for key, value in loss.metrics.items():
+            if key.endswith("_max"):
+                self.totals[key] = value.maximum(self.totals.get(key, torch.zeros_like(value)))
+            else:
+                self._add_mean(key, value * weight)
         # Asked of the recipe's estimator: after `fit` an estimator no longer measures what it was fitted to.
-        diagnostics = self.run.recipe.estimator.diagnostics(token_logps, masks)
+        diagnostics = recipe.estimator.diagnostics(token_logps, masks[micro_batch.rows])
         if diagnostics.per_sample_variance is not None and iteration == 0:
-            self.variances.setdefault("variance/per_sample", []).append(diagnostics.per_sample_variance)
+            self._add_variance("variance/per_sample", diagnostics.per_sample_variance, micro_batch)
         if diagnostics.loss_by_mask_ratio is not None:
             before = self.loss_by_mask_ratio
             added = diagnostics.loss_by_mask_ratio
@@ -51,17 +58,15 @@ class UpdateMetrics:
         if not math.isfinite(grad_norm) or not math.isfinite(loss):
             raise DivergenceError(f"inner update {iteration + 1} has loss {loss} and gradient norm {grad_norm}")
 
-    def add_variance(self, old_logps: Sequence[Sequence[Tensor]], batch: UpdateBatch) -> None:
+    def add_variance(self, old_logps: Sequence[Sequence[Tensor]]) -> None:
         """Adds the variance of the estimates over the independent masks of the inner updates, if they differ."""
         if all(logps is old_logps[0] for logps in old_logps):
             return
-        self.variances["variance/estimate"] = [
-            estimate_variance(
-                [logps[index] for logps in old_logps], [masks[micro_batch.rows] for masks in batch.mask_samples]
-            )
-            for index, micro_batch in enumerate(batch.micro_batches)
-            if micro_batch.weight > 0
-        ]
+        for index, micro_batch in enumerate(self.batch.micro_batches):
+            if not micro_batch.is_dummy:
+                masks = [masks[micro_batch.rows] for masks in self.batch.mask_samples]
+                variance = estimate_variance([logps[index] for logps in old_logps], masks)
+                self._add_variance("variance/estimate", variance, micro_batch)
 
     def reduce(self) -> dict[str, float]:
         """The metrics over all ranks. Also adds the observed losses to the run's history."""
@@ -77,13 +82,21 @@ class UpdateMetrics:
         }
         for name in dict.fromkeys(processes.all_gather_object(list(self.variances))):
             values = torch.cat([*self.variances.get(name, []), zero[None]])
-            reduced[name] = float(processes.reduce_sum(values.sum())) / self.num_rows
+            reduced[name] = float(processes.reduce_sum(values.sum())) / max(1, int(self.batch.always_has_tokens.sum()))
         self._update_history()
         return {
             **reduced,
             "policy/grad_norm": sum(self.grad_norms) / len(self.grad_norms),
-            "policy/frac_zero_advantage": 1 - self.num_rows / self.total_rows,
+            "policy/frac_zero_advantage": 1 - len(self.batch.rollouts) / self.batch.total_rows,
         }
+
+    def _add_mean(self, key: str, value: Tensor) -> None:
+        self.totals[key] = value + self.totals.get(key, torch.zeros_like(value))
+
+    def _add_variance(self, key: str, variance: Tensor, micro_batch: MicroBatch) -> None:
+        """A row without tokens in some inner update has no estimate there, so it has no variance."""
+        described = variance.where(self.batch.always_has_tokens[micro_batch.rows], 0.0)
+        self.variances.setdefault(key, []).append(described)
 
     def _update_history(self) -> None:
         processes, history = self.run.processes, self.run.state.loss_history

@@ -180,7 +180,7 @@ function areaChart(title, steps, phases, keys, glossary) {
 
 // Forward passes that were spent and that pruning saved: one bar per run.
 function savingsChart(title, bars, glossary) {
-  const segments = [["spent", "spent"], ["temporal", "saved by temporal pruning"], ["spatial", "saved by spatial pruning"], ["outside_schedule", "saved by rows that ended early"]];
+  const segments = [["spent", "spent"], ["temporal", "saved by temporal pruning"], ["spatial", "saved by spatial pruning"], ["eos", "saved by rows that ended early"], ["confidence", "saved by confidence"]];
   const barHeight = 26, gap = Math.min(46, (HEIGHT - TOP - BOTTOM) / bars.length);
   const high = Math.max(...bars.map((b) => Math.max(b.unpruned, b.spent + b.pregeneration)));
   const x = scale(0, high, LEFT, WIDTH - RIGHT, false);
@@ -197,9 +197,9 @@ function savingsChart(title, bars, glossary) {
   });
   const grid = svg("g", { class: "axes" }, ticks(0, high, false).map((v) => svg("text", { x: x(v), y: HEIGHT - 10, "text-anchor": "middle" }, short(v))));
   const sentence = (b) => `${b.name}: ${short(b.spent)} of ${short(b.unpruned)} forward passes spent (${percent(b.spent / b.unpruned)}); spatial pruning saved ${short(b.spatial)}, ` +
-    `temporal pruning ${short(b.temporal)}` + (b.outside_schedule > 0 ? `, rows that ended early ${short(b.outside_schedule)}` : b.outside_schedule < 0 ? `; second attempts with hints took ${short(-b.outside_schedule)} more` : "") +
+    `temporal pruning ${short(b.temporal)}` + (b.eos > 0 ? `, rows that ended early ${short(b.eos)}` : "") + (b.confidence > 0 ? `, confidence ${short(b.confidence)}` : "") + (b.hints > 0 ? `; second attempts with hints took ${short(b.hints)} more` : "") +
     (b.pregeneration ? `; making the anchors took ${short(b.pregeneration)}, not in the bar` : "");
   const legend = html("ul", { class: "legend-list" }, segments.map(([key, label], i) => bars.some((b) => b[key] > 0) ? html("li", {}, html("span", { class: `swatch part-${i}` }), label) : null));
   return card(title, ["nfe/rollout"], glossary, frame(title, `${bars.map(sentence).join(". ")}.`, shapes, grid), legend, html("ul", { class: "small" }, bars.map((b) => html("li", {}, `${sentence(b)}.`))),
-    tableOnDemand("Data table", ["run", "unpruned", ...segments.map((s) => s[1]), "making anchors"], () => bars.map((b) => [b.name, b.unpruned, ...segments.map((s) => b[s[0]]), b.pregeneration])));
+    tableOnDemand("Data table", ["run", "unpruned", ...segments.map((s) => s[1]), "second attempts", "making anchors"], () => bars.map((b) => [b.name, b.unpruned, ...segments.map((s) => b[s[0]]), b.hints, b.pregeneration])));
 }
