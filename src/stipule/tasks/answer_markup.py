@@ -36,7 +36,7 @@ def _strip_once(text: str) -> str:
     for opening, closing in _PAIRS:
         inner = text[len(opening) : -len(closing)]
         is_pair = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)
-        if is_pair and opening[-1] not in inner and not inner.endswith("\\"):
+        if is_pair and opening not in inner and not inner.endswith("\\"):
             return inner
     if tag := _TAGS.fullmatch(text):
         return tag.group(2)
