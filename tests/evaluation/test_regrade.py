@@ -26,9 +26,9 @@ def test_every_disagreement_has_a_kind():
     ]  # math needs a second process
     d1, strict = (grade_file(responses, protocol) for protocol in ("d1", "strict"))
     counts = {name: tally.correct for name, tally in strict[1].items()}
-    assert counts == {"gsm8k": 775, "countdown": 50, "sudoku": 1}
+    assert counts == {"gsm8k": 776, "countdown": 50, "sudoku": 1}
     disagreements = find_disagreements(responses, d1[0], strict[0])
-    for task, difference in (("gsm8k", 783 - 775), ("countdown", 53 - 50)):
+    for task, difference in (("gsm8k", 783 - 776), ("countdown", 53 - 50)):
         signs = [1 if d.higher_protocol == "d1" else -1 for d in disagreements if d.response.task == task]
         assert sum(signs) == difference
     assert sum(d.d1 - d.strict for d in disagreements if d.response.task == "sudoku") == 240 - 73
