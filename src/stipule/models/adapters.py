@@ -63,6 +63,8 @@ def _add_adapters(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module
 
     with warnings.catch_warnings():  # peft reads an attribute that transformers has deprecated
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # A bundled name is resolved to its folder; check_base compares the base by its fingerprint, not by its name.
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path` was renamed")
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
