@@ -26,6 +26,7 @@ from tests.pretend_device import MixedDevicesError, PretendDevice, PretendTensor
 from tests.toys import anchored, prompts, random_policy
 from tests.training.test_combinations import FITTING, NUM_GENERATIONS, REWARD, kinds, recipe_data
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: stipule doctor --device cuda --full")
 ROWS, LENGTH = 5, 16
 PLAIN = SemiAutoregressiveSampler(gen_length=LENGTH, steps=LENGTH, block_length=8, temperature=0.9)
 CUT = FixedCutoff(cutoff=0.2)
@@ -242,6 +243,10 @@ def test_the_commands_run_on_the_device(device, tmp_path):
     run_command("export", run, str(tmp_path / "exported"))
     run_command("anchors", "build", "quickstart", *SMALL, "--out", anchors)
     run_command("anchors", "audit", "quickstart", *SMALL, "--problems", "2")
+    run_command(
+        "variance", "quickstart", *SMALL, "--responses", "2", "--draws", "8", "--steps", "0",
+        "--out", str(tmp_path / "variance"),
+    )  # fmt: skip
     assert device.total > 0
 
 
