@@ -14,3 +14,12 @@ def make_generator(seed: int, step: int, purpose: str, rank: int = 0) -> torch.G
     """
     digest = hashlib.sha256(f"{seed}/{step}/{purpose}/{rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def generator_devices(device: torch.device | str) -> list[torch.device]:
+    """The devices for torch.random.fork_rng where a computation on this device uses the global generators.
+
+    Without them it saves the generators of all GPUs, and warns if there are several.
+    """
+    device = torch.device(device)
+    return [device] if device.type == "cuda" else []

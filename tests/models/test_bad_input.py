@@ -229,7 +229,7 @@ def test_an_invalid_model_section_is_refused(model, message):
     ],
 )
 def test_training_with_settings_for_evaluation_is_refused(root, monkeypatch, device, model, message):
-    monkeypatch.setattr("stipule.training.setup.load_policy", lambda *_, **__: load(root / "llada"))
+    monkeypatch.setattr("stipule.training.setup.load_policy", lambda *_, **__: pytest.fail("the model was loaded"))
     recipe = parse_recipe({"task": {"kind": "countdown"}, "model": model})
     with pytest.raises(RecipeError, match=message):
         _load(recipe, None, torch.device(device))

@@ -1,6 +1,7 @@
 """Every objective equals loops over plain numbers, with an old policy that differs and responses of 0 to 4 tokens."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -59,7 +60,9 @@ def test_grpo(kind, aggregation):
         [surrogate(math.exp(new - old), a) - BETA * kl(kind, new, ref) for new, old, ref in tokens]
         for tokens, a in rows(inputs)
     ]
-    expected = mean([mean(row) for row in values]) if aggregation == "sequence" else mean(sum(values, []))
+    expected = (
+        mean([mean(row) for row in values]) if aggregation == "sequence" else mean(list(chain.from_iterable(values)))
+    )
     assert float(loss.value) == pytest.approx(-expected, abs=1e-6)
     assert {name: float(value) for name, value in loss.metrics.items() if name != "policy/frac_bounded"} == {
         "policy/kl": pytest.approx(
@@ -96,7 +99,7 @@ def test_reinforce(lengths):
     values = [[logp * a for logp, _, _ in tokens] for tokens, a in rows(inputs)]
     expected = {
         "sequence": mean([mean(row) for row in values]),
-        "token": mean(sum(values, [])),
+        "token": mean(list(chain.from_iterable(values))),
         "sum": mean([sum(row) for row in values]),
     }
     for aggregation, value in expected.items():

@@ -7,9 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from stipule.config.recipe import parse_recipe
 from stipule.estimators.token_logps import masked_token_logps
 from stipule.models.loading import LoRA
+from stipule.plan.devices import FORWARD_EFFICIENCY, UPDATE_EFFICIENCY, device_named
 from stipule.plan.dummy_model import dummy_policy, even_anchors, full_length_rollouts, mask_samples_of_step, prompts_of
-from stipule.plan.flops import count_flops
+from stipule.plan.flops import count_flops, forward_flops
 from stipule.plan.shape import PUBLISHED, published_config, shape_of
+from stipule.plan.speed import from_data_sheet
 from stipule.rng import make_generator
 from stipule.training.cost import step_cost
 
@@ -127,3 +129,25 @@ def test_adapters_on_all_seven_and_on_the_four_published_matrices():
     published, _ = published_config("GSAI-ML/LLaDA-8B-Instruct")
     assert shape_of(published, LoRA(rank=128)).adapters == 335_544_320
     assert shape_of(published, LoRA(rank=128, targets="published")).adapters == 167_772_160
+
+
+def test_adapters_are_charged_at_the_rate_that_they_are_multiplied_at():
+    """TF32 on a base in bfloat16, bfloat16 under autocast, float32 on a base in float32."""
+    published, _ = published_config("GSAI-ML/LLaDA-8B-Instruct")
+    shape, device = shape_of(published, LoRA(rank=128)), device_named("h100")
+    forward = forward_flops(shape, 3, 100, 40)
+    assert forward.adapters == forward.backbone - forward_flops(shape, 3, 100, 40, adapters=False).backbone > 0
+    for overrides, base_rate, adapter_rate in (
+        (["model.dtype=bfloat16"], device.bfloat16, device.tf32),
+        (["model.dtype=bfloat16", "model.quantize=nf4"], device.bfloat16, device.tf32),
+        (["model.autocast=true"], device.bfloat16, device.bfloat16),
+        ([], device.float32, device.float32),
+    ):
+        recipe = small("model.lora.rank=128", "training.num_iterations=1", *overrides)
+        flops = count_flops(recipe, shape, 200)
+        seconds = from_data_sheet(recipe, flops, shape, device)
+        for phase, efficiency in (("rollout", FORWARD_EFFICIENCY), ("update", UPDATE_EFFICIENCY)):
+            counted = flops.phases[phase]
+            expected = (counted.operations - counted.adapters) / base_rate + counted.adapters / adapter_rate
+            assert getattr(seconds, phase) == pytest.approx(expected / efficiency)
+    assert 0.03 < forward.adapters / forward.operations < 0.06

@@ -14,7 +14,7 @@ from stipule.plan.shape import NetworkShape
 from stipule.plan.speed import StepSeconds, from_data_sheet
 
 # Weights of 16 GB, gradients of 1 GB; an effective link of 10 GB/s and an effective network of 1 GB/s.
-DEVICE = Device("toy", 100.0, 10.0, 1.0, 10**12, 10e9 / LINK_EFFICIENCY, 1e9 / LINK_EFFICIENCY)
+DEVICE = Device("toy", 100.0, 50.0, 10.0, 1.0, 10**12, 10e9 / LINK_EFFICIENCY, 1e9 / LINK_EFFICIENCY)
 PEAKS = PeakMemory(16 * 10**9, 10**9, 10**9, 2 * 10**9, 0, 0, 0, 30 * 10**9, 0)
 SHAPE = NetworkShape(8 * 10**9, 7 * 10**9, 5 * 10**8, 32, 4096, 4096, 10**5, 10**8, 0, 0)
 STEP_SECONDS = StepSeconds(1000.0, 100.0, 100.0, 200.0, "given", 1.0)
@@ -80,7 +80,7 @@ def test_groups_that_cannot_be_divided_evenly_raise_an_error():
 def test_a_data_sheet_gives_operations_over_rate_and_at_least_the_time_to_read_the_weights():
     bfloat16 = recipe("model.dtype=bfloat16")
     flops = count_flops(bfloat16, SHAPE, 200)
-    fast = replace(DEVICE, bfloat16=1e15, bandwidth=1e15)
+    fast = replace(DEVICE, bfloat16=1e15, tf32=1e15, bandwidth=1e15)
     assert from_data_sheet(bfloat16, flops, SHAPE, fast).rollout == pytest.approx(flops.rollout.operations / 5e14)
     slow = from_data_sheet(bfloat16, flops, SHAPE, replace(fast, bandwidth=1e9))
     assert slow.rollout == pytest.approx(128 * 2 * 7.5e9 / 1e9)  # 48 rows in one batch, 15 GB per forward pass

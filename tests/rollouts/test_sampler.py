@@ -9,7 +9,7 @@ import torch
 from stipule.errors import RecipeError
 from stipule.rollouts.pruning import Anchors, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
-from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.schedule import Cutoff, unmask_schedule
 from stipule.rollouts.token_sampling import sample_tokens
 from stipule.types import Prompts
 from tests.toys import anchored, prompts
@@ -90,7 +90,7 @@ def test_forward_passes_equal_the_schedule(policy, length, steps, block, num_anc
             policy, prompts(policy), no_noise(sampler, 3), anchors, FixedCutoff(cutoff=cutoff, scope=scope)
         )
     masks_per_block = (~anchors.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
-    planned = [unmask_schedule(tuple(row), length, steps, block, cutoff, scope).nfe for row in masks_per_block]
+    planned = [unmask_schedule(tuple(row), length, steps, block, Cutoff(cutoff, scope)).nfe for row in masks_per_block]
     assert rollouts.nfe.tolist() == planned
     assert calls.count == max(planned)
     assert bool((rollouts.completion_ids != policy.mask_id).all())
@@ -163,7 +163,11 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
     logits[0] = -math.inf  # the mask
     uniform = torch.rand(num_draws, generator=generator)
     token, confidence = sample_tokens(
-        logits.expand(num_draws, -1).clone(), uniform, temperature, torch.zeros(num_draws, dtype=torch.bool), mask_id=0
+        logits.expand(num_draws, -1).clone(),
+        uniform,
+        temperature,
+        torch.zeros(num_draws, dtype=torch.bool),
+        torch.tensor([0]),
     )
     expected = (logits / temperature).softmax(0)[1:] * num_draws
     counts = torch.bincount(token, minlength=vocab_size)[1:]
@@ -175,7 +179,9 @@ def test_sampled_frequencies_are_softmax_of_logits_over_temperature(temperature)
 
 def test_uniforms_of_0_and_1_choose_tokens_of_positive_probability():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]] * 2)
-    token, _ = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), mask_id=0)
+    token, _ = sample_tokens(
+        logits, torch.tensor([0.0, 1 - 2**-24]), 1.0, torch.tensor([False, False]), torch.tensor([0])
+    )
     assert token.tolist() == [1, 3]
 
 

@@ -32,7 +32,7 @@ def test_frequencies_over_several_chunks_are_the_probabilities():
     hit = torch.tensor([0, CHUNK_SIZE - 1, CHUNK_SIZE, 2 * CHUNK_SIZE + 5, 3 * CHUNK_SIZE - 1])
     logits[0, hit] = torch.tensor([0.0, 1.0, 0.5, 2.0, -1.0])
     token, confidence = sample_tokens(
-        logits.repeat(50_000, 1), torch.rand(50_000, generator=generator), 0.7, None, mask_id=7
+        logits.repeat(50_000, 1), torch.rand(50_000, generator=generator), 0.7, None, torch.tensor([7])
     )
     expected = (logits[0] / 0.7).softmax(0) * 50_000
     counts = torch.bincount(token, minlength=logits.shape[1])
@@ -46,8 +46,8 @@ def test_slices_of_a_batch_give_the_tokens_of_the_whole_batch(monkeypatch):
     logits = 3 * torch.randn(11, 300, generator=generator)
     uniform, greedy = torch.rand(11, generator=generator), torch.arange(11) % 4 == 0
     for rows_greedy in (None, greedy):
-        whole = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, mask_id=7)
+        whole = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, torch.tensor([7]))
         monkeypatch.setattr(module, "MAX_LOGITS", 3 * 300)
-        sliced = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, mask_id=7)
+        sliced = sample_tokens(logits.clone(), uniform, 0.7, rows_greedy, torch.tensor([7]))
         monkeypatch.undo()
         assert torch.equal(sliced[0], whole[0]) and torch.equal(sliced[1], whole[1])

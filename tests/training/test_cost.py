@@ -18,10 +18,10 @@ from stipule.rollouts.anchors import AnchorStore
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from stipule.rollouts.schedule import num_anchors
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
-from stipule.training.cost import max_step_cost, step_cost
+from stipule.training.cost import max_candidates, max_step_cost, schedule_of_masks, step_cost
 from stipule.training.settings import Recipe, Training
 from tests.toys import COUNTDOWN
 
@@ -38,6 +38,7 @@ def samplers(draw):
         gen_length=length,
         steps=blocks * draw(st.integers(1, block_length)),
         block_length=block_length,
+        block_schedule=draw(st.sampled_from(["carry", "carry", "fixed"])),
         remasking="random" if is_random else "low_confidence",
         stop_at_eos=draw(st.booleans()),
         confidence_threshold=None if is_random else draw(st.sampled_from([None, None, 0.3])),
@@ -57,7 +58,12 @@ def prunings(draw):
         when=draw(st.sampled_from(["always", "group_failed"])),
         only_correct=draw(st.booleans()),
     )
-    fixed = FixedCutoff(cutoff=draw(fractions), scope=draw(st.sampled_from(["global", "block"])))
+    fixed = FixedCutoff(
+        cutoff=draw(fractions),
+        scope=draw(st.sampled_from(["global", "block"])),
+        tail=draw(st.sampled_from(["argmax", "sample"])),
+        rounding=draw(st.sampled_from(["floor", "ceil"])),
+    )
     confident = ConfidenceCutoff(cutoff=draw(fractions), threshold=draw(st.sampled_from([0.0, 0.3, 0.9])))
     return Pruning(spatial=spatial, temporal=draw(st.sampled_from([fixed, fixed, confident])))
 
@@ -85,6 +91,8 @@ def run_of(recipe, policy):
 @given(samplers(), prunings(), estimators, st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 9), st.integers(0, 9))
 def test_real_steps_need_no_more_forward_passes_than_planned(policy, sampler, pruning, estimator, density, seed, step):
     training = Training(prompts_per_step=PROMPTS, num_generations=GENERATIONS, num_iterations=2, steps=10, seed=seed)
+    if pruning.temporal.planned_cutoff.scope == "block":
+        sampler = replace(sampler, block_schedule="carry")
     recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=pruning, estimator=estimator, training=training)
     problems = COUNTDOWN.problems("train")[: PROMPTS + 1]
     run = run_of(recipe, policy)
@@ -104,7 +112,8 @@ def test_real_steps_need_no_more_forward_passes_than_planned(policy, sampler, pr
 
 @given(samplers(), fractions, fractions)
 def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sampler, ratio, cutoff):
-    sampler = replace(sampler, stop_at_eos=False, confidence_threshold=None)
+    # With fixed blocks the number depends on where the anchors are.
+    sampler = replace(sampler, stop_at_eos=False, confidence_threshold=None, block_schedule="carry")
     pruning = Pruning(spatial=SpatialPruning(ratio=ratio), temporal=FixedCutoff(cutoff=cutoff))
     training = Training(prompts_per_step=PROMPTS, num_generations=GENERATIONS)
     recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=pruning, training=training)
@@ -116,16 +125,27 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
     assert run.timer.nfe["rollout"] == step_cost(recipe).rollout <= max_step_cost(recipe).rollout
 
 
-@pytest.mark.parametrize("scope", ["global", "block"])
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+@pytest.mark.parametrize(("scope", "block_schedule"), [("global", "carry"), ("block", "carry"), ("global", "fixed")])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_no_placement_of_anchors_needs_more_forward_passes_than_none(scope, blocks):
+def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(
+    blocks, scope, block_schedule, rounding
+):
     block_length = 4
     length = blocks * block_length
     for steps_per_block, cutoff in itertools.product(range(1, block_length + 1), [0, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99]):
-        sizes = (length, steps_per_block * blocks, block_length, cutoff, scope)
-        most = unmask_schedule((block_length,) * blocks, *sizes).nfe
+        steps = steps_per_block * blocks
+        sampler = SemiAutoregressiveSampler(
+            gen_length=length, steps=steps, block_length=block_length, block_schedule=block_schedule
+        )
+        temporal = FixedCutoff(cutoff=cutoff, scope=scope, rounding=rounding)
+        recipe = Recipe(
+            task=COUNTDOWN, sampler=sampler, pruning=Pruning(spatial=SpatialPruning(ratio=0.5), temporal=temporal)
+        )
+        nfe, candidates = max_step_cost(recipe).nfe_per_rollout, max_candidates(recipe)
         for masks in itertools.product(range(block_length + 1), repeat=blocks):
-            assert unmask_schedule(masks, *sizes).nfe <= most
+            schedule = schedule_of_masks(recipe, masks)
+            assert schedule.nfe <= nfe and max(schedule.num_candidates, default=0) <= candidates
 
 
 DATA = {
@@ -159,6 +179,15 @@ def test_expected_and_largest_numbers_of_forward_passes(settings, expected, most
     recipe = parse_recipe(DATA, settings)
     assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (expected, most)
     assert (step_cost(recipe).rollout, max_step_cost(recipe).rollout) == (6 * expected, 6 * most)
+
+
+def test_uneven_anchors_in_blocks_with_a_cutoff_of_their_own_stay_below_the_bound():
+    sizes = {"gen_length": 128, "steps": 32, "block_length": 32}
+    pruning = {"spatial": {"ratio": 0.1}, "temporal": {"cutoff": 0.05, "scope": "block"}}
+    recipe = parse_recipe({**DATA, "sampler": sizes, "pruning": pruning})
+    assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (32, 4 * (8 + 1))
+    assert schedule_of_masks(recipe, (32, 32, 32, 19)).nfe == 33  # 13 anchors, all in the last block
+    assert schedule_of_masks(recipe, (30, 30, 30, 25)).nfe == 34  # ceil(29 / 4) + 1 in three blocks, 7 in the last
 
 
 def test_fixed_log_probabilities_are_computed_once_where_the_masks_repeat():

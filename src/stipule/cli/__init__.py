@@ -29,7 +29,7 @@ from stipule.cli import anchors  # noqa: F401
 
 # isort: on
 from stipule.cli.app import app
-from stipule.errors import AlarmError, DivergenceError, StipuleError
+from stipule.errors import AlarmError, DivergenceError, StipuleError, out_of_memory_message
 
 
 def main() -> None:
@@ -41,6 +41,12 @@ def main() -> None:
         sys.exit(1)
     except StipuleError as error:
         _print_error(error)
+        sys.exit(2)
+    except (RuntimeError, MemoryError, OSError) as error:
+        message = out_of_memory_message(error)
+        if message is None:
+            raise
+        _print_error(StipuleError(message))
         sys.exit(2)
 
 

@@ -22,14 +22,14 @@ app.add_typer(anchors_app, name="anchors")
 def anchors_build(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -> None:
     """Generate the responses that a recipe takes its anchors from; run again, the same command continues."""
     from stipule.config.recipe import load_recipe
-    from stipule.models.loading import load_policy
+    from stipule.models.loading import best_device, load_policy
     from stipule.report.live import bar
     from stipule.training.anchor_source import build_store, check_source
 
     resolved = load_recipe(recipe, overrides or [])
     check_source(resolved.pruning.spatial)
     path = out or Path("runs") / f"{Path(recipe).stem}-anchors.safetensors"
-    policy = load_policy(resolved.model, seed=resolved.training.seed)
+    policy = load_policy(resolved.model, device=best_device(), seed=resolved.training.seed)
     with bar(console, "generating anchors") as progress:
         store = build_store(resolved, policy, resolved.task.problems("train"), path, progress)
     table = store.table
@@ -56,14 +56,14 @@ def anchors_audit(
     from stipule.atomic_io import replace_file
     from stipule.config.recipe import load_recipe
     from stipule.evaluation.leakage import check_leakage
-    from stipule.models.loading import load_policy
+    from stipule.models.loading import best_device, load_policy
     from stipule.report.leakage_table import leakage_table
     from stipule.report.live import bar
     from stipule.training.anchor_source import check_source, temporary_store
 
     resolved = load_recipe(recipe, overrides or [])
     check_source(resolved.pruning.spatial)
-    policy = load_policy(resolved.model, seed=resolved.training.seed)
+    policy = load_policy(resolved.model, device=best_device(), seed=resolved.training.seed)
     train_problems = resolved.task.problems("train")[:problems]
     with bar(console, "generating anchors") as progress:
         store = temporary_store(resolved, policy, train_problems, progress)

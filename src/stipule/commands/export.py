@@ -21,6 +21,7 @@ from stipule.models.adapters import WEIGHTS, read_adapter_info, write_adapter_in
 from stipule.models.families import DIFFUSION
 from stipule.models.loading import (
     ModelConfig,
+    best_device,
     load_policy,
     read_published_config,
     resolve_model_path,
@@ -50,7 +51,8 @@ def export(run: str, out: Path, merge: bool, layout: Layout = "published") -> st
         )
     config = recipe_for_model(run).model if (Path(run) / "recipe.yaml").exists() else ModelConfig(path=run)
     base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"] if is_adapter else None
-    policy = load_policy(replace(config, quantize=None, gradient_checkpointing=False, path=run))
+    plain = replace(config, quantize=None, gradient_checkpointing=False, path=run)
+    policy = load_policy(plain, device=best_device())
     merge_change = _merge(policy, config) if is_adapter and merge else None
     summary = (
         f"an adapter on {base}"
@@ -107,7 +109,7 @@ def convert(adapter: Path, out: Path, base: str) -> tuple[int, list[str]]:
             "(adapter_model.bin is a pickle, which can run code, and is never opened)"
         ) from cause
     base_config = read_published_config(resolve_model_path(base))
-    converted_config, converted_tensors = convert_adapter(config, tensors, base_config)
+    converted_config, converted_tensors = convert_adapter(config, tensors, base_config, adapter)
     converted_config["base_model_name_or_path"] = base
 
     def write(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.text import Text
 from stipule.atomic_io import replace_file
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.evaluation.evaluate import Evaluation, evaluate
-from stipule.models.loading import load_policy
+from stipule.models.loading import best_device, load_policy
 from stipule.report.live import LiveRun, bar
 from stipule.tasks.problem import Problem
 from stipule.training.checkpoint import TrainState, newest_checkpoint
@@ -43,7 +44,7 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
         )
     )
     problems = recipe.task.problems("test")
-    policy = load_policy(recipe.model)
+    policy = load_policy(recipe.model, device=best_device())
     with bar(console, "before") as progress:
         before = evaluate(policy, recipe.task, problems, recipe.sampler, progress=progress)
     console.print(f"before  {_accuracy(before)}")
@@ -54,7 +55,8 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
 
     checkpoint = newest_checkpoint(folder.checkpoints)
     assert checkpoint is not None
-    policy = load_policy(type(recipe.model)(**{**vars(recipe.model), "path": str(checkpoint / "model"), "lora": None}))
+    trained = replace(recipe.model, path=str(checkpoint / "model"), lora=None)
+    policy = load_policy(trained, device=best_device())
     with bar(console, "after") as progress:
         after = evaluate(policy, recipe.task, problems, recipe.sampler, progress=progress)
     result = {

@@ -24,7 +24,7 @@ from stipule.evaluation.elbo_variance import (
     with_calls,
     with_sampled_mask,
 )
-from stipule.models.loading import load_policy
+from stipule.models.loading import best_device, load_policy
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.pregenerate import pregenerate
@@ -59,7 +59,7 @@ def variance_study(
         recipe = replace(recipe, pruning=PAPER)
     seed = recipe.training.seed
     progress("rollouts, standard and pruned")
-    policy = load_policy(recipe.model, seed=seed)
+    policy = load_policy(recipe.model, device=best_device(), seed=seed)
     standard = rollouts(replace(recipe, pruning=Pruning()), policy, num_responses)
     pruned = rollouts(recipe, policy, num_responses)
     estimator = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
@@ -192,7 +192,8 @@ def after_updates(recipe: Recipe, num_responses: int, draws: int) -> list[dict[s
     """
     estimator = recipe.estimator if isinstance(recipe.estimator, Elbo) else Elbo()
     settings = recipe.training
-    policy = load_policy(recipe.model, reference=recipe.objective.beta > 0 and recipe.model.lora is None, seed=0)
+    needs_reference = recipe.objective.beta > 0 and recipe.model.lora is None
+    policy = load_policy(recipe.model, reference=needs_reference, device=best_device(), seed=0)
     if recipe.model.lora is None:
         policy.model.requires_grad_(True)
     problems = recipe.task.problems("train")

@@ -10,6 +10,7 @@ from typing import Any
 from stipule.evaluation.statistics import wilson
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
+from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Grade, Problem, Task
@@ -69,6 +70,7 @@ def evaluate(
     Texts end before the first end-of-text token. Without `stop_at_eos` only special tokens are removed, as in published
     code. Reward functions get `trainer_state` (rollouts/reward_batch.py).
     """
+    check_prompt_lengths(policy, problems, sampler.gen_length)
     greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence")
     started = time.perf_counter()
     texts: list[str] = []

@@ -13,6 +13,7 @@ from stipule.errors import CheckpointError, RecipeError
 from stipule.evaluation.evaluate import Evaluation, evaluate
 from stipule.evaluation.statistics import wilson
 from stipule.models.masked_policy import MaskedPolicy
+from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task, mean_parts
 from stipule.tasks.sudoku import Sudoku, blank_cells
@@ -65,6 +66,7 @@ class EvaluationFolder:
         stop_at_eos: bool = True,
     ) -> dict[str, Any]:
         """Evaluates the problems that have no response yet, and writes the result. `batch_size` changes no response."""
+        check_prompt_lengths(policy, problems, sampler.gen_length)
         self._write("request.json", self.request)  # not earlier: a model that fails to load leaves no folder
         done = self.done()
         path = self.path / "responses.jsonl"

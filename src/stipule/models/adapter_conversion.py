@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stipule.errors import CheckpointError
+from stipule.models.adapters import check_lora_options
 from stipule.models.families import family_of
 from stipule.models.families.llada import LLADA_BLOCK
 
@@ -17,15 +19,10 @@ _PEFT = "base_model.model."
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.(lora_[AB])(?:\.default)?\.weight")
 _LM_HEAD = re.compile(r"model\.transformer\.ff_out\.lora_[AB].*")
 _STOCK = re.compile(r"(.+)\.(lora_[AB])(?:\.default)?\.weight")
-# Settings of peft that must have these values, because renaming tensors does not convert them.
-_PLAIN = {
-    "peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None, "layer_replication": None,
-    "rank_pattern": {}, "alpha_pattern": {}, "trainable_token_indices": None, "fan_in_fan_out": False,
-}  # fmt: skip
 
 
 def convert_adapter(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], published_config: Mapping[str, Any]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], published_config: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns adapter_config.json and the tensors under the names of the base's stock class.
 
@@ -33,12 +30,12 @@ def convert_adapter(
     LM head (LLaDA calls it `ff_out`, as it calls every down projection), an unknown key, a wrong shape, a lora_A
     without its lora_B, or settings that are not plain LoRA.
     """
-    for field, plain in _PLAIN.items():
-        given = config.get(field, plain)
-        if given != plain and not (not plain and not given):
+    check_lora_options(config, folder)
+    for option in ("rank_pattern", "alpha_pattern"):  # of the old names
+        if config.get(option):
             raise CheckpointError(
-                f"the adapter's {field} is {given!r}; only plain LoRA can be converted ({field} {plain!r}); merge the "
-                "adapter with the code that trained it, and load the merged model"
+                f"the adapter's {option} is {config[option]!r}; only an adapter of one rank and one alpha can be "
+                "converted; merge the adapter with the code that trained it, and load the merged model"
             )
     shapes = _adaptable_matrices(published_config)
     converted: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +17,26 @@ from transformers import PreTrainedModel
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.families import Family
 from stipule.models.weights import first_line
+from stipule.rng import generator_devices
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_INFO = "stipule.json"  # beside an adapter: the base it was trained on
+# The options of peft with which an adapter is W + scale * B A on chosen matrices of the layers. Every other option must
+# be off: rollouts with merged adapters, scores and the reference would be different policies.
+PLAIN_LORA_OPTIONS = frozenset({
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters",
+})  # fmt: skip
+# Where an adapter comes from; no effect on what it computes. The initial weights are replaced by the saved ones.
+DESCRIPTIVE_OPTIONS = frozenset({
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode", "qalora_group_size",
+    "megatron_core", "runtime_config",
+})  # fmt: skip
+# Initial weights that leave the base unchanged; others (PiSSA, OLoRA, LoftQ, CorDA) subtract the adapter from it.
+INITIAL_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +68,8 @@ def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, s
             f"model.lora.dropout is {lora.dropout}, but adapters on stacked experts ({family.name}) have no dropout; "
             "set model.lora.dropout=0"
         )
-    with torch.random.fork_rng():  # peft draws initial weights from the global generator; it is restored afterwards
+    # peft draws initial weights from the global generator; it is restored afterwards.
+    with torch.random.fork_rng(generator_devices(model.device)):
         torch.random.manual_seed(seed)
         return _add_adapters(model, adapter_config(family, lora, base))
 
@@ -61,10 +77,11 @@ def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, s
 def _add_adapters(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module:
     from peft import get_peft_model  # takes seconds to import, and full fine-tuning does not need it
 
-    with warnings.catch_warnings():  # peft reads an attribute that transformers has deprecated
+    with warnings.catch_warnings():
+        # peft reads an attribute that transformers has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        # A bundled name is resolved to its folder; check_base compares the base by its fingerprint, not by its name.
-        warnings.filterwarnings("ignore", message=".*base_model_name_or_path` was renamed")
+        # It also takes the path that the network was read from for the base's name; save_policy writes the given name.
+        warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed", category=UserWarning)
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
@@ -83,11 +100,68 @@ def adapter_config(family: Family, lora: LoRA, base: str) -> LoraConfig:
     )
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
+def read_adapter_options(folder: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises CheckpointError if it is damaged, names no base, or is not of plain LoRA."""
+    try:
+        options = json.loads((folder / "adapter_config.json").read_text())
+        if not isinstance(options["base_model_name_or_path"], str):
+            raise KeyError("base_model_name_or_path")
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise CheckpointError(
+            f"the adapter at {str(folder)!r} cannot be read: {first_line(cause)}; adapter_config.json must be complete "
+            "and name its base in base_model_name_or_path; copy it again"
+        ) from cause
+    check_lora_options(options, folder)
+    return options
+
+
+def check_lora_options(options: Mapping[str, Any], folder: Path) -> None:
+    """Raises CheckpointError, naming the option, if an adapter_config.json is not of plain LoRA.
+
+    Options that the installed peft does not have are treated alike: they must be off.
+    """
+    allowed = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": INITIAL_WEIGHTS, "revision": ("main",)}
+    for option, value in options.items():
+        if option in PLAIN_LORA_OPTIONS | DESCRIPTIVE_OPTIONS or not value or value in allowed.get(option, ()):
+            continue
+        raise CheckpointError(
+            f"the adapter at {str(folder)!r} has {option} = {value!r}; only plain LoRA is supported, W + scale * B A "
+            f"({', '.join(sorted(PLAIN_LORA_OPTIONS))} may be set); merge the adapter with peft (merge_and_unload), "
+            "and load the merged model"
+        )
+
+
+def _check_adapted_modules(adapted: Any, family: Family, folder: Path) -> None:
+    """Raises CheckpointError for an adapter on anything but a matrix of a layer, or the family's stacked experts.
+
+    The LM head is computed in tiles from its matrix alone, and its matrix may be that of the embedding.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    lm_head = adapted.get_base_model().get_output_embeddings()
+    for name, module in adapted.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        parameter = getattr(module, "parameter_name", None)  # of an adapter on a bare parameter
+        if parameter is None:
+            supported = isinstance(module.get_base_layer(), torch.nn.Linear) and module is not lm_head
+        else:
+            supported = any(target.endswith(f".{parameter}") for target in family.lora_parameters)
+        if not supported:
+            option = "target_modules" if parameter is None else "target_parameters"
+            raise CheckpointError(
+                f"the adapter at {str(folder)!r} adapts {name.removeprefix('base_model.model.')} ({option}); only "
+                "matrices of the layers may be adapted, not the LM head, the embedding or a bare parameter; merge the "
+                "adapter with peft (merge_and_unload), and load the merged model"
+            )
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, family: Family) -> torch.nn.Module:
     """The network with the adapters of a folder.
 
-    Raises CheckpointError unless the keys of the file and the adapter parameters of the network are the same: peft
-    skips unknown keys, and the policy would be the base without any warning.
+    Raises CheckpointError for an adapter that is not plain LoRA on matrices of the layers, and unless the keys of the
+    file and the adapter parameters of the network are the same: peft skips unknown keys, and the policy would be the
+    base without any warning.
     """
     from peft import LoraConfig, set_peft_model_state_dict
 
@@ -104,10 +178,12 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
         f"stipule convert-adapter {folder} OUT --base MODEL"
     )
     config.inference_mode = False
+    config.init_lora_weights = True  # peft would use the base to compute others; the saved weights replace them
     try:
         adapted = _add_adapters(model, config)
     except ValueError as cause:
         raise CheckpointError(f"the adapter at {str(folder)!r} does not fit: {first_line(cause)}; {hint}") from cause
+    _check_adapted_modules(adapted, family, folder)
     parameters = {n.replace(".default", ""): p for n, p in adapted.named_parameters() if ".lora_" in n}
     shared = set(tensors) & set(parameters)
     mismatches = {

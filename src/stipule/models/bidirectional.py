@@ -17,7 +17,7 @@ def check_bidirectional(policy: MaskedPolicy) -> None:
     tokens[1, -1] = policy.eos_id
     first = torch.zeros_like(tokens, dtype=torch.bool)
     first[:, 0] = True
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: sharded weights that are gathered in it could not be trained
         one, other = policy.logits(tokens, None, first, num_positions=2)
     if torch.equal(one, other):
         raise CheckpointError(

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from stipule.errors import CheckpointError, RecipeError
-from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_adapter_info, write_adapter_info
+from stipule.models.adapters import (
+    LoRA,
+    check_base,
+    load_adapter,
+    new_adapter,
+    read_adapter_info,
+    read_adapter_options,
+    write_adapter_info,
+)
 from stipule.models.autocast import prepare_autocast
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.families import DIFFUSION, diffusion_section, family_of
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.special_tokens import find_special_tokens
+from stipule.models.tokenizer_loading import load_tokenizer
 from stipule.models.weights import first_line, load_network
 
 __all__ = [
@@ -68,6 +77,14 @@ class ModelConfig:
         """How the base's weights are stored, in words."""
         return f"{self.quantize}, computed in {self.dtype}" if self.quantize else self.dtype
 
+    @property
+    def adapters_use_tf32(self) -> bool:
+        """Whether training multiplies adapters in TF32: they are float32 on a base that is less precise.
+
+        Under autocast they are multiplied in bfloat16, as the base.
+        """
+        return (self.dtype == "bfloat16" or self.quantize is not None) and not self.autocast
+
     def diffusion_section(self) -> dict[str, Any]:
         """The settings that override config.json, as its `diffusion` section stores them."""
         section = {
@@ -95,46 +112,57 @@ def resolve_model_path(path: str) -> str:
 
 
 def best_device() -> str:
-    """An accelerator if there is one, else the CPU. Training uses the device that accelerate chooses."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of every command: a GPU if there is one, unless ACCELERATE_USE_CPU is set as for training."""
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
 
 
 def load_policy(
-    config: ModelConfig, *, reference: bool = False, device: torch.device | str = "cpu", seed: int = 0
+    config: ModelConfig,
+    *,
+    reference: bool = False,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    to_be_sharded: bool = False,
 ) -> MaskedPolicy:
     """A policy ready for sampling, likelihoods and training.
 
     `reference` keeps a frozen copy for full fine-tuning (with LoRA, the base is the reference); `seed` determines the
-    initial LoRA weights. Raises CheckpointError, with the cause, for a model that is missing, truncated, of another
-    family, causal, or has invalid token ids.
+    initial LoRA weights. With `to_be_sharded` the weights stay on the CPU until shard_model moves them to the device;
+    the caller must then check that attention is bidirectional. Raises CheckpointError, with the cause, for a model that
+    is missing, truncated, of another family, causal, or has invalid token ids.
     """
     path = resolve_model_path(config.path)
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
     adapter_info = read_adapter_info(adapter) if adapter else {}
+    base = read_adapter_options(adapter)["base_model_name_or_path"] if adapter else ""
     if adapter:
-        path = resolve_model_path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+        path = resolve_model_path(base)
     published_config = with_diffusion_section(
         read_published_config(path), {**diffusion_section(adapter_info), **config.diffusion_section()}
     )
     family = family_of(published_config)
     network_config = family.read_config(published_config)
-    tokenizer = _load_tokenizer(path, network_config)
+    tokenizer = load_tokenizer(path, network_config)
     find_special_tokens(published_config, tokenizer, family, network_config.vocab_size)  # before gigabytes are read
-    network = load_network(path, published_config, config, device)
+    # 4-bit weights are made on the device, and small.
+    weights_device = "cpu" if to_be_sharded and not config.quantize else device
+    network = load_network(path, published_config, config, weights_device)
     policy = MaskedPolicy(network, tokenizer, published_config, config.autocast)
-    policy.precision = config.precision
-    check_bidirectional(policy)
-    if adapter or config.lora:
+    policy.precision, policy.adapter_base = config.precision, base
+    if not to_be_sharded:
+        check_bidirectional(policy)
+    if adapter or config.lora or to_be_sharded:  # later no rank has all weights
         policy.base_fingerprint = policy.fingerprint()
     if adapter:
         check_base(adapter_info, policy.base_fingerprint, config.precision, adapter, path)
-        policy.model = load_adapter(policy.unwrapped_model, adapter).eval()
+        policy.model = load_adapter(policy.unwrapped_model, adapter, family).eval()
     elif config.lora:
         policy.model = new_adapter(policy.unwrapped_model, family, config.lora, path, seed).eval()
     elif reference:
-        policy.ref_model = load_network(path, published_config, config, device).requires_grad_(False)
+        policy.ref_model = load_network(path, published_config, config, weights_device).requires_grad_(False)
     if config.autocast:
-        prepare_autocast(policy)
+        prepare_autocast(policy, on_cpu=torch.device(device).type == "cpu")
     return policy
 
 
@@ -167,8 +195,10 @@ def save_policy(
 ) -> None:
     """Writes the model in its published layout, or with LoRA only the adapter, and the tokenizer.
 
-    `state_dict` replaces the model's own weights; sharded weights must be given here (models/sharding.py).
+    `base` is the name of a new adapter's base; an adapter that was loaded keeps the base that it names. `state_dict`
+    replaces the model's own weights; sharded weights must be given here (models/sharding.py).
     """
+    base = policy.adapter_base or base
     weights: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
     if hasattr(policy.model, "peft_config"):
         for config in policy.model.peft_config.values():  # type: ignore[union-attr, operator]
@@ -187,14 +217,3 @@ def save_network(policy: MaskedPolicy, folder: Path, weights: Mapping[str, Any] 
     policy.unwrapped_model.save_pretrained(folder, **(weights or {}))
     (folder / "config.json").write_text(json.dumps(policy.published_config, indent=2) + "\n")
     (folder / "generation_config.json").unlink(missing_ok=True)
-
-
-def _load_tokenizer(path: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    try:
-        # Without a configuration AutoTokenizer would read config.json itself, and warn about an unknown type.
-        return AutoTokenizer.from_pretrained(path, config=config, padding_side="left")
-    except (OSError, ValueError, KeyError) as cause:
-        raise CheckpointError(
-            f"no readable tokenizer at {path!r}: {first_line(cause)}; put tokenizer.json and tokenizer_config.json "
-            "beside config.json"
-        ) from cause

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,12 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
 from stipule.models.attention_mask import full_attention_mask
-from stipule.models.families import family_of, output_embeddings
+from stipule.models.families import family_of, max_positions, output_embeddings
+from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
 from stipule.models.last_layer import compute_only_at, unique_indices
 from stipule.models.policy import Messages
-from stipule.models.special_tokens import find_special_tokens
+from stipule.models.prompt_encoding import encode_messages
+from stipule.models.special_tokens import find_special_tokens, ids_without_token
 from stipule.models.upload import upload
+from stipule.rng import generator_devices
 from stipule.types import Prompts
 
 
@@ -45,6 +46,7 @@ class MaskedPolicy:
         self.published_config = dict(published_config)  # config.json as it was read; it is written back unchanged
         self.autocast = autocast
         self.ref_model: nn.Module | None = None  # the reference of full fine-tuning; LoRA needs none
+        self.adapter_base = ""  # the base that a loaded adapter names; set by load_policy
         self.base_fingerprint = ""  # of the weights that adapters are trained on; set by load_policy
         self.precision = "float32"  # of the base's weights, in words
         self.family = family_of(published_config)
@@ -55,6 +57,9 @@ class MaskedPolicy:
         self.mask_id, self.eos_id, self.pad_id = find_special_tokens(
             published_config, tokenizer, self.family, config.vocab_size
         )
+        positions = max_positions(config)
+        self.max_length = None if positions is None else positions - self.first_position  # tokens of prompt + response
+        self._unsampled_ids = torch.tensor([self.mask_id, *ids_without_token(tokenizer, config.vocab_size)])
 
     @property
     def unwrapped_model(self) -> PreTrainedModel:
@@ -70,6 +75,11 @@ class MaskedPolicy:
         """V, the number of rows of the LM head."""
         return self.unwrapped_model.config.vocab_size
 
+    @property
+    def unsampled_ids(self) -> Int[Tensor, " E"]:
+        """Ids that the sampler never draws: the mask, and rows of the LM head for which there is no token."""
+        return upload(self._unsampled_ids, self.device)
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that an optimizer may change, by name. With sharded weights: this rank's shards."""
         for module in self.model.modules() if self.sharded else ():
@@ -84,7 +94,7 @@ class MaskedPolicy:
         tokenizer has no tokens for.
         """
         try:
-            rows = [self._encode(prompt) for prompt in prompts]
+            rows = [encode_messages(self.tokenizer, prompt) for prompt in prompts]
         except CheckpointError:
             raise
         except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
@@ -104,21 +114,6 @@ class MaskedPolicy:
         prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
         return Prompts(upload(prompt_ids, self.device), upload(prompt_mask, self.device))
 
-    def _encode(self, prompt: Messages) -> list[int]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        # A last message of the assistant is the start of its response: it comes after the template's own header.
-        prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        prefill_ids = self.tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
-        if self.tokenizer.chat_template is None:
-            if len(messages) > 1 or not messages:
-                raise CheckpointError(
-                    "the prompts are conversations, but the tokenizer has no chat template; use prompts that are "
-                    "strings, or a tokenizer with a template"
-                )
-            return [*self.tokenizer(messages[0]["content"])["input_ids"], *prefill_ids]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return [*encoded, *prefill_ids]
-
     def decode(self, token_ids: Int[Tensor, "B L"], stop_at_eos: bool = True) -> list[str]:
         """The text of each row up to its first end-of-text token, or all of it; without special tokens."""
         rows = token_ids.tolist()
@@ -133,8 +128,8 @@ class MaskedPolicy:
         return self._token_texts[token]
 
     def token_label(self, token: int) -> str:
-        """The text of one token, or the name of a special token."""
-        return self.token_text(token) or str(self.tokenizer.convert_ids_to_tokens(token))
+        """The text of one token, or the name of a special token; the id if there is no such token."""
+        return self.token_text(token) or self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
 
     def fingerprint(self) -> str:
         """A short hash of the weights without adapters, from names, shapes and some numbers of each tensor.
@@ -143,20 +138,11 @@ class MaskedPolicy:
         """
         if self.base_fingerprint:
             return self.base_fingerprint
-        digest = hashlib.sha256()
-        for name, parameter in self.unwrapped_model.named_parameters():
-            # 4-bit matrices are packed anew by the first forward pass on some processors, and are left out.
-            if "lora_" not in name and parameter.is_floating_point():
-                flat = parameter.detach().flatten()
-                numbers = flat[:: max(1, flat.numel() // 64)].float().cpu()
-                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
-                digest.update(numbers.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.unwrapped_model)
 
     def tokenizer_fingerprint(self) -> str:
         """A short hash of the vocabulary and the chat template."""
-        content = json.dumps([sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return tokenizer_fingerprint(self.tokenizer)
 
     def hidden_states(
         self,
@@ -283,9 +269,10 @@ class MaskedPolicy:
         Every other dropout is 0 (models/families).
         """
         self.model.train()
-        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):  # dropout reads the global generator; it is restored afterwards
+            with torch.random.fork_rng(
+                generator_devices(self.device)
+            ):  # dropout reads the global generator; it is restored afterwards
                 torch.random.manual_seed(generator.initial_seed())
                 yield
         finally:

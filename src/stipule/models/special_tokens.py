@@ -51,6 +51,11 @@ def find_special_tokens(
     return mask_id, eos_id, pad_id
 
 
+def ids_without_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[int]:
+    """Rows of the LM head for which the tokenizer has no token: padding of the vocabulary, and gaps in it."""
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
+
+
 def _mask_id(
     section: Mapping[str, Any],
     published_config: Mapping[str, Any],

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from stipule.errors import CheckpointError
+from stipule.errors import CheckpointError, out_of_memory_message
 from stipule.models.families import family_of, without_dropout
 from stipule.models.versions import check_quantiser
 
@@ -67,6 +67,8 @@ def load_network(
             **placement,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as cause:
+        if out_of_memory_message(cause):
+            raise
         raise CheckpointError(
             f"the weights at {path!r} cannot be read: {first_line(cause)}; they must be complete safetensors files "
             "that fit config.json; copy or download them again"

@@ -16,6 +16,7 @@ class Device:
 
     name: str
     bfloat16: float  # operations per second
+    tf32: float
     float32: float
     bandwidth: float  # bytes per second between memory and cores
     memory: int  # bytes
@@ -28,14 +29,14 @@ class Device:
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        Device("rtx3090", 71e12, 35.6e12, 936 * GB, 24 * GB, 32 * GB, 3 * GB),
-        Device("rtx4090", 165.2e12, 82.6e12, 1008 * GB, 24 * GB, 32 * GB, 3 * GB),
-        Device("a100", 312e12, 19.5e12, 2039 * GB, 80 * GB, 300 * GB, 25 * GB),
-        Device("a800", 312e12, 19.5e12, 2039 * GB, 80 * GB, 200 * GB, 25 * GB),
-        Device("h100", 989e12, 67e12, 3350 * GB, 80 * GB, 450 * GB),
-        Device("h800", 989e12, 67e12, 3350 * GB, 80 * GB, 200 * GB),
-        Device("h200", 989e12, 67e12, 4800 * GB, 141 * GB, 450 * GB),
-        Device("b200", 2250e12, 75e12, 8000 * GB, 180 * GB, 900 * GB),
+        Device("rtx3090", 71e12, 35.6e12, 35.6e12, 936 * GB, 24 * GB, 32 * GB, 3 * GB),
+        Device("rtx4090", 165.2e12, 82.6e12, 82.6e12, 1008 * GB, 24 * GB, 32 * GB, 3 * GB),
+        Device("a100", 312e12, 156e12, 19.5e12, 2039 * GB, 80 * GB, 300 * GB, 25 * GB),
+        Device("a800", 312e12, 156e12, 19.5e12, 2039 * GB, 80 * GB, 200 * GB, 25 * GB),
+        Device("h100", 989e12, 494e12, 67e12, 3350 * GB, 80 * GB, 450 * GB),
+        Device("h800", 989e12, 494e12, 67e12, 3350 * GB, 80 * GB, 200 * GB),
+        Device("h200", 989e12, 494e12, 67e12, 4800 * GB, 141 * GB, 450 * GB),
+        Device("b200", 2250e12, 1100e12, 75e12, 8000 * GB, 180 * GB, 900 * GB),
     )
 }
 

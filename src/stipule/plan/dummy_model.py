@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from stipule.models.adapter_tf32 import allow_tf32_in_adapters
 from stipule.models.adapters import new_adapter
 from stipule.models.autocast import prepare_autocast
 from stipule.models.families import family_of
 from stipule.models.loading import ModelConfig
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.tiny_tokenizer import build_tokenizer
-from stipule.rng import make_generator
+from stipule.rng import generator_devices, make_generator
 from stipule.rollouts.pruning import Anchors
 from stipule.rollouts.schedule import unmask_schedule
 from stipule.training.settings import Recipe
@@ -39,7 +40,7 @@ def dummy_policy(
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     dtype = getattr(torch, model.dtype)
-    with torch.device(device), torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.device(device), torch.random.fork_rng(generator_devices(device)), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(0)
         network: Any = family.model_class._from_config(config, dtype=dtype, attn_implementation=model.attention)
@@ -48,6 +49,8 @@ def dummy_policy(
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if model.lora:
             network = new_adapter(network, family, model.lora, model.path, 0)
+            if model.adapters_use_tf32:
+                allow_tf32_in_adapters(network)
     ids = {"mask_token_id": MASK_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
     policy = MaskedPolicy(network, _tokenizer(config.vocab_size), {**config_json, **ids}, model.autocast)
     if model.lora is None:
@@ -113,7 +116,12 @@ def _unmask_steps(recipe: Recipe, fixed_mask: torch.Tensor) -> torch.Tensor:
     sampler = recipe.sampler
     masks = tuple((~fixed_mask[0]).unflatten(0, (-1, sampler.block_length)).sum(1).tolist())
     num_transfer_tokens = unmask_schedule(
-        masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
+        masks,
+        sampler.gen_length,
+        sampler.steps,
+        sampler.block_length,
+        recipe.pruning.temporal.planned_cutoff,
+        sampler.block_schedule,
     ).num_transfer_tokens
     steps = torch.arange(len(num_transfer_tokens))
     row = torch.full((sampler.gen_length,), -1)

@@ -28,6 +28,7 @@ class PhaseFlops:
     backbone: float  # operations in the matrices of the layers, adapters included
     attention: float  # operations between tokens
     head: float  # operations in the LM head
+    adapters: float  # of `backbone`: operations in the LoRA matrices, which may be multiplied in another precision
 
     @property
     def operations(self) -> float:
@@ -117,6 +118,9 @@ def forward_flops(
         float(OPERATIONS * (weights * tokens - position_wise * (tokens - head_tokens))),
         float(2 * OPERATIONS * shape.layers * shape.attention * row_length * tokens),  # queries x keys, then x values
         float(OPERATIONS * shape.head * head_tokens),
+        float(
+            OPERATIONS * (shape.adapters * tokens - shape.adapters_position_wise * (tokens - head_tokens)) * adapters
+        ),
     )
 
 
@@ -152,6 +156,7 @@ def update_flops(
         float(base + adapters),
         forward.attention * (1 + recomputed + ATTENTION_BACKWARD[recipe.model.attention]),
         forward.head * (4 if full_fine_tuning else 2),
+        float(adapters),
     )
 
 

@@ -12,7 +12,8 @@ import torch
 
 from stipule.errors import RecipeError, StipuleError
 from stipule.models.families import family_of
-from stipule.models.loading import _load_tokenizer, resolve_model_path
+from stipule.models.loading import resolve_model_path
+from stipule.models.tokenizer_loading import load_tokenizer
 from stipule.plan.devices import DEVICES, Device
 from stipule.plan.dummy_model import dummy_policy
 from stipule.plan.flops import StepFlops, count_flops
@@ -139,7 +140,7 @@ def prompt_shape_of(recipe: Recipe, config_json: Mapping[str, Any], prompt_lengt
     if problems is None:
         return PromptShape(PROMPT_LENGTH, several, num_problems, "assumed; give --prompt if yours are longer")
     policy = dummy_policy(config_json, recipe.model, "meta", layers=1)
-    policy.tokenizer = _load_tokenizer(path, family_of(config_json).read_config(config_json))
+    policy.tokenizer = load_tokenizer(path, family_of(config_json).read_config(config_json))
     batch_size = recipe.training.prompts_per_step
     sample = problems[: max(1, PROMPT_SAMPLE // batch_size) * batch_size]
     lengths = [policy.encode([problem.messages]).prompt_ids.shape[1] for problem in sample]

@@ -22,7 +22,7 @@ from stipule.models.autocast import prepare_autocast
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.plan.dummy_model import dummy_policy, full_length_rollouts, mask_samples_of_step, trainable_parameters
 from stipule.rollouts.token_sampling import sample_tokens
-from stipule.training.cost import candidates_per_call
+from stipule.training.cost import max_candidates
 from stipule.training.micro_batches import micro_batches
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples
@@ -202,7 +202,7 @@ def _logps_peak(
 
 def _rollout_peak(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt_length: int, padded: bool) -> int:
     """Bytes above static memory of a forward pass of `rollouts/sampler.py` with the most candidate positions."""
-    sampler, candidates = recipe.sampler, rows * max(candidates_per_call(recipe))
+    sampler, candidates = recipe.sampler, rows * max_candidates(recipe)
     allocated = AllocatedBytes()
     allocated.ignore([*policy.model.parameters(), *policy.model.buffers()])
     with allocated, torch.no_grad():
@@ -214,7 +214,7 @@ def _rollout_peak(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt_length
         else:
             logits = policy.lm_head(kv_cache.hidden_states(torch.arange(rows), canvas, mask, canvas.bool(), candidates))
         is_argmax = torch.zeros(candidates, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
-        sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, policy.mask_id)
+        sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, torch.tensor([policy.mask_id]))
     return allocated.peak
 
 

@@ -51,13 +51,15 @@ def from_data_sheet(recipe: Recipe, flops: StepFlops, shape: NetworkShape, devic
     """Operations at a fixed fraction of the rated speed, but at least the time to read the weights once per pass."""
     is_bfloat16 = recipe.model.dtype == "bfloat16" or recipe.model.autocast
     rate = device.bfloat16 if is_bfloat16 else device.float32
+    adapter_rate = device.tf32 if recipe.model.adapters_use_tf32 else rate
     settings = recipe.training
     rows = settings.prompts_per_step * settings.num_generations
     read_seconds = (2 if is_bfloat16 else 4) * (shape.backbone + shape.head) / device.bandwidth
 
     def seconds(name: str, batch_size: int, efficiency: float) -> float:
         phase = flops.phases[name]
-        return max(phase.operations / (rate * efficiency), phase.calls / max(1, min(rows, batch_size)) * read_seconds)
+        at_rate = (phase.operations - phase.adapters) / rate + phase.adapters / adapter_rate
+        return max(at_rate / efficiency, phase.calls / max(1, min(rows, batch_size)) * read_seconds)
 
     num_masks = recipe.estimator.num_masks(recipe.sampler.gen_length, schedule_of(recipe).nfe)
     masked_rows = settings.micro_batch_size * num_masks

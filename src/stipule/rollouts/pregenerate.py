@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.models.masked_policy import MaskedPolicy
+from stipule.models.sharding import is_sharded
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
+from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.rollouts.reward_batch import compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
@@ -23,6 +26,42 @@ from stipule.types import Rollouts
 
 # Seconds between two writes of a store that is being built. An interruption costs at most this.
 SAVE_SECONDS = 30.0
+
+
+@runtime_checkable
+class ProcessGroup(Protocol):
+    """The processes that build a store together; training/distributed.py has the one of several processes."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def all_gather_object(self, local: Sequence[Any]) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """The group of one process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def all_gather_object(self, local: Sequence[Any]) -> list[Any]:
+        return list(local)
+
+
+SINGLE_PROCESS = SingleProcess()
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Consecutive problems with their responses, on the CPU."""
+
+    stop: int  # number of problems up to the last of the batch
+    keys: Sequence[str]
+    rollouts: Rollouts
+    eligible: Bool[Tensor, "B L"]
+    correct: Bool[Tensor, " B"]
 
 
 def pregenerate(
@@ -35,12 +74,15 @@ def pregenerate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     path: Path | None = None,
     unfinished_store: AnchorStore | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> AnchorStore:
     """Samples one unpruned response per problem, and counts the forward passes.
 
     That costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
-    written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left.
+    written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left. The batches are
+    divided over the processes; each of them gets the whole store, and it does not depend on their number.
     """
+    check_prompt_lengths(policy, problems, sampler.gen_length)
     store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
     settings = {**asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size}
     if unfinished_store is not None and unfinished_store.settings != settings:
@@ -50,22 +92,20 @@ def pregenerate(
             "give another path with --out, or the same settings"
         )
     store.settings = settings
-    saved_at = time.monotonic()
-    for start in range(0, len(problems), batch_size):
+
+    def sample(start: int) -> StoredBatch:
         batch = problems[start : start + batch_size]
-        if not all(p.key in store.row_of_key for p in batch):
-            noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
-            rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
-            rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
-            eligible = eligible_tokens(policy, task, batch, rollouts)
-            store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
-            store.model_calls += int(rollouts.nfe.sum())
-            if path and time.monotonic() - saved_at > SAVE_SECONDS:
-                store.save(path, policy, finished=False)
-                saved_at = time.monotonic()
-        progress(start + len(batch), len(problems))
-    if path:
-        store.save(path, policy)
+        noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
+        rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
+        rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
+        return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
+
+    starts = [
+        start
+        for start in range(0, len(problems), batch_size)
+        if not all(p.key in store.row_of_key for p in problems[start : start + batch_size])
+    ]
+    _build(store, policy, sample, starts, len(problems), progress, path, processes)
     return store
 
 
@@ -78,27 +118,66 @@ def store_from_texts(
     batch_size: int,
     path: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> AnchorStore:
     """The anchor store of given texts by problem key, aligned at the response's first position (table 4).
 
     A text that is longer than the response is cut; positions after a shorter text stay masked. The confidence of each
     eligible token is its probability with all eligible tokens masked: one forward pass per problem.
     """
+    check_prompt_lengths(policy, problems, gen_length)
     store = AnchorStore(gen_length, policy.vocab_size)
     store.settings = {"task": task.name, "texts": len(texts)}
     known = [p for p in problems if p.key in texts]
-    for start in range(0, len(known), batch_size):
+
+    def score(start: int) -> StoredBatch:
         batch = known[start : start + batch_size]
         rollouts = _rollouts_of_texts(policy, batch, texts, gen_length)
+        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
         eligible = eligible_tokens(policy, task, batch, rollouts)
         rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
-        rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
-        store.put([p.key for p in batch], rollouts, eligible, rewards.correct)
-        store.model_calls += len(batch)
-        progress(start + len(batch), len(known))
-    if path:
-        store.save(path, policy)
+        return _stored_batch(batch, start, rollouts, eligible, rewards.correct)
+
+    _build(store, policy, score, range(0, len(known), batch_size), len(known), progress, path, processes)
     return store
+
+
+def _stored_batch(
+    batch: Sequence[Problem], start: int, rollouts: Rollouts, eligible: Tensor, correct: Tensor
+) -> StoredBatch:
+    return StoredBatch(start + len(batch), [p.key for p in batch], rollouts.map(Tensor.cpu), eligible.cpu(), correct)
+
+
+def _build(
+    store: AnchorStore,
+    policy: MaskedPolicy,
+    compute: Callable[[int], StoredBatch],
+    starts: Sequence[int],
+    total: int,
+    progress: Callable[[int, int], None],
+    path: Path | None,
+    processes: ProcessGroup,
+) -> None:
+    """Fills the store, one batch per process at a time. Only the first process writes.
+
+    With sharded weights every process must make the same forward passes: one without a batch repeats the last batch.
+    """
+    saved_at = time.monotonic()
+    if not starts:
+        progress(total, total)
+    for first in range(0, len(starts), processes.world_size):
+        index = first + processes.rank
+        local = compute(starts[min(index, len(starts) - 1)]) if index < len(starts) or is_sharded(policy) else None
+        batches = processes.all_gather_object([local] if local is not None and index < len(starts) else [])
+        for batch in batches:
+            store.put(batch.keys, batch.rollouts, batch.eligible, batch.correct)
+            store.model_calls += int(batch.rollouts.nfe.sum())
+        if path and processes.rank == 0 and time.monotonic() - saved_at > SAVE_SECONDS:
+            store.save(path, policy, finished=False)
+            saved_at = time.monotonic()
+        progress(batches[-1].stop, total)
+    if path and processes.rank == 0:
+        store.save(path, policy)
 
 
 def _rollouts_of_texts(
@@ -128,7 +207,7 @@ def token_confidence(policy: MaskedPolicy, rollouts: Rollouts, eligible: Bool[Te
     masked_ids = rollouts.completion_ids.masked_fill(eligible, policy.mask_id)
     position_mask = torch.cat([torch.zeros_like(rollouts.prompt_mask), eligible], 1)
     attention_mask = torch.cat([rollouts.prompt_mask, torch.ones_like(eligible)], 1)
-    with torch.inference_mode():
+    with torch.no_grad() if is_sharded(policy) else torch.inference_mode():  # as the sampler
         logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
         probability = logits.softmax(1).gather(1, rollouts.completion_ids[eligible][:, None])[:, 0]
     return torch.zeros(eligible.shape, device=eligible.device).masked_scatter(eligible, probability.clone())

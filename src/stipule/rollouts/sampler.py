@@ -19,8 +19,9 @@ from stipule.models.upload import upload
 from stipule.rollouts.batching import Call, DenoisingQueue
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.canvas import Canvas
+from stipule.rollouts.prompt_lengths import check_sequence_length
 from stipule.rollouts.pruning import Anchors, FixedCutoff, TemporalPruning
-from stipule.rollouts.schedule import check_sizes
+from stipule.rollouts.schedule import BlockSchedule, check_sizes
 from stipule.rollouts.token_sampling import sample_tokens
 from stipule.rollouts.unmasking import candidate_positions, rows_above_threshold, top_k_positions
 from stipule.types import Prompts, Rollouts
@@ -63,6 +64,9 @@ class SemiAutoregressiveSampler:
     gen_length: int = 256  # L, tokens (table 8)
     steps: int = 128  # N, forward passes without pruning (SPG's; the paper does not say)
     block_length: int = 32  # tokens (SPG's; the paper does not say)
+    # What happens in a block with anchors. carry: it takes fewer forward passes, L/N tokens each (eq. 10).
+    # fixed: it takes as many as a block without, with fewer tokens each, as in the authors' code.
+    block_schedule: BlockSchedule = "carry"
     temperature: float = 0.9  # table 8; 0 is greedy
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     # False: one uniform number per token for the whole rollout, so a postponed token keeps its quantile and the stated
@@ -100,7 +104,8 @@ class SemiAutoregressiveSampler:
 
     def sample_noise(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many rollouts."""
-        resamples = self.steps if self.resample_noise else 1
+        most_calls = self.steps + (self.block_schedule == "fixed")  # the finish may come after the last pass
+        resamples = most_calls if self.resample_noise else 1
         return Noise(
             torch.rand(resamples, rows, self.gen_length, generator=generator),
             torch.rand(rows, self.gen_length, generator=generator),
@@ -118,8 +123,9 @@ class SemiAutoregressiveSampler:
         """Denoises a batch with exactly the scheduled forward passes per row, or fewer where a row ends early.
 
         At most `max_batch_size` rows (None: all) share a forward pass; when a row is finished, the next one begins. No
-        row depends on the rows that share its forward passes.
+        row depends on the rows that share its forward passes. Raises RecipeError if a prompt is too long.
         """
+        check_sequence_length(policy, prompts.prompt_ids.shape[1], self.gen_length)
         # Sharded weights are gathered for every forward pass; weights gathered in inference mode could not be trained.
         with torch.no_grad() if is_sharded(policy) else torch.inference_mode():
             rollouts = self._denoise(policy, prompts, noise.to(policy.device), anchors, temporal, max_batch_size)
@@ -136,6 +142,7 @@ class SemiAutoregressiveSampler:
     ) -> Rollouts:
         canvas = Canvas.with_anchors(policy, prompts, anchors, self.gen_length)  # stage 1, eq. 5
         queue = DenoisingQueue(self, policy, prompts, canvas, temporal, max_batch_size)
+        excluded_ids = policy.unsampled_ids
         for call in queue.calls():
             masked = canvas.masked[call.index]  # x_t of the rows that share this forward pass
             candidates = candidate_positions(masked, call.lookahead, self.block_length)
@@ -146,7 +153,7 @@ class SemiAutoregressiveSampler:
             logits = queue.forward(call, candidates)  # pi_theta(. | x_t)
             row, position = torch.nonzero_static(candidates, size=call.num_candidates).unbind(1)
             uniform = noise.uniform[(call.step % len(noise.uniform))[row], call.index[row], position]
-            token, confidence, num_transfer_tokens = self._sample(logits, uniform, row, call, temporal, policy.mask_id)
+            token, confidence, num_transfer_tokens = self._sample(logits, uniform, row, call, temporal, excluded_ids)
 
             tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(candidates, token)
             confidences = torch.zeros_like(masked, dtype=torch.float32).masked_scatter(candidates, confidence)
@@ -179,7 +186,7 @@ class SemiAutoregressiveSampler:
         row: Int[Tensor, " M"],
         call: Call,
         temporal: TemporalPruning,
-        mask_id: int,
+        excluded_ids: Int[Tensor, " E"],
     ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"], Int[Tensor, " A"]]:
         """Stage 2a: tokens of x_hat ~ pi(. | x_t) (eq. 6, 8). Stage 2b: their argmax, all in one step (eq. 9).
 
@@ -188,9 +195,9 @@ class SemiAutoregressiveSampler:
         """
         finishing = None
         if temporal.threshold is not None and call.any_may_finish:
-            finishing = sample_tokens(logits, uniform, 0.0, None, mask_id)
+            finishing = sample_tokens(logits, uniform, 0.0, None, excluded_ids)
         is_argmax = call.is_argmax[row] if call.any_argmax else None
-        token, confidence = sample_tokens(logits, uniform, self.temperature, is_argmax, mask_id)
+        token, confidence = sample_tokens(logits, uniform, self.temperature, is_argmax, excluded_ids)
         if finishing is None or temporal.threshold is None:
             return token, confidence, call.num_transfer_tokens
         argmax_token, argmax_confidence = finishing

@@ -15,23 +15,23 @@ def sample_tokens(
     uniform: Float[Tensor, " M"],
     temperature: float,
     is_argmax: Bool[Tensor, " M"] | None,
-    mask_id: int,
+    excluded_ids: Int[Tensor, " E"],
 ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
     """A token for every position, and its probability under the model (at temperature 1, without noise).
 
     The token is the `uniform` quantile of softmax(logits / temperature), or the argmax where `is_argmax` (None:
-    nowhere) or the temperature is 0. The mask token is never sampled, because it is not text. Changes `logits`.
+    nowhere) or the temperature is 0. `excluded_ids` are never sampled, because they are not text. Changes `logits`.
     """
     rows = max(1, MAX_LOGITS // logits.shape[1])
     if logits.device.type == "cpu" and len(logits) > rows:
         slices = [slice(start, start + rows) for start in range(0, len(logits), rows)]
         sampled = [
-            sample_tokens(logits[s], uniform[s], temperature, None if is_argmax is None else is_argmax[s], mask_id)
+            sample_tokens(logits[s], uniform[s], temperature, None if is_argmax is None else is_argmax[s], excluded_ids)
             for s in slices
         ]
         tokens, probabilities = zip(*sampled, strict=True)
         return torch.cat(tokens), torch.cat(probabilities)
-    logits[:, mask_id] = float("-inf")
+    logits.index_fill_(1, excluded_ids, float("-inf"))
     probability = logits.softmax(1)
     if temperature == 0:
         token = logits.argmax(1)

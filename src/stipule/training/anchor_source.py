@@ -12,7 +12,7 @@ import torch
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.pregenerate import pregenerate, read_texts, store_from_texts
+from stipule.rollouts.pregenerate import SINGLE_PROCESS, ProcessGroup, pregenerate, read_texts, store_from_texts
 from stipule.rollouts.pruning import SpatialPruning
 from stipule.rollouts.reward_batch import RewardBatch
 from stipule.tasks.problem import Problem
@@ -67,37 +67,44 @@ def load_or_build_anchors(
         raise CheckpointError(
             f"{path} is missing; a run cannot continue without the anchors it began with; start again"
         )
-    if not is_given and not checkpoint and not processes.is_main_process:  # the main process builds it, the others read
-        processes.barrier()
-        store = AnchorStore.load(path, policy, gen_length)
-    elif is_given or checkpoint:
+    if is_given or checkpoint:
         # In a resumed run the policy has changed since the store was made.
         store = AnchorStore.load(path, policy, gen_length, same_model=checkpoint is None)
     else:
-        store = build_store(
-            recipe, policy, problems, path, lambda done, total: watch("anchors", {"done": done, "total": total})
-        )
-        processes.barrier()
+
+        def progress(done: int, total: int) -> None:
+            watch("anchors", {"done": done, "total": total})
+
+        store = build_store(recipe, policy, problems, path, progress, processes)
     state.pregeneration_calls = store.model_calls
     return store
 
 
 def build_store(
-    recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem], path: Path, progress: Callable[[int, int], None]
+    recipe: Recipe,
+    policy: MaskedPolicy,
+    problems: Sequence[Problem],
+    path: Path,
+    progress: Callable[[int, int], None],
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> AnchorStore:
-    """Builds the recipe's anchor store at `path`; continues an interrupted attempt that is there already."""
+    """Builds the recipe's anchor store at `path`; continues an interrupted attempt that is there already.
+
+    All processes must call: each of them samples its part of the batches, and gets the whole store.
+    """
     spatial, settings, gen_length = recipe.pruning.spatial, recipe.training, recipe.sampler.gen_length
     # Also refuses to overwrite a file that is no store.
     unfinished = AnchorStore.load(path, policy, gen_length, unfinished=True) if path.exists() else None
+    processes.all_gather_object([None])  # no process writes before all have read
     batch_size = settings.rollout_batch_size
     if spatial.source in ("ground_truth", "file"):
         if spatial.source == "file":
             texts = read_texts(Path(str(spatial.path)), problems)
         else:
             texts = {p.key: text for p in problems if (text := recipe.task.reference(p)) is not None}
-        return store_from_texts(policy, recipe.task, problems, texts, gen_length, batch_size, path, progress)
+        return store_from_texts(policy, recipe.task, problems, texts, gen_length, batch_size, path, progress, processes)
     return pregenerate(
-        policy, recipe.task, problems, recipe.sampler, settings.seed, batch_size, progress, path, unfinished
+        policy, recipe.task, problems, recipe.sampler, settings.seed, batch_size, progress, path, unfinished, processes
     )
 
 

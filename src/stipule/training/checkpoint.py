@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from stipule.atomic_io import replace_folder
 from stipule.errors import CheckpointError
 from stipule.estimators.importance_sampling import LossHistory
 from stipule.models.loading import save_policy
 from stipule.models.masked_policy import MaskedPolicy
-from stipule.models.sharding import full_state_dict, full_tensor, local_shard
+from stipule.models.sharding import full_state_dict, gather_on_first_rank, local_shard
 from stipule.rollouts.anchors import AnchorStore
 from stipule.training.run_folder import STATE_FILE
 
@@ -89,24 +89,28 @@ def read_train_state(path: Path) -> TrainState:
 
 
 def optimizer_state(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter name: tensors only, so no pickle is needed."""
-    return {
-        f"{name}/{key}": full_tensor(value).contiguous()
+    """AdamW's state by parameter name: tensors only, so no pickle is needed. With sharding, on the first rank only."""
+    gathered = gather_on_first_rank(
+        (f"{name}/{key}", value)
         for name, parameter in policy.trainable_parameters().items()
         for key, value in optimizer.state[parameter].items()
-    }
+    )
+    return {name: tensor.contiguous() for name, tensor in gathered.items()}
 
 
 def load_optimizer(path: Path, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> None:
-    """Restores a saved optimizer state. Raises CheckpointError unless it fits the parameters."""
+    """Restores a saved optimizer state, one tensor at a time. Raises CheckpointError unless it fits the parameters."""
+    parameters = policy.trainable_parameters()
     try:
-        saved = load_file(path / "optimizer.safetensors", device=str(policy.device))
+        with safe_open(path / "optimizer.safetensors", "pt") as file:
+            for full_name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                value, (name, key) = file.get_tensor(full_name), full_name.rsplit("/", 1)
+                if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
+                    raise CheckpointError(
+                        f"{path} was saved for another model: it has a state for {name} that does not fit"
+                    )
+                # AdamW keeps its step count on the CPU.
+                state = value if key == "step" else local_shard(value.to(policy.device), parameters[name])
+                optimizer.state[parameters[name]][key] = state
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} is damaged ({cause}); remove it to resume from the one before") from cause
-    parameters = policy.trainable_parameters()
-    for full_name, value in saved.items():
-        name, key = full_name.rsplit("/", 1)
-        if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
-            raise CheckpointError(f"{path} was saved for another model: it has a state for {name} that does not fit")
-        # AdamW keeps its step count on the CPU.
-        optimizer.state[parameters[name]][key] = value.cpu() if key == "step" else local_shard(value, parameters[name])

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.anchors import AnchorStore
 from stipule.training.checkpoint import TrainState
-from stipule.training.distributed import DistributedContext
+from stipule.training.distributed import DistributedContext, check_accelerate_settings
 from stipule.training.settings import Recipe
 from stipule.training.step_timer import StepTimer
 
@@ -31,6 +31,7 @@ class RunContext:
     @classmethod
     def single_process(cls, recipe: Recipe, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> RunContext:
         """A run at its first step, in this process only, without anchors."""
+        check_accelerate_settings()
         accelerator = Accelerator(cpu=policy.device.type == "cpu")
         processes = DistributedContext(accelerator)
         return cls(recipe, policy, optimizer, accelerator, processes, StepTimer(policy.device), TrainState(), None)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from stipule.models.families import family_of
-from stipule.rollouts.schedule import UnmaskSchedule, floor_fraction, masks_per_block, num_anchors, unmask_schedule
+from stipule.rollouts.schedule import (
+    UnmaskSchedule,
+    floor_fraction,
+    llada_transfer_schedule,
+    masks_per_block,
+    num_anchors,
+    unmask_schedule,
+)
 from stipule.training.settings import Recipe
 
 # Taken for every fraction that is known only after a run: the accuracy of problems, the fraction of groups without a
@@ -53,13 +60,21 @@ def step_cost(recipe: Recipe) -> StepCost:
 
 
 def max_step_cost(recipe: Recipe) -> StepCost:
-    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried.
-
-    Fewer masks in a block never need more forward passes. So no placement of anchors needs more than none.
-    """
-    nfe = schedule_of(recipe).nfe
+    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried."""
+    nfe = max_nfe(recipe)
     attempts = 2 if samples_twice(recipe) else 1
     return _step_cost(recipe, attempts * nfe, recipe.estimator.num_masks(recipe.sampler.gen_length, nfe))
+
+
+def max_nfe(recipe: Recipe) -> int:
+    """The most forward passes of one response.
+
+    Where blocks carry on, fewer masks in a block never need more of them, so no placement of anchors needs more than
+    none. A fixed block schedule has N, and the finish.
+    """
+    if recipe.sampler.block_schedule == "fixed":
+        return recipe.sampler.steps + (recipe.pruning.temporal.planned_cutoff.fraction > 0)
+    return schedule_of(recipe).nfe
 
 
 def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
@@ -115,10 +130,9 @@ def schedule_of(recipe: Recipe, anchors: int = 0) -> UnmaskSchedule:
 
 def schedule_of_masks(recipe: Recipe, masks: tuple[int, ...]) -> UnmaskSchedule:
     """The schedule of a row whose blocks start with these numbers of masks."""
-    sampler = recipe.sampler
-    return unmask_schedule(
-        masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
-    )
+    sampler, cutoff = recipe.sampler, recipe.pruning.temporal.planned_cutoff
+    sizes = sampler.gen_length, sampler.steps, sampler.block_length
+    return unmask_schedule(masks, *sizes, cutoff, sampler.block_schedule)
 
 
 def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:
@@ -136,6 +150,19 @@ def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:
     window = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
     remaining = [sum(schedule.num_transfer_tokens[step:]) for step in range(schedule.nfe)]
     return tuple(left if left <= window else count for left, count in zip(remaining, candidates, strict=True))
+
+
+def max_candidates(recipe: Recipe) -> int:
+    """The most positions of a row that one forward pass computes logits for, wherever its anchors are.
+
+    Anchors shift forward passes against blocks. One that unmasks k tokens may then read the last k - 1 masks of earlier
+    blocks and all of the next one.
+    """
+    sampler, most = recipe.sampler, max(candidates_per_call(recipe))
+    if sampler.remasking == "random" or recipe.pruning.spatial.ratio == 0:
+        return most
+    per_call = max(llada_transfer_schedule(sampler.gen_length, sampler.steps, sampler.block_length))
+    return max(most, min(sampler.gen_length, sampler.block_length + per_call - 1))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from stipule.errors import RecipeError
 from stipule.types import Rollouts
 
 Item = TypeVar("Item")
-# A rank waits this long for the rank that makes the anchors. Make a larger store beforehand (stipule anchors build). A
-# rank that has died is noticed at once, by its connection.
+# A rank waits this long for the slowest, e.g. while models load. A rank that has died is noticed at once, by its
+# connection.
 BARRIER_TIMEOUT = timedelta(hours=1)
 
 
@@ -145,6 +145,7 @@ def init_distributed(prompts_per_step: int) -> tuple[Accelerator, DistributedCon
             f"{local_world_size} processes were started on a machine with {devices} GPUs; each needs one of its own; "
             f"start at most {devices} (--nproc_per_node {devices}), or set ACCELERATE_USE_CPU=true to run on the CPU"
         )
+    check_accelerate_settings()
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         raise RecipeError(
             "the launch asks for DeepSpeed; stipule shards with PyTorch's FSDP2, which divides memory in the same way; "
@@ -157,6 +158,23 @@ def init_distributed(prompts_per_step: int) -> tuple[Accelerator, DistributedCon
             "a CPU with ACCELERATE_USE_CPU=true"
         )
     return accelerator, DistributedContext(accelerator)
+
+
+def check_accelerate_settings() -> None:
+    """Raises RecipeError for settings of an accelerate configuration that would change gradients without a word.
+
+    accelerate multiplies a loss by a scale for fp16, and divides it by the number of accumulated steps.
+    """
+    for name, setting, allowed, instead in (
+        ("ACCELERATE_MIXED_PRECISION", "mixed_precision", ("no", "bf16"), "model.dtype and model.autocast"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", ("1",), "training.micro_batch_size"),
+    ):
+        value = os.environ.get(name, allowed[0]).lower()
+        if value not in allowed:
+            raise RecipeError(
+                f"the launch sets {setting} to {value} ({name}), which would scale gradients; only {allowed[0]} is "
+                f"supported; set it to {allowed[0]} in the accelerate configuration, and use {instead} in the recipe"
+            )
 
 
 def requested_sharding() -> str | None:

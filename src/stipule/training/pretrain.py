@@ -93,7 +93,7 @@ def new_policy(shape: Shape, demonstrator: Demonstrator, seed: int, autocast: bo
         pad=tokenizer.pad_token_id,
     )
     family = family_of(config_json)
-    with torch.random.fork_rng():  # transformers initialises from the global generator
+    with torch.random.fork_rng([]):  # transformers initialises from the global generator
         torch.random.manual_seed(seed)
         config = family.read_config(config_json)
         config._attn_implementation = "eager"  # on a CPU, twice as fast as fused attention at these sizes

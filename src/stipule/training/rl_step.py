@@ -76,7 +76,7 @@ def update_policy(
     old_logps, ref_logps = compute_old_logps(run, batch), compute_ref_logps(run, batch)
     metrics = UpdateMetrics(run, batch)
     for iteration, masks in enumerate(mask_samples):
-        dropout_generator = make_generator(settings.seed, step, f"dropout {iteration}")
+        dropout_generator = make_generator(settings.seed, step, f"dropout {iteration}", run.processes.rank)
         with run.timer.measure("update"), policy.update_mode(dropout_generator):
             run.optimizer.zero_grad(set_to_none=True)
             for index, micro_batch in enumerate(batch.micro_batches):

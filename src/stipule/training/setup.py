@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 
 from stipule.errors import RecipeError
-from stipule.models.loading import load_policy
+from stipule.models.adapter_tf32 import allow_tf32_in_adapters
+from stipule.models.adapters import read_adapter_options
+from stipule.models.bidirectional import check_bidirectional
+from stipule.models.loading import load_policy, resolve_model_path
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import parameter_groups, shard_model
+from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.tasks.problem import Problem
 from stipule.training.anchor_source import Watch, anchors_change, check_source, load_or_build_anchors
 from stipule.training.checkpoint import TrainState, load_optimizer, newest_checkpoint, read_train_state
@@ -37,12 +41,15 @@ def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], wa
     sharding = requested_sharding()
     if sharding:
         _check_sharding(recipe)
-    policy = _load_policy(recipe, checkpoint, accelerator.device)
+    sharded = sharding is not None and processes.world_size > 1
+    policy = _load_policy(recipe, checkpoint, accelerator.device, sharded)
     if recipe.sampler.cache is not None:
         policy.new_kv_cache(0, 0)  # raises for a family that supports none
+    _check_prompt_lengths(recipe, policy, problems)
+    if sharded:
+        shard_model(policy, reshard_after_forward=sharding == "zero3", device=accelerator.device)
+        check_bidirectional(policy)
     anchor_store = load_or_build_anchors(recipe, folder, checkpoint, policy, problems, state, watch, processes)
-    if sharding and processes.world_size > 1:
-        shard_model(policy, reshard_after_forward=sharding == "zero3")
     optimizer = torch.optim.AdamW(
         parameter_groups(policy),
         lr=recipe.optimizer.learning_rate,
@@ -53,6 +60,14 @@ def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], wa
         load_optimizer(checkpoint, policy, optimizer)
     timer = StepTimer(policy.device)
     return RunContext(recipe, policy, optimizer, accelerator, processes, timer, state, anchor_store)
+
+
+def _check_prompt_lengths(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem]) -> None:
+    """Raises RecipeError if a prompt of training or of its evaluations is too long, before the first step."""
+    check_prompt_lengths(policy, problems, recipe.sampler.gen_length)
+    if recipe.training.evaluate_every:
+        held_out = recipe.task.problems("test")[: recipe.training.evaluate_problems]
+        check_prompt_lengths(policy, held_out, recipe.sampler.gen_length)
 
 
 def _check_sharding(recipe: Recipe) -> None:
@@ -71,16 +86,31 @@ def _check_sharding(recipe: Recipe) -> None:
         )
 
 
-def _load_policy(recipe: Recipe, checkpoint: Path | None, device: torch.device) -> MaskedPolicy:
+def _load_policy(
+    recipe: Recipe, checkpoint: Path | None, device: torch.device, to_be_sharded: bool = False
+) -> MaskedPolicy:
     """The policy at the start of the run or at its checkpoint. The reference is always what the run started from."""
     model, seed = recipe.model, recipe.training.seed
+    _check_trainable(recipe, device)
     needs_reference = recipe.objective.beta > 0 and model.lora is None
     if checkpoint is None:
-        policy = load_policy(model, reference=needs_reference, device=device, seed=seed)
+        policy = load_policy(model, reference=needs_reference, device=device, seed=seed, to_be_sharded=to_be_sharded)
     else:
-        policy = load_policy(replace(model, path=str(checkpoint / "model"), lora=None), device=device)
+        saved = replace(model, path=str(checkpoint / "model"), lora=None)
+        policy = load_policy(saved, device=device, to_be_sharded=to_be_sharded)
         if needs_reference:
-            policy.ref_model = load_policy(model, reference=True, device=device).ref_model
+            start = load_policy(model, reference=True, device=device, to_be_sharded=to_be_sharded)
+            policy.ref_model = start.ref_model
+    if not hasattr(policy.model, "peft_config"):
+        policy.model.requires_grad_(True)
+    if model.adapters_use_tf32:
+        allow_tf32_in_adapters(policy.model)
+    return policy
+
+
+def _check_trainable(recipe: Recipe, device: torch.device) -> None:
+    """Raises RecipeError, before the model loads, for a model section that cannot be trained as it says."""
+    model = recipe.model
     if model.device_map:
         raise RecipeError(
             f"model.device_map is {model.device_map}, which spreads layers for evaluation; leave it out of training, "
@@ -91,11 +121,23 @@ def _load_policy(recipe: Recipe, checkpoint: Path | None, device: torch.device) 
             f"model.quantize is {model.quantize} on a CPU, where bitsandbytes' 4-bit matrices compute no gradient; "
             "train on a GPU, or leave model.quantize out; sampling and evaluation work on both"
         )
-    if model.lora is None:
-        if model.quantize:
+    start = Path(resolve_model_path(model.path))
+    if not (start / "adapter_config.json").exists():
+        if model.quantize and model.lora is None:
             raise RecipeError(
                 f"model.quantize is {model.quantize} without model.lora; a 4-bit base is frozen and needs adapters to "
                 "train; add model.lora.rank=128, or leave model.quantize out"
             )
-        policy.model.requires_grad_(True)
-    return policy
+        return
+    rank = read_adapter_options(start).get("r")
+    if model.lora is not None and model.lora.rank != rank:
+        raise RecipeError(
+            f"model.lora.rank is {model.lora.rank}, but model.path is an adapter of rank {rank}, which is trained "
+            "further; leave model.lora out, or merge the adapter first: stipule export MODEL OUT --merge"
+        )
+    if recipe.objective.beta > 0:
+        raise RecipeError(
+            f"objective.beta is {recipe.objective.beta} and model.path is an adapter; its base would be the reference, "
+            "not the model that the run starts from; set objective.beta=0, or merge the adapter first: stipule export "
+            "MODEL OUT --merge"
+        )

@@ -74,6 +74,20 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that the configuration states; None if it states none.
+
+    Scaled rotary embeddings (YaRN) reach their factor times the length of the original ones.
+    """
+    stated = getattr(config, "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None)
+    rope = rope if isinstance(rope, Mapping) else {}
+    scaled = (rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0)
+    return max(stated, int(scaled))
+
+
 def require(published_config: Mapping[str, Any], needed: Mapping[str, Any], context: str) -> None:
     """Raises CheckpointError if a field has a value that the stock class cannot express.
 
