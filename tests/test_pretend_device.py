@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_a_forward_pass_of_a_rollout_waits_at_most_as_often_as_stated(variant, d
     rollouts = roll_out(policy, variant)
     waits_before.append(device.total)
     assert waits_before[0] <= 3, device.waits  # once for a batch
-    most = max(after - before for before, after in zip(waits_before, waits_before[1:], strict=False))
+    most = max(after - before for before, after in pairwise(waits_before))
     assert most <= VARIANTS[variant][3], device.waits
     for field in fields(rollouts):
         assert torch.equal(getattr(rollouts, field.name).cpu(), getattr(rollouts_on_cpu[variant], field.name)), field
