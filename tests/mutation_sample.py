@@ -107,7 +107,11 @@ def main() -> None:
             )
     for result in results:
         if result["status"] in {"survived", "no tests"}:
-            print(f"\n{result['status']}: {result['file']}:{result['line']}  {result['name']}", *result["change"], sep="\n")
+            print(
+                f"\n{result['status']}: {result['file']}:{result['line']}  {result['name']}",
+                *result["change"],
+                sep="\n",
+            )
     print(f"\n{arguments.out}")
 
 

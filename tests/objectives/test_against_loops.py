@@ -62,7 +62,9 @@ def test_grpo(kind, aggregation):
     expected = mean([mean(row) for row in values]) if aggregation == "sequence" else mean(sum(values, []))
     assert float(loss.value) == pytest.approx(-expected, abs=1e-6)
     assert {name: float(value) for name, value in loss.metrics.items() if name != "policy/frac_bounded"} == {
-        "policy/kl": pytest.approx(mean([mean([kl(kind, x, z) for x, _, z in row]) for row, _ in rows(inputs)]), abs=1e-6),
+        "policy/kl": pytest.approx(
+            mean([mean([kl(kind, x, z) for x, _, z in row]) for row, _ in rows(inputs)]), abs=1e-6
+        ),
         "policy/clip_ratio": pytest.approx(mean([mean([is_clipped(*pair) for pair in row]) for row in ratios])),
         "policy/ratio": pytest.approx(mean([mean([rho for rho, _ in row]) for row in ratios])),
         "policy/ratio_max": pytest.approx(max(rho for row in ratios for rho, _ in row)),
