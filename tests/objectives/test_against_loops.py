@@ -59,7 +59,11 @@ def test_grpo(kind, aggregation):
         [surrogate(math.exp(new - old), a) - BETA * kl(kind, new, ref) for new, old, ref in tokens]
         for tokens, a in rows(inputs)
     ]
-    expected = mean([mean(row) for row in values]) if aggregation == "sequence" else mean(sum(values, []))
+    expected = (
+        mean([mean(row) for row in values])
+        if aggregation == "sequence"
+        else mean([value for row in values for value in row])
+    )
     assert float(loss.value) == pytest.approx(-expected, abs=1e-6)
     assert {name: float(value) for name, value in loss.metrics.items() if name != "policy/frac_bounded"} == {
         "policy/kl": pytest.approx(
@@ -96,7 +100,7 @@ def test_reinforce(lengths):
     values = [[logp * a for logp, _, _ in tokens] for tokens, a in rows(inputs)]
     expected = {
         "sequence": mean([mean(row) for row in values]),
-        "token": mean(sum(values, [])),
+        "token": mean([value for row in values for value in row]),
         "sum": mean([sum(row) for row in values]),
     }
     for aggregation, value in expected.items():
