@@ -13,7 +13,7 @@ from benchmarks.subjects import as_anchors, build, ends, prompts
 from benchmarks.timing import alternate, table, write
 from stipule.rollouts.pruning import Anchors, FixedCutoff
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from stipule.rollouts.schedule import Cutoff, num_anchors, unmask_schedule
 
 # size, rows, P, L, N, block
 SHAPES = (
@@ -81,7 +81,9 @@ def pruned() -> dict[str, Any]:
             "STP (0.05, 0.05)": lambda: sampler(policy, batch, noise, anchors, cut),
         },
     )
-    results["STP (0.05, 0.05)"]["planned_calls"] = unmask_schedule(masks, length, steps, block, 0.05, "global").nfe
+    results["STP (0.05, 0.05)"]["planned_calls"] = unmask_schedule(
+        masks, length, steps, block, Cutoff(0.05, "global")
+    ).nfe
     return results
 
 

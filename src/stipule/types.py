@@ -70,10 +70,12 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class MaskSamples:
-    """K masked copies of each rollout, and the loss weight of each masked token."""
+    """K masked copies of each rollout, and the loss weight of each token in each copy."""
 
     masked: Bool[Tensor, "K B L"]
-    loss_weights: Float[Tensor, "K B L"]  # must be 0 where not masked; masked with weight 0 only withholds context
+    loss_weights: Float[
+        Tensor, "K B L"
+    ]  # of the token's log-probability; a masked token of weight 0 only withholds context
     prompt_masked: Bool[Tensor, "K B P"]  # all False unless the estimator masks prompts
     normalizer_mask: Bool[Tensor, "B L"]  # the tokens that a loss averages over: `loss_mask`, or fewer
 

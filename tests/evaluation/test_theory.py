@@ -19,7 +19,7 @@ from stipule.evaluation.theory import (
     variance_split,
 )
 from stipule.objectives.loss_terms import clipped_surrogate
-from stipule.rollouts.schedule import num_anchors, unmask_schedule
+from stipule.rollouts.schedule import Cutoff, num_anchors, unmask_schedule
 from tests.toys import ConsistentPolicy, response, subsets
 
 LOGP = torch.tensor([-0.1, -0.2, -0.7, -1.5, -0.4, -2.0, -0.05, -1.0])
@@ -43,12 +43,12 @@ def test_the_schedule_costs_what_theorem_4_1_says(gamma, cutoff, length, steps, 
     masks_per_block = tuple(
         block - (num_fixed * (b + 1) // num_blocks - num_fixed * b // num_blocks) for b in range(num_blocks)
     )
-    nfe = unmask_schedule(masks_per_block, length, steps, block, cutoff, "global").nfe
+    nfe = unmask_schedule(masks_per_block, length, steps, block, Cutoff(cutoff, "global")).nfe
     assert abs(nfe - pruned_calls(steps, gamma, cutoff)) <= 1.5  # rounding of anchors, cutoff and last call
 
 
 def test_theorem_4_1_fails_for_a_cutoff_in_small_blocks():
-    nfe = unmask_schedule((32,) * 8, 256, 128, 32, 0.05, "block").nfe
+    nfe = unmask_schedule((32,) * 8, 256, 128, 32, Cutoff(0.05, "block")).nfe
     assert nfe == 136  # in each of 8 blocks 31 tokens at 2 a call, and one call for the last: more than unpruned
     assert pruned_calls(128, 0.0, 0.05) < 123
 

@@ -71,6 +71,17 @@ def test_a_group_of_equal_rewards_has_exactly_no_advantage():
     assert GroupRelative()(torch.tensor([0.1, 0.1, 0.1]), 3).tolist() == [0.0, 0.0, 0.0]
 
 
+def test_the_published_advantage_divides_by_the_unbiased_deviation_plus_epsilon():
+    # Rewards 1, 0, 0, 1: mean 0.5, unbiased variance 4 x 0.25 / 3.
+    advantages = GroupRelative(std="sample", std_epsilon=1e-4)(
+        torch.tensor([1.0, 0.0, 0.0, 1.0, 0.3, 0.3, 0.3, 0.3]), 4
+    )
+    expected = 0.5 / (math.sqrt(1 / 3) + 1e-4)
+    assert advantages.tolist() == pytest.approx([expected, -expected, -expected, expected, 0, 0, 0, 0])
+    with pytest.raises(RecipeError, match="advantage.std_epsilon is -1"):
+        GroupRelative(std_epsilon=-1)
+
+
 def test_epsilon_and_beta_out_of_range_are_refused():
     with pytest.raises(RecipeError, match="objective.epsilon is 1.5"):
         Grpo(epsilon=1.5)

@@ -92,7 +92,7 @@ def test_no_row_needs_more_calls_than_planned_or_cuts_more_than_the_cutoff(polic
     with count_calls(policy) as calls:
         rollouts = sampler(policy, prompts(policy, 8), no_noise(sampler, 8), anchors, pruned)
     masks = (~anchors.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
-    planned = [unmask_schedule(tuple(row), length, steps, block, *pruned.planned_cutoff).nfe for row in masks]
+    planned = [unmask_schedule(tuple(row), length, steps, block, pruned.planned_cutoff).nfe for row in masks]
     assert all(nfe <= planned_nfe for nfe, planned_nfe in zip(rollouts.nfe.tolist(), planned, strict=True))
     assert calls.count == int(rollouts.nfe.max())
     assert bool((rollouts.completion_ids != policy.mask_id).all())

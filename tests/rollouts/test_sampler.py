@@ -9,7 +9,7 @@ import torch
 from stipule.errors import RecipeError
 from stipule.rollouts.pruning import Anchors, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
-from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.schedule import Cutoff, unmask_schedule
 from stipule.rollouts.token_sampling import sample_tokens
 from stipule.types import Prompts
 from tests.toys import anchored, prompts
@@ -90,7 +90,7 @@ def test_forward_passes_equal_the_schedule(policy, length, steps, block, num_anc
             policy, prompts(policy), no_noise(sampler, 3), anchors, FixedCutoff(cutoff=cutoff, scope=scope)
         )
     masks_per_block = (~anchors.fixed_mask).unflatten(1, (-1, block)).sum(2).tolist()
-    planned = [unmask_schedule(tuple(row), length, steps, block, cutoff, scope).nfe for row in masks_per_block]
+    planned = [unmask_schedule(tuple(row), length, steps, block, Cutoff(cutoff, scope)).nfe for row in masks_per_block]
     assert rollouts.nfe.tolist() == planned
     assert calls.count == max(planned)
     assert bool((rollouts.completion_ids != policy.mask_id).all())

@@ -17,7 +17,13 @@ from stipule.cli.app import app, console
     "stipule reproduce table5 --scale llada-8b"
 )
 def reproduce(
-    tables: Annotated[list[str], typer.Argument(metavar="TABLE...", help="table2 ... table7, figure3, or all.")],
+    tables: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TABLE...",
+            help="table2 ... table7, figure3, or all of these; published: where the authors' code differs.",
+        ),
+    ],
     scale: Annotated[
         Literal["tiny", "llada-8b"], typer.Option(help="llada-8b prints the commands to run on GPUs.")
     ] = "tiny",
@@ -35,11 +41,12 @@ def reproduce(
     from stipule.report.live import bar
     from stipule.report.reproduction_figure import variance_over_training
     from stipule.report.reproduction_table import reproduction_page, reproduction_tables
-    from stipule.reproduce.paper import TABLES, table_of
+    from stipule.reproduce.catalogue import table_of
+    from stipule.reproduce.paper import PAPER_TABLES
     from stipule.reproduce.runs import recipe_of, run_all
     from stipule.reproduce.tables import reproduction
 
-    names = list(TABLES) if tables == ["all"] else tables
+    names = list(PAPER_TABLES) if tables == ["all"] else tables
     rows = tuple(dict.fromkeys(row for name in names for row in table_of(name).rows))
     if scale == "llada-8b":
         _print_gpu_commands(names)

@@ -92,7 +92,7 @@ def check_machine(device: str, model: str = "tiny/sudoku") -> Iterator[Check]:
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         yield _guarded(f"{name} product", partial(product, device, dtype))
-    on_cpu, policy = load_policy(recipe.model), load_policy(recipe.model, device=device)
+    on_cpu, policy = load_policy(recipe.model, device="cpu"), load_policy(recipe.model, device=device)
     problems = recipe.task.problems("train")[:ROWS]
     store = pregenerate(on_cpu, recipe.task, problems, recipe.sampler, 0, ROWS)
     noise = torch.rand(ROWS, recipe.sampler.gen_length, generator=make_generator(0, 0, "doctor/anchors"))

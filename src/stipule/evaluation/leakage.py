@@ -44,8 +44,9 @@ def check_leakage(
         "anchors": float(anchors.fixed_mask.sum(1).float().mean()),
         "with_leaks": len(keys_with_leaks(policy, task, problems, anchors)),
     }
+    empty: list[list[int]] = [[] for _ in problems]
     anchor_ids = [ids[fixed].tolist() for ids, fixed in zip(anchors.token_ids, anchors.fixed_mask, strict=True)]
-    for name, completion_ids in (("anchors_only", anchor_ids), ("empty", [[] for _ in problems])):
+    for name, completion_ids in (("anchors_only", anchor_ids), ("empty", empty)):
         texts = ["".join(map(policy.token_text, ids)) for ids in completion_ids]
         rewards = compute_rewards(task, problems, texts, completion_ids)
         result[name] = {"solved": int(rewards.correct.sum()), "reward": float(rewards.rewards.mean())}

@@ -77,8 +77,11 @@ def new_adapter(model: PreTrainedModel, family: Family, lora: LoRA, base: str, s
 def _add_adapters(model: PreTrainedModel, config: LoraConfig) -> torch.nn.Module:
     from peft import get_peft_model  # takes seconds to import, and full fine-tuning does not need it
 
-    with warnings.catch_warnings():  # peft reads an attribute that transformers has deprecated
+    with warnings.catch_warnings():
+        # peft reads an attribute that transformers has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # It also takes the path that the network was read from for the base's name; save_policy writes the given name.
+        warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed", category=UserWarning)
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 

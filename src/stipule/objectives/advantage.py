@@ -35,19 +35,32 @@ class GroupRelative:
     """A_i = (R_i - mean) / std inside the group, and exactly 0 where all rewards are equal (section 2.1).
 
     The standard deviation is that of the group itself (population form). `scale_rewards: false` does not divide by it,
-    as the code of d1 and SPG does (docs/decisions.md, row 13).
+    as the code of d1 and SPG does (docs/decisions.md, row 13). STP's authors divide by the unbiased deviation + 1e-4,
+    as TRL does: `std: sample, std_epsilon: 1.0e-4`.
     """
 
     kind: Literal["group_relative"] = "group_relative"
     scale_rewards: bool = True  # divide by the group's standard deviation
+    std: Literal["population", "sample"] = "population"  # divides the squares by G, or by G - 1 (unbiased)
+    std_epsilon: float = 0.0  # added to the standard deviation
 
     has_both_signs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.std_epsilon < 0:
+            raise RecipeError(
+                f"advantage.std_epsilon is {self.std_epsilon}; it is added to the standard deviation and must be 0 or "
+                "more; try 1e-4"
+            )
 
     def __call__(self, rewards: Float[Tensor, " B"], num_generations: int) -> Float[Tensor, " B"]:
         advantages = center_rewards(rewards, num_generations)
         if self.scale_rewards:
-            deviation = advantages.square().mean(1, keepdim=True).sqrt()
-            advantages = advantages / deviation.where(deviation > 0, 1.0)
+            variance = advantages.square().mean(1, keepdim=True)
+            if self.std == "sample":
+                variance = variance * (num_generations / (num_generations - 1))
+            deviation = variance.sqrt()
+            advantages = advantages / (deviation.where(deviation > 0, 1.0) + self.std_epsilon)
         return advantages.flatten()
 
 

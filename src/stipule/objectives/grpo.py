@@ -70,7 +70,7 @@ class Grpo:
         with torch.no_grad():
             clipped = clip_mask(ratio, advantages, self.epsilon, epsilon_high)
             bounded = log_ratio(inputs.logps, inputs.old_logps) > MAX_EXPONENT
-            if "policy/kl" in metrics and self.kl_estimator == "k3":
+            if self.beta > 0 and inputs.ref_logps is not None and self.kl_estimator == "k3":
                 bounded |= log_ratio(inputs.ref_logps, inputs.logps) > MAX_EXPONENT
             metrics["policy/clip_ratio"] = mean_of_tokens(clipped.float(), normalizer_mask)
             metrics["policy/frac_bounded"] = mean_of_tokens(bounded.float(), normalizer_mask)

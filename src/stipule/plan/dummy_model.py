@@ -116,7 +116,12 @@ def _unmask_steps(recipe: Recipe, fixed_mask: torch.Tensor) -> torch.Tensor:
     sampler = recipe.sampler
     masks = tuple((~fixed_mask[0]).unflatten(0, (-1, sampler.block_length)).sum(1).tolist())
     num_transfer_tokens = unmask_schedule(
-        masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
+        masks,
+        sampler.gen_length,
+        sampler.steps,
+        sampler.block_length,
+        recipe.pruning.temporal.planned_cutoff,
+        sampler.block_schedule,
     ).num_transfer_tokens
     steps = torch.arange(len(num_transfer_tokens))
     row = torch.full((sampler.gen_length,), -1)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from stipule.errors import RecipeError
-
 # calls: pre-generation of anchors included; variance: per token in the normalizer; sum variance: of their sum.
 Quantity = Literal["accuracy", "calls", "calls of training", "seconds", "variance", "sum variance"]
 
@@ -46,7 +44,7 @@ def temporal(cutoff: float) -> tuple[str, ...]:
 
 STP = (*spatial(LIGHT), *temporal(LIGHT))
 
-ROWS: Mapping[str, Row] = {
+PAPER_ROWS: Mapping[str, Row] = {
     "base": Row(
         title="base, untrained",
         accuracy={"math": 32.80, "gsm8k": 77.79, "countdown": 16.80},
@@ -122,7 +120,7 @@ class Table:
     claims: tuple[Claim, ...]
 
 
-TABLES: Mapping[str, Table] = {
+PAPER_TABLES: Mapping[str, Table] = {
     "table2": Table(
         "Main results",
         ("base", "elbo", "diffu", "stp"),
@@ -187,10 +185,3 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
 }
-
-
-def table_of(name: str) -> Table:
-    """The table of this name. Raises RecipeError for an unknown one."""
-    if name not in TABLES:
-        raise RecipeError(f"the table is {name!r}; allowed: {', '.join(TABLES)}, or all")
-    return TABLES[name]

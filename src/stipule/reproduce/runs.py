@@ -14,7 +14,7 @@ from typing import Any
 
 from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
-from stipule.reproduce.paper import ROWS
+from stipule.reproduce.catalogue import ROWS
 from stipule.training.checkpoint import newest_checkpoint, read_train_state
 from stipule.training.run_folder import check_format
 

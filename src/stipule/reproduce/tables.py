@@ -12,8 +12,8 @@ from typing import Any
 
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.evaluation.statistics import mean_interval, wilson
+from stipule.reproduce.catalogue import ROWS, table_of
 from stipule.reproduce.claim_check import check_claims
-from stipule.reproduce.paper import ROWS, table_of
 from stipule.reproduce.runs import Outcome, read_outcome, recipe_of
 
 ENVIRONMENT_KEYS = ("processor", "cores", "torch", "stipule", "commit")  # printed below a table

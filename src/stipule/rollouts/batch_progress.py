@@ -64,10 +64,23 @@ class BatchProgress:
         """Masks before the first forward pass."""
         return self.masks_per_block.sum(1)
 
-    def next_call(self, rows: Int[Tensor, " A"], num_unmasked: Int[Tensor, " A"], finish_window: int) -> NextCall:
-        """The next forward pass of unfinished rows. Rows with at most `finish_window` masks read all of them."""
+    def next_call(
+        self,
+        rows: Int[Tensor, " A"],
+        num_unmasked: Int[Tensor, " A"],
+        num_calls: Int[Tensor, " A"] | None,
+        finish_window: int,
+    ) -> NextCall:
+        """The next forward pass of unfinished rows. Rows with at most `finish_window` masks read all of them.
+
+        `num_calls` forward passes followed the schedule; None: confidence may have unmasked more than scheduled. A row
+        then continues with the first forward pass of the schedule that unmasks something.
+        """
         unmasked_after, cumulative_masks = self.unmasked_after[rows], self.masks_per_block[rows].cumsum(1)
-        step = torch.searchsorted(unmasked_after, num_unmasked[:, None], right=True)
+        if num_calls is None:
+            step = torch.searchsorted(unmasked_after, num_unmasked[:, None], right=True)
+        else:
+            step = num_calls[:, None]
         num_transfer_tokens = unmasked_after.gather(1, step)[:, 0] - num_unmasked
         num_masked = cumulative_masks[:, -1] - num_unmasked
         may_finish = num_masked <= finish_window

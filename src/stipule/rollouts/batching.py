@@ -22,7 +22,7 @@ from stipule.rollouts.batch_progress import BatchProgress, NextCall
 from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.pruning import TemporalPruning
-from stipule.rollouts.schedule import UnmaskSchedule, unmask_schedule
+from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, unmask_schedule
 from stipule.types import Prompts
 
 
@@ -36,6 +36,8 @@ class BatchingOptions(Protocol):
     def steps(self) -> int: ...
     @property
     def block_length(self) -> int: ...
+    @property
+    def block_schedule(self) -> BlockSchedule: ...
     @property
     def remasking(self) -> str: ...
     @property
@@ -79,11 +81,12 @@ class DenoisingQueue:
         self.options, self.policy, self.prompts, self.canvas = options, policy, prompts, canvas
         self.max_batch_size = max_batch_size
         self.finish_window = temporal.finish_window(options.gen_length)
-        cutoff, scope = temporal.planned_cutoff
+        self.follows_schedule = options.confidence_threshold is None and self.finish_window == 0
+        cutoff = temporal.planned_cutoff
         gen_length, block_length = options.gen_length, options.block_length
 
         def schedule_of(masks: tuple[int, ...]) -> UnmaskSchedule:
-            return unmask_schedule(masks, gen_length, options.steps, block_length, cutoff, scope)
+            return unmask_schedule(masks, gen_length, options.steps, block_length, cutoff, options.block_schedule)
 
         masks = canvas.masked.unflatten(1, (-1, block_length)).sum(2)
         counts = torch.cat([prompts.prompt_mask.sum(1, keepdim=True), masks], 1).cpu()
@@ -113,7 +116,8 @@ class DenoisingQueue:
     def _next_call(self) -> Call:
         rows = self.waiting[: self.max_batch_size]
         self._later, self._postponed = self.waiting[len(rows) :], rows[:0]
-        plan = self.progress.next_call(rows, self.num_unmasked[rows], self.finish_window)
+        num_calls = self.num_calls[rows] if self.follows_schedule else None
+        plan = self.progress.next_call(rows, self.num_unmasked[rows], num_calls, self.finish_window)
         if self.cache is not None:
             shared = self.cache.can_share_call(rows, plan)
             rows, plan, self._postponed = rows[shared], plan[shared], rows[~shared]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stipule.errors import RecipeError
 from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
-from stipule.rollouts.schedule import Scope, floor_fraction, num_anchors
+from stipule.rollouts.schedule import Cutoff, Scope, floor_fraction, num_anchors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,15 @@ class SpatialPruning:
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCutoff:
-    """Temporal pruning (section 3.2): the last fraction of the masks is filled in one argmax forward pass."""
+    """Temporal pruning (section 3.2): the last fraction of the masks is filled in one forward pass."""
 
     kind: Literal["constant"] = "constant"
     cutoff: float = 0.0  # t_cutoff: fraction of masks at which denoising jumps to the end (table 8: 0.05)
     scope: Scope = "global"  # t counted over the response (as in the theorem) or over each block
+    # argmax: the most probable tokens (eq. 9); sample: drawn at the rollout temperature, as in the authors' code
+    tail: Literal["argmax", "sample"] = "argmax"
+    # of the number of masks that are filled in it: floor(t_cutoff L), or ceil as in the authors' code
+    rounding: Literal["floor", "ceil"] = "floor"
 
     threshold: ClassVar[None] = None  # confidence plays no part
 
@@ -84,9 +88,9 @@ class FixedCutoff:
             )
 
     @property
-    def planned_cutoff(self) -> tuple[float, Scope]:
-        """The cutoff that is known before the first forward pass, and what it is a fraction of."""
-        return self.cutoff, self.scope
+    def planned_cutoff(self) -> Cutoff:
+        """The cutoff that is known before the first forward pass."""
+        return Cutoff(self.cutoff, self.scope, self.tail, self.rounding)
 
     def finish_window(self, gen_length: int) -> int:
         """The number of masks at which confidence may finish a row: none."""
@@ -119,9 +123,9 @@ class ConfidenceCutoff:
             )
 
     @property
-    def planned_cutoff(self) -> tuple[float, Scope]:
+    def planned_cutoff(self) -> Cutoff:
         """No cutoff is certain: the schedule is the unpruned one, an upper bound."""
-        return 0.0, "global"
+        return Cutoff()
 
     def finish_window(self, gen_length: int) -> int:
         """The number of masks at which confidence may finish a row."""

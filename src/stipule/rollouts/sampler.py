@@ -21,7 +21,7 @@ from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.prompt_lengths import check_sequence_length
 from stipule.rollouts.pruning import Anchors, FixedCutoff, TemporalPruning
-from stipule.rollouts.schedule import check_sizes
+from stipule.rollouts.schedule import BlockSchedule, check_sizes
 from stipule.rollouts.token_sampling import sample_tokens
 from stipule.rollouts.unmasking import candidate_positions, rows_above_threshold, top_k_positions
 from stipule.types import Prompts, Rollouts
@@ -64,6 +64,9 @@ class SemiAutoregressiveSampler:
     gen_length: int = 256  # L, tokens (table 8)
     steps: int = 128  # N, forward passes without pruning (SPG's; the paper does not say)
     block_length: int = 32  # tokens (SPG's; the paper does not say)
+    # What happens in a block with anchors. carry: it takes fewer forward passes, L/N tokens each (eq. 10).
+    # fixed: it takes as many as a block without, with fewer tokens each, as in the authors' code.
+    block_schedule: BlockSchedule = "carry"
     temperature: float = 0.9  # table 8; 0 is greedy
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     # False: one uniform number per token for the whole rollout, so a postponed token keeps its quantile and the stated
@@ -101,7 +104,8 @@ class SemiAutoregressiveSampler:
 
     def sample_noise(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many rollouts."""
-        resamples = self.steps if self.resample_noise else 1
+        most_calls = self.steps + (self.block_schedule == "fixed")  # the finish may come after the last pass
+        resamples = most_calls if self.resample_noise else 1
         return Noise(
             torch.rand(resamples, rows, self.gen_length, generator=generator),
             torch.rand(rows, self.gen_length, generator=generator),

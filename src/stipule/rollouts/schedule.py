@@ -5,11 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stipule.errors import RecipeError
 
 Scope = Literal["global", "block"]
+BlockSchedule = Literal["carry", "fixed"]
+
+
+class Cutoff(NamedTuple):
+    """The end of temporal pruning, as far as it is known before the first forward pass."""
+
+    fraction: float = 0.0  # t_cutoff
+    scope: Scope = "global"  # what it is a fraction of
+    tail: Literal["argmax", "sample"] = "argmax"  # how the last forward pass chooses its tokens
+    rounding: Literal["floor", "ceil"] = "floor"  # of the number of masks that it fills
+
+    def num_masks(self, length: int) -> int:
+        """How many masks of `length` tokens the last forward pass may fill."""
+        if self.rounding == "ceil":
+            return length - floor_fraction(1 - self.fraction, length)
+        return floor_fraction(self.fraction, length)
 
 
 def floor_fraction(fraction: float, length: int) -> int:
@@ -33,7 +49,8 @@ class UnmaskSchedule:
     """What each forward pass of one response unmasks, known before the first one. One entry per forward pass."""
 
     num_transfer_tokens: tuple[int, ...]  # tokens to unmask
-    argmax: tuple[bool, ...]  # True: stage 2b (eq. 9), all remaining tokens in one forward pass, without noise
+    finishes: tuple[bool, ...]  # True: stage 2b (eq. 9), all remaining tokens in one forward pass
+    argmax: tuple[bool, ...]  # True: without noise
     num_candidates: tuple[int, ...]  # masked positions to read: the whole block, and the next one if it is reached
 
     @property
@@ -84,28 +101,61 @@ def transfer_schedule(tokens: int, gen_length: int, steps: int, block_length: in
 
 @lru_cache(maxsize=65536)
 def unmask_schedule(
-    masks: tuple[int, ...], gen_length: int, steps: int, block_length: int, cutoff: float, scope: Scope
+    masks: tuple[int, ...],
+    gen_length: int,
+    steps: int,
+    block_length: int,
+    cutoff: Cutoff = Cutoff(),  # noqa: B008 (immutable)
+    blocks: BlockSchedule = "carry",
 ) -> UnmaskSchedule:
     """The forward passes of a response whose blocks start with these numbers of masks.
 
-    Stage 2a unmasks L/N tokens per forward pass, block after block. If a block has fewer masks left than that, the
-    same forward pass also unmasks tokens of the next block. Stage 2b finishes with one argmax forward pass as soon as
-    at most the fraction `cutoff` is masked: of the whole response (`global`), or of each block (`block`). With scope
+    `carry`: stage 2a unmasks L/N tokens per forward pass, block after block. If a block has fewer masks left than that,
+    the same forward pass also unmasks tokens of the next block. Stage 2b finishes with one forward pass as soon as at
+    most the fraction `cutoff` is masked: of the whole response (`global`), or of each block (`block`). With scope
     `global` that is ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] forward passes (eq. 10;
-    docs/decisions.md, row 15).
+    docs/decisions.md, row 15). `fixed`: see `fixed_block_schedule`.
     """
-    if scope == "global":
-        stages = [(sum(masks), floor_fraction(cutoff, gen_length))]
+    if blocks == "fixed":
+        num_transfer_tokens, finishes = fixed_block_schedule(masks, gen_length, steps, cutoff)
     else:
-        stages = [(count, floor_fraction(cutoff, block_length)) for count in masks]
+        num_transfer_tokens, finishes = [], []
+        whole = [(sum(masks), gen_length)] if cutoff.scope == "global" else [(count, block_length) for count in masks]
+        for count, length in whole:
+            last = min(count, cutoff.num_masks(length))
+            stage_2a = transfer_schedule(count - last, gen_length, steps, block_length)
+            num_transfer_tokens += stage_2a + [last] * (last > 0)
+            finishes += [False] * len(stage_2a) + [True] * (last > 0)
+    argmax = tuple(finish and cutoff.tail == "argmax" for finish in finishes)
+    candidates = _num_candidates(masks, num_transfer_tokens)
+    return UnmaskSchedule(tuple(num_transfer_tokens), tuple(finishes), argmax, candidates)
+
+
+def fixed_block_schedule(
+    masks: tuple[int, ...], gen_length: int, steps: int, cutoff: Cutoff
+) -> tuple[list[int], list[bool]]:
+    """Tokens per forward pass where every block gets N / (number of blocks) passes, and which pass finishes.
+
+    This is the authors' code: anchors do not shorten a block, its passes unmask fewer tokens, and some may unmask none.
+    A pass that would leave fewer masks than the finish fills unmasks only the excess; the finish follows it. So a
+    response that reaches the number exactly makes one more pass, which unmasks nothing. Only passes after the last mask
+    are left out.
+    """
+    steps_per_block = steps // len(masks)
     num_transfer_tokens: list[int] = []
-    argmax: list[bool] = []
-    for count, cut in stages:
-        last = min(count, cut)
-        stage_2a = transfer_schedule(count - last, gen_length, steps, block_length)
-        num_transfer_tokens += stage_2a + [last] * (last > 0)
-        argmax += [False] * len(stage_2a) + [True] * (last > 0)
-    return UnmaskSchedule(tuple(num_transfer_tokens), tuple(argmax), _num_candidates(masks, num_transfer_tokens))
+    last = min(sum(masks), cutoff.num_masks(gen_length))
+    left = sum(masks) - last
+    for count in masks:
+        base, extra = divmod(count, steps_per_block)
+        for step in range(steps_per_block):
+            tokens = base + (step < extra)
+            if last and tokens > left:
+                return [*num_transfer_tokens, left, last], [False] * (len(num_transfer_tokens) + 1) + [True]
+            num_transfer_tokens.append(tokens)
+            left -= tokens
+    while num_transfer_tokens and num_transfer_tokens[-1] == 0:
+        num_transfer_tokens.pop()
+    return num_transfer_tokens, [False] * len(num_transfer_tokens)
 
 
 def _num_candidates(masks: tuple[int, ...], num_transfer_tokens: list[int]) -> tuple[int, ...]:

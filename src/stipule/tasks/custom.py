@@ -105,7 +105,7 @@ def _check_columns(location: str, row: Mapping[str, Any]) -> None:
         )
     if images := [name for name in row if name in IMAGE_COLUMNS and row[name]]:
         raise RecipeError(
-            f"{location} has a column {images[0]}; TRL shows it to the model, but models here read text only; remove "
+            f"{location} has a column {images[0]}; TRL shows it to the model, but the models read text only; remove "
             "the column, or rename it if only a reward function reads it"
         )
 
@@ -121,8 +121,8 @@ def _read_prompt(location: str, prompt: Any) -> Any:
         if _is_list(message.get("content")):
             parts = [str(part.get("type")) if isinstance(part, Mapping) else "?" for part in message["content"]]
             raise RecipeError(
-                f"{location} has a message whose content is a list of parts ({', '.join(parts)}); models here read text "
-                "only, so the content must be one string; join the parts, or remove prompts with images"
+                f"{location} has a message whose content is a list of parts ({', '.join(parts)}); a model reads only "
+                "text, so the content must be one string; join the parts, or remove prompts with images"
             )
     if not messages or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
         raise RecipeError(

@@ -63,13 +63,13 @@ def _strip(text: str) -> str:
 
 def _numbers_equal(gold: str, answer: str) -> bool | None:
     """Whether two numbers are equal; None if one of them is not a number. 50 % is equal to 50 and to 0.5."""
-    numbers = [plain_number(text.removesuffix("%").removesuffix("\\")) for text in (gold, answer)]
-    if numbers[0] is None or numbers[1] is None:
+    first, second = (plain_number(text.removesuffix("%").removesuffix("\\")) for text in (gold, answer))
+    if first is None or second is None:
         return None
     if gold.endswith("%") != answer.endswith("%"):
-        percent, other = numbers if gold.endswith("%") else numbers[::-1]
+        percent, other = (first, second) if gold.endswith("%") else (second, first)
         return other in (percent, percent / 100)
-    return numbers[0] == numbers[1]
+    return first == second
 
 
 def _is_set(text: str) -> bool:

@@ -60,13 +60,21 @@ def step_cost(recipe: Recipe) -> StepCost:
 
 
 def max_step_cost(recipe: Recipe) -> StepCost:
-    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried.
-
-    Fewer masks in a block never need more forward passes. So no placement of anchors needs more than none.
-    """
-    nfe = schedule_of(recipe).nfe
+    """The upper bound: no response has an eligible token, so that no row has an anchor, and all groups are retried."""
+    nfe = max_nfe(recipe)
     attempts = 2 if samples_twice(recipe) else 1
     return _step_cost(recipe, attempts * nfe, recipe.estimator.num_masks(recipe.sampler.gen_length, nfe))
+
+
+def max_nfe(recipe: Recipe) -> int:
+    """The most forward passes of one response.
+
+    Where blocks carry on, fewer masks in a block never need more of them, so no placement of anchors needs more than
+    none. A fixed block schedule has N, and the finish.
+    """
+    if recipe.sampler.block_schedule == "fixed":
+        return recipe.sampler.steps + (recipe.pruning.temporal.planned_cutoff.fraction > 0)
+    return schedule_of(recipe).nfe
 
 
 def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
@@ -122,10 +130,9 @@ def schedule_of(recipe: Recipe, anchors: int = 0) -> UnmaskSchedule:
 
 def schedule_of_masks(recipe: Recipe, masks: tuple[int, ...]) -> UnmaskSchedule:
     """The schedule of a row whose blocks start with these numbers of masks."""
-    sampler = recipe.sampler
-    return unmask_schedule(
-        masks, sampler.gen_length, sampler.steps, sampler.block_length, *recipe.pruning.temporal.planned_cutoff
-    )
+    sampler, cutoff = recipe.sampler, recipe.pruning.temporal.planned_cutoff
+    sizes = sampler.gen_length, sampler.steps, sampler.block_length
+    return unmask_schedule(masks, *sizes, cutoff, sampler.block_schedule)
 
 
 def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from stipule.errors import RecipeError
 from stipule.estimators.autoregressive import Autoregressive
 from stipule.estimators.coupled import Coupled
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.mean_log_prob import MeanLogProb
 from stipule.estimators.one_step import OneStep
 from stipule.estimators.spg import Spg
 from stipule.estimators.trajectory import Trajectory
@@ -30,7 +31,7 @@ from stipule.training.tracking import Tracker
 
 # The classes that `kind:` selects from. To add one, add its name here.
 AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
-AnyEstimator = Elbo | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
+AnyEstimator = Elbo | MeanLogProb | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
 AnyAdvantage = GroupRelative | Rloo | Wd1Weights
 AnyObjective = Grpo | Gspo | Reinforce
 
@@ -128,6 +129,11 @@ class Recipe:
             raise RecipeError(
                 "sampler.cache is set and model.attention is flash_attention_2, which cannot mask the padding of "
                 "cached keys; set model.attention=sdpa, or remove sampler.cache"
+            )
+        if self.sampler.block_schedule == "fixed" and self.pruning.temporal.planned_cutoff.scope == "block":
+            raise RecipeError(
+                "sampler.block_schedule is fixed and pruning.temporal.scope is block; a fixed schedule has one finish "
+                "for the whole response; set pruning.temporal.scope=global, or sampler.block_schedule=carry"
             )
         self.estimator.check_length(self.sampler.gen_length, self.sampler.block_length)
         if not self.estimator.depends_on_advantage:

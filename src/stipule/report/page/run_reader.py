@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from stipule.errors import RecipeError
+from stipule.rollouts.schedule import Cutoff
 from stipule.training.run_folder import STATE_FILE, check_format
 
 
@@ -106,6 +107,17 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             else:
                 skipped += 1
     return lines, skipped
+
+
+def planned_cutoff(temporal: Mapping[str, Any]) -> Cutoff:
+    """The cutoff in the schedule of a recorded run. Raises KeyError, TypeError or ValueError if the record lacks it.
+
+    With a confidence cutoff it is not known beforehand which rows are cut, so the schedule has no cut.
+    """
+    if temporal.get("kind") == "confident":
+        return Cutoff()
+    tail, rounding = temporal.get("tail", "argmax"), temporal.get("rounding", "floor")
+    return Cutoff(float(temporal["cutoff"]), temporal["scope"], tail, rounding)
 
 
 def _is_step(value: Any) -> bool:

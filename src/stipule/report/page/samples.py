@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stipule.report.page.run_reader import Run, read_json_lines
+from stipule.report.page.run_reader import Run, planned_cutoff, read_json_lines
 from stipule.report.page.series import finite_number
 from stipule.rollouts.schedule import unmask_schedule
 
@@ -149,15 +149,16 @@ def _cut_passes(unmask_step: Sequence[int], run: Run) -> list[int]:
     temporal = run.section("pruning").get("temporal") or {}
     try:
         gen_length, steps, block_length = (int(sampler[name]) for name in ("gen_length", "steps", "block_length"))
-        cutoff, scope = float(temporal["cutoff"]), temporal["scope"]
+        cutoff = planned_cutoff(temporal)
         if len(unmask_step) != gen_length or gen_length % block_length:
             return []
         starts = range(0, gen_length, block_length)
         num_masked = tuple(sum(v >= 0 for v in unmask_step[start : start + block_length]) for start in starts)
-        argmax = unmask_schedule(num_masked, gen_length, steps, block_length, cutoff, scope).argmax
+        blocks = sampler.get("block_schedule", "carry")
+        finishes = unmask_schedule(num_masked, gen_length, steps, block_length, cutoff, blocks).finishes
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return []
-    return [index for index, is_one_step in enumerate(argmax) if is_one_step]
+    return [index for index, is_one_step in enumerate(finishes) if is_one_step]
 
 
 def _num_bytes(by_step: Sequence[Sequence[Group]]) -> int:

@@ -6,8 +6,8 @@ from math import floor
 from typing import Any
 
 from stipule.errors import RecipeError
-from stipule.report.page.run_reader import Run
-from stipule.rollouts.schedule import check_sizes, masks_per_block, unmask_schedule
+from stipule.report.page.run_reader import Run, planned_cutoff
+from stipule.rollouts.schedule import Cutoff, check_sizes, masks_per_block, unmask_schedule
 
 LOGGED = {"nfe/rollout", "response/anchors", "response/nfe_saved_by_eos"}
 
@@ -22,10 +22,7 @@ def savings(run: Run) -> dict[str, Any] | None:
     sampler, pruning = run.section("sampler"), run.section("pruning")
     try:
         gen_length, steps, block_length = (int(sampler[key]) for key in ("gen_length", "steps", "block_length"))
-        temporal = pruning["temporal"]
-        # With a confidence cutoff it is not known beforehand which rows are cut, so the schedule has no cut.
-        by_confidence = temporal.get("kind") == "confident"
-        cutoff, scope = (0.0, "global") if by_confidence else (float(temporal["cutoff"]), temporal["scope"])
+        cutoff, blocks = planned_cutoff(pruning["temporal"]), sampler.get("block_schedule", "carry")
         check_sizes(gen_length, steps, block_length)
     except (KeyError, TypeError, ValueError, RecipeError):
         return None
@@ -34,7 +31,7 @@ def savings(run: Run) -> dict[str, Any] | None:
     if not lines or rows is None:
         return None
 
-    def scheduled_nfe(num_anchors: float, cutoff: float) -> float:
+    def scheduled_nfe(num_anchors: float, cutoff: Cutoff) -> float:
         """Of one response; interpolated, because the number of anchors is a mean over rows."""
         num_anchors = min(max(num_anchors, 0.0), float(gen_length))
         below, fraction = floor(num_anchors), num_anchors - floor(num_anchors)
@@ -45,13 +42,13 @@ def savings(run: Run) -> dict[str, Any] | None:
                 steps,
                 block_length,
                 cutoff,
-                scope,
+                blocks,
             ).nfe
             for m in (below, below + 1)
         )
         return low * (1 - fraction) + high * fraction
 
-    spatial = sum(rows * (steps - scheduled_nfe(line["response/anchors"], 0.0)) for line in lines)
+    spatial = sum(rows * (steps - scheduled_nfe(line["response/anchors"], Cutoff())) for line in lines)
     scheduled = sum(rows * scheduled_nfe(line["response/anchors"], cutoff) for line in lines)
     unpruned, spent = rows * steps * len(lines), sum(line["nfe/rollout"] for line in lines)
     eos = sum(rows * line["response/nfe_saved_by_eos"] for line in lines)
