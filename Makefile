@@ -15,6 +15,12 @@ fuzz: $(STAMP)  ## new examples in all property-based tests for MINUTES=10; a fa
 	end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
 	    .venv/bin/python -m pytest -m hypothesis --hypothesis-profile fuzz -n 2 || exit 1; done
 
+mutation: export OMP_NUM_THREADS = 1
+mutation: SAMPLE = 40
+mutation: $(STAMP)  ## mutation score of the core from SAMPLE random mutants of each folder: 10 to 30 minutes
+	.venv/bin/python -m pip install -q -c constraints.txt "mutmut>=3.8,<4"
+	.venv/bin/python -m tests.mutation_sample --sample $(SAMPLE)
+
 bench: export OMP_NUM_THREADS = 1
 bench: $(STAMP)  ## speed and memory against the published code, under 10 minutes; writes JSON to runs/bench
 	.venv/bin/python -m benchmarks.memory
@@ -44,4 +50,4 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-.PHONY: quickstart test test-all fuzz bench docs pictures lint
+.PHONY: quickstart test test-all fuzz mutation bench docs pictures lint

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "stipule"
@@ -77,6 +79,25 @@ def test_packages_import_only_what_their_line_allows():
             if name.startswith("stipule.") and package(file) != "__init__":
                 allowed = ALLOWED[package(file)] | {package(file)}
                 assert name.split(".")[1] in allowed, f"{file} imports {name}"
+
+
+def test_contributing_lists_the_same_packages_in_the_same_order():
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    listed = [(name, set(re.findall(r"`(\w+)`", imported))) for name, imported in rows]
+    assert listed == list(ALLOWED.items())
+
+
+def test_the_report_page_and_most_tables_do_not_import_torch():
+    """So that `stipule watch` and a report start at once. The three others describe models and their cost."""
+    names = [file.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for file in FILES]
+    names = [name for name in names if name.startswith("report.") and not name.endswith("__init__")]
+    light = [n for n in names if n.split(".")[1] not in {"cost_table", "doctor_table", "plan_table"}]
+    code = (
+        "import importlib, sys; [importlib.import_module(n) for n in sys.argv[1:]]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *(f"stipule.{name}" for name in light)], check=True)
+    assert len(light) >= 15
 
 
 def test_no_permission_is_left_over():

@@ -66,6 +66,7 @@ def test_nothing_else_is_served(served, path, headers, status):
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(served[1], path, **headers)
     assert refused.value.code == status
+    refused.value.close()
 
 
 def test_too_many_requests_at_a_time_are_refused(served):
@@ -75,6 +76,7 @@ def test_too_many_requests_at_a_time_are_refused(served):
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(server, "/")
     assert refused.value.code == 503
+    refused.value.close()
 
 
 def test_a_taken_port_is_refused_with_advice(served):
