@@ -24,6 +24,7 @@ RULES = {  # tables of rules and names, not of results
     "decisions.md",
     "papers.md",
     "reference.md",
+    "rewards.md",
     "## Savings that change no token",
     "## The cost model",
     "## Where each number comes from",
