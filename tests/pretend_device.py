@@ -310,8 +310,8 @@ def _on_device(value: Any) -> Any:
 
 def _is_free(source: Tensor, args: Any, kwargs: Any) -> bool:
     """Whether the host goes on at once: pinned memory, and a copy that was asked not to block."""
-    asked = bool(kwargs.get("non_blocking")) or True in args[2:]
-    return asked and getattr(source, "is_pretended_pinned", False)
+    is_asynchronous = bool(kwargs.get("non_blocking")) or True in args[2:]
+    return is_asynchronous and getattr(source, "is_pretended_pinned", False)
 
 
 def _attention(

@@ -28,6 +28,9 @@ RULES = {  # tables of rules and names, not of results
     "## The cost model",
     "## Where each number comes from",
     "## The strict rules",
+    "## To check a new machine",
+    "## How often the host waits for the GPU",
+    "## What was run on a GPU",
 }
 COMMAND = re.compile(r"stipule [a-z]|python[3]? |make [a-z]|pip install")
 

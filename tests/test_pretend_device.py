@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tests.pretend_device import MixedDevicesError, PretendDevice, PretendTensor
 from tests.toys import anchored, prompts, random_policy
 from tests.training.test_combinations import FITTING, NUM_GENERATIONS, REWARD, kinds, recipe_data
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: stipule doctor --device cuda --full")
 ROWS, LENGTH = 5, 16
 PLAIN = SemiAutoregressiveSampler(gen_length=LENGTH, steps=LENGTH, block_length=8, temperature=0.9)
 CUT = FixedCutoff(cutoff=0.2)
@@ -167,7 +169,7 @@ def test_a_forward_pass_of_a_rollout_waits_at_most_as_often_as_stated(variant, d
     rollouts = roll_out(policy, variant)
     waits_before.append(device.total)
     assert waits_before[0] <= 3, device.waits  # once for a batch
-    most = max(after - before for before, after in zip(waits_before, waits_before[1:], strict=False))
+    most = max(after - before for before, after in pairwise(waits_before))
     assert most <= VARIANTS[variant][3], device.waits
     for field in fields(rollouts):
         assert torch.equal(getattr(rollouts, field.name).cpu(), getattr(rollouts_on_cpu[variant], field.name)), field
@@ -242,6 +244,10 @@ def test_the_commands_run_on_the_device(device, tmp_path):
     run_command("export", run, str(tmp_path / "exported"))
     run_command("anchors", "build", "quickstart", *SMALL, "--out", anchors)
     run_command("anchors", "audit", "quickstart", *SMALL, "--problems", "2")
+    run_command(
+        "variance", "quickstart", *SMALL, "--responses", "2", "--draws", "8", "--steps", "0",
+        "--out", str(tmp_path / "variance"),
+    )  # fmt: skip
     assert device.total > 0
 
 

@@ -30,6 +30,7 @@ def overrides_of(points: list[str]) -> tuple[str, ...]:
 
 
 def row_name(prefix: str, point: str) -> str:
+    """The name of the row of one point: `paper_with_...` or `published_without_...`."""
     return f"{prefix}_{point.replace(' ', '_').replace('-', '_').replace('.', '_')}"
 
 

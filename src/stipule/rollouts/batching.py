@@ -62,8 +62,14 @@ class Call:
     step: Int[Tensor, " A"]  # number of earlier forward passes of each row
     num_transfer_tokens: Int[Tensor, " A"]
     lookahead: Int[Tensor, " A"]
-    is_argmax: Bool[Tensor, " A"]
-    may_finish: Bool[Tensor, " A"]
+
+    @property
+    def is_argmax(self) -> Bool[Tensor, " A"]:
+        return upload(self.plan.is_argmax, self.index.device)
+
+    @property
+    def may_finish(self) -> Bool[Tensor, " A"]:
+        return upload(self.plan.may_finish, self.index.device)
 
 
 class DenoisingQueue:
@@ -126,10 +132,7 @@ class DenoisingQueue:
             num_candidates = int(plan.lookahead.sum())
         else:
             num_candidates = self.progress.num_candidates(rows, num_unmasked, plan.lookahead)
-        numbers = torch.stack(
-            [rows, step, plan.num_transfer_tokens, plan.lookahead, plan.is_argmax.long(), plan.may_finish.long()]
-        )
-        on_device = upload(numbers, self.policy.device)
+        numbers = torch.stack([rows, step, plan.num_transfer_tokens, plan.lookahead])
         return Call(
             rows,
             plan,
@@ -137,8 +140,7 @@ class DenoisingQueue:
             num_candidates,
             bool(plan.is_argmax.any()),
             bool(plan.may_finish.any()),
-            *on_device[:4],
-            *on_device[4:].bool(),
+            *upload(numbers, self.policy.device),
         )
 
     def forward(self, call: Call, candidates: Bool[Tensor, "A L"]) -> Float[Tensor, "M V"]:
