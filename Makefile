@@ -17,7 +17,7 @@ fuzz: $(STAMP)  ## new examples in all property-based tests for MINUTES=10; a fa
 
 mutation: export OMP_NUM_THREADS = 1
 mutation: SAMPLE = 40
-mutation: $(STAMP)  ## mutation score of the core from SAMPLE random mutants of each folder: 10 to 30 minutes
+mutation: $(STAMP)  ## mutation score of the core from SAMPLE random mutants of each folder
 	.venv/bin/python -m pip install -q -c constraints.txt "mutmut>=3.8,<4"
 	.venv/bin/python -m tests.mutation_sample --sample $(SAMPLE)
 

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from stipule.errors import RecipeError
+from stipule.objectives.advantage import GroupRelative, Rloo, Wd1Weights
 from stipule.objectives.grpo import Grpo
 from stipule.objectives.gspo import Gspo
 from stipule.objectives.loss_terms import clip_mask
@@ -120,3 +122,33 @@ def test_a_ratio_at_the_bound_and_an_advantage_of_0_are_not_clipped():
     advantages = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.0, 0.0, -0.5, 0.5])
     expected = [False, True, False, True, False, False, False, False]
     assert clip_mask(ratio, advantages, 0.25, 0.25).tolist() == expected
+
+
+def test_a_response_without_tokens_is_in_no_metric():
+    """Ratios of the others are below 1, and what the empty row holds is not read."""
+    mask = torch.tensor([[True, True], [False, False]])
+    logps, old = torch.tensor([[-2.5, -2.25], [0.0, 9.0]]), torch.full((2, 2), -2.0)
+    ratios = [math.exp(-0.5), math.exp(-0.25)]
+    inputs = LossInputs(logps, old, old, torch.tensor([1.0, 1.0]), mask)
+    for objective, most in ((Grpo(), ratios[1]), (Gspo(beta=0.04), math.exp(-0.375))):
+        metrics = objective(inputs).metrics
+        assert float(metrics["policy/ratio_max"]) == pytest.approx(most)
+        assert float(metrics["policy/clip_ratio"]) == 0.0
+    assert float(Gspo(beta=0.04)(inputs).metrics["policy/kl"]) == pytest.approx(0.75**2 / 2 / 2)
+
+
+def test_the_bounds_of_the_coefficients_themselves():
+    assert Grpo(epsilon=0.2, epsilon_high=0.2).epsilon_high == 0.2
+    for epsilon in (0.0, 1.0):
+        with pytest.raises(RecipeError, match="objective.epsilon is"):
+            Grpo(epsilon=epsilon)
+    with pytest.raises(RecipeError, match=r"objective.epsilon_high is 0.1;"):
+        Gspo(epsilon=0.2, epsilon_high=0.1)
+
+
+def test_equal_rewards_beside_another_group_have_exactly_no_advantage():
+    # The mean of three times 0.1 differs from 0.1 in the last bit.
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0, 5.0])
+    for function in (GroupRelative(), GroupRelative(scale_rewards=False), Rloo(), Wd1Weights()):
+        result = function(rewards, 3).tolist()
+        assert result[:3] == [0.0, 0.0, 0.0] and 0.0 not in result[3:]
