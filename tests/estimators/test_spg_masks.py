@@ -21,30 +21,30 @@ def masked_share(estimator, num_tokens, rows=ROWS):
 def published_block_share(num_tokens, block_length):
     """The block: a permutation of all blocks modulo the number of those with text. In it k ~ U{1..m} tokens."""
     blocks, with_text = LENGTH // block_length, -(-num_tokens // block_length)
-    share = torch.zeros(LENGTH, dtype=torch.float64)
+    fraction = torch.zeros(LENGTH, dtype=torch.float64)
     for number in range(blocks):
         first = number % with_text * block_length
         m = min(block_length, num_tokens - first)
-        share[:first] += WITHHELD / blocks
-        share[first : first + m] += (m + 1) / (2 * m) / blocks
-        share[first + m :] += 1 / blocks
-    share[num_tokens:] = 1
-    return share
+        fraction[:first] += WITHHELD / blocks
+        fraction[first : first + m] += (m + 1) / (2 * m) / blocks
+        fraction[first + m :] += 1 / blocks
+    fraction[num_tokens:] = 1
+    return fraction
 
 
 def our_block_share(num_tokens, block_length):
     """All blocks with text are equally likely, and every visible token of the response may be withheld."""
     with_text = -(-num_tokens // block_length)
-    share = torch.zeros(LENGTH, dtype=torch.float64)
+    fraction = torch.zeros(LENGTH, dtype=torch.float64)
     for number in range(with_text):
         first = number * block_length
         m = min(block_length, num_tokens - first)
         chosen = (m + 1) / (2 * m)
-        share[:first] += WITHHELD / with_text
-        share[first : first + m] += (chosen + (1 - chosen) * WITHHELD) / with_text
-        share[first + m :] += 1 / with_text
-    share[num_tokens:] = 1
-    return share
+        fraction[:first] += WITHHELD / with_text
+        fraction[first : first + m] += (chosen + (1 - chosen) * WITHHELD) / with_text
+        fraction[first + m :] += 1 / with_text
+    fraction[num_tokens:] = 1
+    return fraction
 
 
 def near(result, expected):
