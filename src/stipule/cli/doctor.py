@@ -32,13 +32,14 @@ def doctor(
     from stipule.config.recipe import load_recipe, recipe_for_model
     from stipule.evaluation.doctor import check_model
     from stipule.report.doctor_table import doctor_table
+    from stipule.report.progress import parts
 
     resolved = (
         load_recipe(recipe, [*(overrides or []), f"model.path={model}"])
         if recipe
         else recipe_for_model(model, overrides=overrides or [], needs_task=False)
     )
-    with console.status("loading and checking"):
+    with parts(console, "loading and checking"):
         checks = check_model(resolved.model, resolved.task, resolved.sampler, problems)
     console.print(doctor_table(model, checks))
     if any(check.ok is False for check in checks):

@@ -43,6 +43,7 @@ def plan(
     from stipule.plan.forecast import PlanOptions, forecast
     from stipule.plan.scaling import ENGINES, Engine
     from stipule.report.plan_table import plan_tables
+    from stipule.report.progress import parts
 
     if engine is not None and engine not in ENGINES:
         raise RecipeError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
@@ -57,8 +58,8 @@ def plan(
         config,
         prompt,
     )
-    with console.status("planning") as status:
-        result = forecast(resolved, options, lambda message: status.update(message))
+    with parts(console, "planning") as progress:
+        result = forecast(resolved, options, progress)
     console.print(plan_tables(resolved, result))
     if json_file:
         numbers: dict[str, Any] = asdict(result)

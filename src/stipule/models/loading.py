@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from stipule.checksums import verify_checksums
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.adapters import LoRA, check_base, load_adapter, new_adapter, read_adapter_info, write_adapter_info
 from stipule.models.autocast import prepare_autocast
@@ -109,6 +110,7 @@ def load_policy(
     family, causal, or has invalid token ids.
     """
     path = resolve_model_path(config.path)
+    verify_checksums(Path(path).parent, f"{Path(path).name}/")  # of a checkpoint of a run
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
     adapter_info = read_adapter_info(adapter) if adapter else {}
     if adapter:

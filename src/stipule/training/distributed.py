@@ -8,7 +8,8 @@ sums of parts of one global mean. So no result depends on the number of ranks, e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from stipule.errors import RecipeError
+from stipule.errors import RecipeError, StipuleError
 from stipule.types import Rollouts
 
 Item = TypeVar("Item")
@@ -157,6 +158,22 @@ def init_distributed(prompts_per_step: int) -> tuple[Accelerator, DistributedCon
             "a CPU with ACCELERATE_USE_CPU=true"
         )
     return accelerator, DistributedContext(accelerator)
+
+
+@contextmanager
+def lost_process_reported() -> Iterator[None]:
+    """Inside, a connection that breaks because another rank has ended raises StipuleError: one sentence."""
+    try:
+        yield
+    except RuntimeError as cause:
+        # gloo raises a plain RuntimeError, with the place in its source.
+        if not (isinstance(cause, dist.DistError) or "/gloo/" in str(cause)):
+            raise
+        raise StipuleError(
+            "another process of this run has ended, so this one ends too; the reason is in that process's output, or "
+            "in the system's log if it was killed; the last checkpoint is complete: start all processes again with "
+            "--resume"
+        ) from cause
 
 
 def requested_sharding() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: i
     """The metrics of a step's rollouts: rewards, and properties of the responses."""
     grouped = rewards.rewards.view(-1, num_generations)
     grades, loss_mask = rewards.grades, rollouts.loss_mask
+    is_empty = [not text.strip() for text in rewards.texts]
     return {
         "reward/mean": float(grouped.mean()),
         "reward/frac_nonzero_std": float((grouped.amax(1) > grouped.amin(1)).float().mean()),
@@ -26,6 +28,9 @@ def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: i
         "response/length": float(rollouts.completion_mask.sum(1).float().mean()),
         "response/anchors": float((~rollouts.sampled_mask).sum(1).float().mean()),
         "response/distinct": len(set(rewards.texts)) / len(rewards.texts),
+        "response/empty": sum(is_empty) / len(is_empty),
+        "response/same_text": Counter(rewards.texts).most_common(1)[0][1] / len(rewards.texts),
+        "response/few_tokens": few_tokens(rollouts),
         "response/copies": copies(rollouts, num_generations),
         "response/repetition": repetition(rollouts),
         "response/confidence": float(rollouts.confidence[loss_mask].mean()) if loss_mask.any() else 0.0,
@@ -36,6 +41,12 @@ def copies(rollouts: Rollouts, num_generations: int) -> float:
     """Fraction of groups whose rollouts all have the same tokens from the same forward passes."""
     paths = torch.cat([rollouts.completion_ids, rollouts.unmask_step], 1).unflatten(0, (-1, num_generations))
     return float((paths == paths[:, :1]).flatten(1).all(1).float().mean())
+
+
+def few_tokens(rollouts: Rollouts, n: int = 2) -> float:
+    """Fraction of the tokens of all responses that are one of their `n` most frequent ones; 0 without tokens."""
+    counts = rollouts.completion_ids[rollouts.loss_mask].unique(return_counts=True)[1]
+    return float(counts.sort(descending=True).values[:n].sum() / counts.sum()) if len(counts) else 0.0
 
 
 def repetition(rollouts: Rollouts, n: int = 4) -> float:
