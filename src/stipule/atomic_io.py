@@ -44,6 +44,14 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it. Raises StipuleError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise write_error(path, cause) from cause
+
+
 def append_text(path: Path, text: str) -> None:
     """Adds text to a file. Raises StipuleError if the disk is full, read-only or over its quota."""
     try:

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from stipule.models.loading import ModelConfig
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Set before torch is imported. By default the threads of torch spin while they wait for each other, and beside other
@@ -55,6 +58,16 @@ def unused_path(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def warn_of_slow_bfloat16(model: ModelConfig) -> None:
+    """Prints a warning if a model computes in bfloat16 on a CPU without units for it. Nothing on a GPU."""
+    import torch
+
+    from stipule.training.provenance import cpu_flags, slow_bfloat16
+
+    if warning := slow_bfloat16(model, not torch.cuda.is_available(), cpu_flags()):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def with_seed(overrides: Sequence[str] | None, seed: int | None) -> list[str]:

@@ -14,6 +14,7 @@ from stipule.cli.app import (
     console,
     interruptible,
     resume_command,
+    warn_of_slow_bfloat16,
     with_seed,
 )
 
@@ -41,6 +42,7 @@ def train(
         if not is_main_process():
             run(resolved, RunFolder.read_only(path))
             return
+        warn_of_slow_bfloat16(resolved.model)
         folder = (RunFolder.reopen if resume else RunFolder.create)(path, dump_recipe(resolved))
         with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
             state = run(resolved, folder, watch)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stipule.atomic_io import make_folder
 from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
 from stipule.file_lock import sole_writer
@@ -72,7 +73,7 @@ def run_all(
     finished = 0
     children: set[subprocess.Popen[str]] = set()
     folder = out / Path(testbed).stem
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with sole_writer(folder), ThreadPoolExecutor(jobs) as pool:
         pending = [pool.submit(_run, out, testbed, row, seed, children) for row, seed in order]
         try:

@@ -187,8 +187,8 @@ VALUES = (
         "empty",
         "response/empty",
         3,
-        "{value:.0%} of the responses have no text (limit {limit:.0%}): the model ends at once; check the prompts, check "
-        "the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier checkpoint",
+        "{value:.0%} of the responses have no text (limit {limit:.0%}): the model ends at once; check the prompts, "
+        "check the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier checkpoint",
     ),
     (
         "same_text",

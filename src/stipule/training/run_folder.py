@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from stipule import __version__
-from stipule.atomic_io import append_text, replace_file, write_error
+from stipule.atomic_io import append_text, make_folder, replace_file
 from stipule.errors import CheckpointError, RecipeError
 from stipule.file_lock import LOCK, sole_writer
-from stipule.training.provenance import commit, processor
+from stipule.training.provenance import commit, cpu_flags, instruction_set, processor
 
 STATE_FILE = "train_state.json"  # in each checkpoint: the state of the run beside weights and optimizer
 FORMAT = 2  # of a run folder; 1 had other names of settings and metrics
@@ -52,10 +52,7 @@ class RunFolder:
         )
         if path.exists() and not path.is_dir():
             raise occupied
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as cause:
-            raise write_error(path, cause) from cause
+        make_folder(path)
         folder = cls(path)
         with folder.sole_writer():
             if any(file.name != LOCK for file in path.iterdir()):
@@ -73,13 +70,14 @@ class RunFolder:
         if not recipe_path.exists():
             raise RecipeError(f"there is no run to resume in {path}; leave out --resume to start one")
         check_format(path)
-        changed = _differences(_parse_yaml(recipe_path.read_text()), _parse_yaml(recipe))
+        changed = _differences(_parse_yaml(recipe_path.read_bytes()), _parse_yaml(recipe))
         allowed = tuple(f"{key}{sign}" for key in MAY_CHANGE for sign in ":.")
         changed = [line for line in changed if not line.startswith(allowed)]
         if changed:
             raise RecipeError(
-                f"{path} was started with another recipe ({'; '.join(changed[:4])}); a resumed run must repeat it "
-                "exactly; give the same recipe and overrides, or start again with another --out"
+                f"{path} was started with another recipe ({'; '.join(changed[:4])}), as its recipe.yaml says; a "
+                "resumed run must repeat it exactly; give the same recipe and overrides, or start again with another "
+                "--out"
             )
         folder = cls(path)
         with folder.sole_writer():
@@ -183,18 +181,19 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": processor(),
+        "instruction_set": instruction_set(cpu_flags()),
         "cores": os.cpu_count(),
         "commit": commit(),
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
     }
 
 
-def _parse_yaml(text: str) -> dict[str, Any]:
+def _parse_yaml(text: str | bytes) -> dict[str, Any]:
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as cause:
+    except (yaml.YAMLError, ValueError) as cause:
         raise CheckpointError(f"the run's recipe.yaml is damaged: {cause}") from cause
 
 
