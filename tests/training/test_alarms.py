@@ -182,7 +182,7 @@ def says(policy, token_ids):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("end", {"empty", "same_text", "few_tokens", "frac_nonzero_std"}),
+        ("end", {"empty", "same_text"}),
         ("one", {"same_text", "few_tokens", "repetition"}),
         ("two", {"few_tokens"}),
     ],
@@ -194,7 +194,7 @@ def test_a_base_that_says_the_same_few_tokens_or_nothing_raises_an_alarm_within_
     save_policy(policy, tmp_path / "base", "x")
     lines, alarms, error = run(tmp_path / "base", tmp_path / "run", "training.steps=8", "optimizer.learning_rate=1e-6")
     raised = {event["name"]: event for event in alarms}
-    assert error is None and raised.keys() & expected == expected - {"frac_nonzero_std"}
+    assert error is None and expected <= raised.keys()
     assert all(raised[name]["step"] == 3 for name in expected & {"empty", "same_text", "few_tokens"})
     numbers = [value for line in lines for value in line.values() if isinstance(value, float)]
     assert numbers and all(map(math.isfinite, numbers))

@@ -57,8 +57,9 @@ GLOSSARY = (
     ),
     Entry(
         "response/few_tokens",
-        "fraction of the tokens in the loss that are one of the step's two most frequent ones",
-        "is above 0.95 before half of the responses are correct: alarm `few_tokens`",
+        "fraction of the sampled tokens that are one of the step's two most frequent ones, in responses of 4 tokens or "
+        "more",
+        "is above 0.75 before half of the responses are correct: alarm `few_tokens`",
     ),
     Entry(
         "response/copies",

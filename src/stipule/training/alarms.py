@@ -41,7 +41,7 @@ class Alarms:
     repetition: float | None = 0.5  # response/repetition, mean of 3 steps
     empty: float | None = 0.5  # response/empty, mean of 3 steps, while accuracy is below 0.5
     same_text: float | None = 0.9  # response/same_text, mean of 3 steps, while accuracy is below 0.5
-    few_tokens: float | None = 0.95  # response/few_tokens, mean of 3 steps, while accuracy is below 0.5
+    few_tokens: float | None = 0.75  # response/few_tokens, mean of 3 steps, while accuracy is below 0.5
     copies: float | None = 0.95  # response/copies, mean of 5 steps, while accuracy is below 0.9
     frac_nonzero_std: float | None = 0.02  # reward/frac_nonzero_std at most this, mean of 20 steps, accuracy below 0.9
     collapse: float | None = 0.5  # fraction of its best 10 steps that the mean reward may lose
@@ -202,8 +202,8 @@ VALUES = (
         "few_tokens",
         "response/few_tokens",
         3,
-        "two tokens make up {value:.0%} of all responses (limit {limit:.0%}), and less than half of the responses are "
-        "correct; check the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier "
+        "two tokens are {value:.0%} of all that is sampled (limit {limit:.0%}), and less than half of the responses "
+        "are correct; check the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier "
         "checkpoint",
     ),
     (

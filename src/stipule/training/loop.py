@@ -104,7 +104,7 @@ def _take_step(
     run.state.seconds += time.perf_counter() - started
     line = {
         "step": run.state.step,
-        **rollout_metrics(result.rewards, result.rollouts, run.num_generations),
+        **rollout_metrics(result.rewards, result.rollouts, run.num_generations, run.policy.eos_id),
         **result.metrics,
         **approximation,
         **run.timer.metrics(),

@@ -15,7 +15,7 @@ from stipule.tasks.problem import Problem
 from stipule.types import Rollouts
 
 
-def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int) -> dict[str, float]:
+def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int, eos_id: int) -> dict[str, float]:
     """The metrics of a step's rollouts: rewards, and properties of the responses."""
     grouped = rewards.rewards.view(-1, num_generations)
     grades, loss_mask = rewards.grades, rollouts.loss_mask
@@ -30,7 +30,7 @@ def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: i
         "response/distinct": len(set(rewards.texts)) / len(rewards.texts),
         "response/empty": sum(is_empty) / len(is_empty),
         "response/same_text": Counter(rewards.texts).most_common(1)[0][1] / len(rewards.texts),
-        "response/few_tokens": few_tokens(rollouts),
+        "response/few_tokens": few_tokens(rollouts, eos_id),
         "response/copies": copies(rollouts, num_generations),
         "response/repetition": repetition(rollouts),
         "response/confidence": float(rollouts.confidence[loss_mask].mean()) if loss_mask.any() else 0.0,
@@ -43,9 +43,14 @@ def copies(rollouts: Rollouts, num_generations: int) -> float:
     return float((paths == paths[:, :1]).flatten(1).all(1).float().mean())
 
 
-def few_tokens(rollouts: Rollouts, n: int = 2) -> float:
-    """Fraction of the tokens of all responses that are one of their `n` most frequent ones; 0 without tokens."""
-    counts = rollouts.completion_ids[rollouts.loss_mask].unique(return_counts=True)[1]
+def few_tokens(rollouts: Rollouts, eos_id: int, n: int = 2, shortest: int = 4) -> float:
+    """Fraction of the sampled tokens that are one of the `n` most frequent ones, without end-of-text.
+
+    Only of responses with `shortest` such tokens: the answers yes and no are two tokens as well. 0 if there are none.
+    """
+    is_text = rollouts.loss_mask & (rollouts.completion_ids != eos_id)
+    is_text &= (is_text.sum(1) >= shortest)[:, None]
+    counts = rollouts.completion_ids[is_text].unique(return_counts=True)[1]
     return float(counts.sort(descending=True).values[:n].sum() / counts.sum()) if len(counts) else 0.0
 
 
