@@ -133,3 +133,29 @@ def test_variance_writes_tables_json_and_a_figure(tmp_path):
 
 def test_variance_needs_enough_draws_for_an_interval():
     assert "--draws 2; an interval needs" in run("variance", "quickstart", "--draws", "2").stderr
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_set_it():
+    program = "import os, sys, stipule.cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    plain = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    for environment, expected in ((plain, "PASSIVE"), ({**plain, "OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == [expected, "False"]  # before torch is imported, which reads it
+
+
+def test_an_evaluation_that_gets_sigterm_keeps_its_responses_and_continues(tmp_path):
+    arguments = ["eval", "tiny/sudoku", "task.test_problems=400", "--rows", "1", "--out", "out"]
+    process = subprocess.Popen([*STIPULE, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    responses = tmp_path / "out" / "responses.jsonl"
+    while not (responses.exists() and responses.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + 15
+    assert "stopped; the responses so far are kept; the same command with --out out continues" in output
+    kept = responses.read_text()
+    assert 1 <= kept.count("\n") < 400
+    done = run(*arguments[:-4], "--rows", "64", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert responses.read_text().startswith(kept) and responses.read_text().count("\n") == 400

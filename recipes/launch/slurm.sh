@@ -8,8 +8,10 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@600  # seconds before the end: more than a step takes, so that it is finished and saved
 set -euo pipefail
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # seconds until torchrun kills a process after SIGTERM; 30 before torch 2.13
 export ACCELERATE_USE_FSDP=true FSDP_VERSION=2 FSDP_RESHARD_AFTER_FORWARD=true  # leave out to keep the whole model on each GPU
 again=()
 [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && again=(--resume)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stipule.errors import RecipeError, StipuleError
@@ -21,32 +22,56 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises StipuleError if the disk is full, read-only or over its quota.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    try:
+    with _reported(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _flush(temporary)
         os.replace(temporary, path)
-    except OSError as cause:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, cause) from cause
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Like `replace_file`, for a folder. An existing folder is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with _reported(path, temporary):
+        temporary.mkdir(parents=True)
         write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
-    except Exception as cause:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it. Raises StipuleError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise write_error(path, cause) from cause
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds text to a file. Raises StipuleError if the disk is full, read-only or over its quota."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as cause:
+        raise write_error(path, cause) from cause
+
+
+@contextmanager
+def _reported(path: Path, temporary: Path) -> Iterator[None]:
+    """Removes what an error leaves of `temporary`, and raises StipuleError for an error of the disk."""
+    try:
+        yield
+    except BaseException as cause:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if is_disk_error(cause):
             raise write_error(path, cause) from cause
         raise

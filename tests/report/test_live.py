@@ -36,6 +36,7 @@ def test_without_a_terminal_ten_lines_are_printed():
     assert lines[-1].split() == [
         "step",
         "20/20",
+        "(100%)",
         "reward",
         "0.500",
         "accuracy",

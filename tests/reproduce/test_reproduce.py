@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 from stipule.config.recipe import find_recipe, read_yaml
+from stipule.file_lock import sole_writer
 
 
 def reproduce(cwd, *arguments):
@@ -50,3 +53,27 @@ def test_an_unknown_table_is_an_error_before_anything_runs(tmp_path):
 def test_for_gpus_the_commands_are_printed(tmp_path):
     process = reproduce(tmp_path, "table5", "--scale", "llada-8b")
     assert process.stdout.count("stipule train recipes/paper/table5_") == 4
+
+
+def test_sigterm_ends_the_runs_too_and_the_same_command_continues(tmp_path):
+    testbed = read_yaml(find_recipe("reproduce/sudoku"))
+    testbed["task"] |= {"train_problems": 8, "test_problems": 8}
+    testbed["training"] |= {"steps": 400, "prompts_per_step": 2, "num_generations": 2, "save_every": 400}
+    (tmp_path / "small.yaml").write_text(json.dumps(testbed))
+    arguments = ["table7", "--world", "small.yaml", "--seeds", "1", "--jobs", "1", "--out", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stipule", "reproduce", *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    run = tmp_path / "out" / "small" / "spatial_random-0"
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped; finished runs are kept, and the others up to their last checkpoint; the same command" in output
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert 0 < int(checkpoint.name[5:]) < 400
+    assert [path.name for path in run.parent.iterdir()] == [run.name]  # the next run was not started
+    with sole_writer(run):  # the process of the run has ended
+        pass

@@ -4,11 +4,13 @@ import json
 import math
 
 import pytest
+import torch
 
 from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.errors import AlarmError, RecipeError, RewardError
 from stipule.models.loading import save_policy
 from stipule.report.glossary import explain
+from stipule.report.page.build import write_page
 from stipule.training.alarms import Alarms
 from stipule.training.loop import train
 from stipule.training.run_folder import RunFolder
@@ -20,6 +22,9 @@ HEALTHY = {
     "reward/frac_nonzero_std": 0.5,
     "response/copies": 0.2,
     "response/repetition": 0.05,
+    "response/empty": 0.0,
+    "response/same_text": 0.1,
+    "response/few_tokens": 0.5,
     "response/confidence": 0.9,
     "policy/ratio_max": 1.5,
     "policy/clip_ratio": 0.1,
@@ -58,6 +63,9 @@ def test_a_healthy_run_raises_nothing_at_any_step():
         ("kl", "policy/kl", 2.0, 2),
         ("confidence", "response/confidence", 0.9995, 3),
         ("repetition", "response/repetition", 0.7, 3),
+        ("empty", "response/empty", 0.7, 3),
+        ("same_text", "response/same_text", 1.0, 3),
+        ("few_tokens", "response/few_tokens", 1.0, 3),
         ("copies", "response/copies", 1.0, 5),
         ("frac_nonzero_std", "reward/frac_nonzero_std", 0.0, 20),
         ("variance", "variance/estimate", 0.5, 3),
@@ -76,7 +84,11 @@ def test_each_alarm_is_raised_at_its_step_with_advice_and_can_be_turned_off(name
 
 
 @pytest.mark.parametrize(
-    "key", ["response/confidence", "response/copies", "reward/frac_nonzero_std", "variance/estimate"]
+    "key",
+    [
+        *("response/confidence", "response/copies", "reward/frac_nonzero_std", "variance/estimate"),
+        *("response/same_text", "response/few_tokens"),
+    ],
 )
 def test_a_solved_task_raises_no_alarm(key):
     value = {"reward/frac_nonzero_std": 0.0}.get(key, 1.0)
@@ -154,6 +166,39 @@ def test_identical_rollouts_in_a_group_raise_an_alarm_within_five_steps(base, tm
     assert (
         "100% of the groups every response is a copy" in event["message"] and "raise sampler.temp" in event["message"]
     )
+
+
+def says(policy, token_ids):
+    """Changes the LM head so that the policy says these tokens at every position, whatever the prompt."""
+    ids = torch.tensor([[5, 6, 7, 8] + [policy.mask_id] * 12])
+    lm_head = policy.unwrapped_model.get_output_embeddings().weight
+    with torch.no_grad():
+        middle = policy.hidden_states(ids, None, torch.ones_like(ids, dtype=torch.bool)).mean(0)
+        lm_head.mul_(0.01)
+        lm_head[token_ids] = middle / middle.norm() * 30
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("end", {"empty", "same_text"}),
+        ("one", {"same_text", "few_tokens", "repetition"}),
+        ("two", {"few_tokens"}),
+    ],
+)
+def test_a_base_that_says_the_same_few_tokens_or_nothing_raises_an_alarm_within_eight_steps(tmp_path, kind, expected):
+    policy = random_policy()
+    digits = policy.tokenizer.convert_tokens_to_ids(["1", "2"])
+    says(policy, {"end": [policy.eos_id], "one": digits[:1], "two": digits}[kind])
+    save_policy(policy, tmp_path / "base", "x")
+    lines, alarms, error = run(tmp_path / "base", tmp_path / "run", "training.steps=8", "optimizer.learning_rate=1e-6")
+    raised = {event["name"]: event for event in alarms}
+    assert error is None and expected <= raised.keys()
+    assert all(raised[name]["step"] == 3 for name in expected & {"empty", "same_text", "few_tokens"})
+    numbers = [value for line in lines for value in line.values() if isinstance(value, float)]
+    assert numbers and all(map(math.isfinite, numbers))
+    write_page([tmp_path / "run"], tmp_path / "page.html")
 
 
 def test_a_reward_of_nan_raises_an_alarm_and_ends_the_run(base, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from stipule.rollouts.reward_batch import RewardBatch
 from stipule.tasks.problem import Grade, Problem
-from stipule.training.records import copies, repetition, rollout_records
+from stipule.training.records import copies, few_tokens, repetition, rollout_metrics, rollout_records
 from stipule.training.step_timer import peak_memory
 from tests.toys import random_policy, response
 
@@ -34,6 +34,23 @@ def test_repetition_is_the_fraction_of_repeated_sequences_of_four_tokens(tokens,
     assert repetition(
         response([tokens], completion_mask=[[i < completion_length for i in range(len(tokens))]])
     ) == pytest.approx(fraction)
+
+
+def test_empty_responses_equal_texts_and_frequent_tokens_are_counted():
+    end, lengths = 0, (5, 5, 5, 2)
+    inside = [[position < length for position in range(5)] for length in lengths]
+    rollouts = response(
+        [[5, 5, 6, 8, end], [5, 7, 1, 1, 9], [2, 2, 2, end, 2], [3, 3, 3, 3, 3]], completion_mask=inside
+    )
+    # 5 5 6 8, 5 7 1 1 9 and 2 2 2 2: four 2 and three 5; the response of two tokens does not count
+    assert few_tokens(rollouts, end) == pytest.approx(7 / 13)
+    assert few_tokens(rollouts[torch.tensor([3])], end) == 0.0
+    grades = [Grade(0.0, {}, False)] * 4
+    rewards = RewardBatch(["a b", "a", " ", ""], grades, torch.zeros(4), torch.zeros(4, dtype=torch.bool))
+    metrics = rollout_metrics(rewards, rollouts, 2, end)
+    assert (metrics["response/empty"], metrics["response/same_text"]) == (0.5, 0.25)
+    same = replace(rewards, texts=["a", "a", "a", "b"])
+    assert rollout_metrics(same, rollouts, 2, end)["response/same_text"] == 0.75
 
 
 def test_a_record_holds_the_text_of_every_token_and_the_names_of_special_tokens():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stipule.cli.app import Out, Overrides, RecipePath, app, console
+from stipule.cli.app import Out, Overrides, RecipePath, app, console, interruptible
 
 anchors_app = typer.Typer(help="Build and check the anchors of spatial pruning.", no_args_is_help=True)
 app.add_typer(anchors_app, name="anchors")
@@ -22,16 +22,19 @@ app.add_typer(anchors_app, name="anchors")
 def anchors_build(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -> None:
     """Generate the responses that a recipe takes its anchors from; run again, the same command continues."""
     from stipule.config.recipe import load_recipe
+    from stipule.file_lock import sole_writer
     from stipule.models.loading import best_device, load_policy
-    from stipule.report.live import bar
+    from stipule.report.progress import bar, parts
     from stipule.training.anchor_source import build_store, check_source
 
     resolved = load_recipe(recipe, overrides or [])
     check_source(resolved.pruning.spatial)
     path = out or Path("runs") / f"{Path(recipe).stem}-anchors.safetensors"
-    policy = load_policy(resolved.model, device=best_device(), seed=resolved.training.seed)
-    with bar(console, "generating anchors") as progress:
-        store = build_store(resolved, policy, resolved.task.problems("train"), path, progress)
+    with interruptible("the store is saved every half minute", "the same command continues"), sole_writer(path):
+        with parts(console, "loading the model"):
+            policy = load_policy(resolved.model, device=best_device(), seed=resolved.training.seed)
+        with bar(console, "generating anchors") as progress:
+            store = build_store(resolved, policy, resolved.task.problems("train"), path, progress)
     table = store.table
     console.print(
         f"{path}: {len(store):,} responses, {table['correct'].float().mean():.0%} of them correct, "
@@ -58,7 +61,7 @@ def anchors_audit(
     from stipule.evaluation.leakage import check_leakage
     from stipule.models.loading import best_device, load_policy
     from stipule.report.leakage_table import leakage_table
-    from stipule.report.live import bar
+    from stipule.report.progress import bar
     from stipule.training.anchor_source import check_source, temporary_store
 
     resolved = load_recipe(recipe, overrides or [])

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from stipule.models.loading import ModelConfig
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Set before torch is imported. By default the threads of torch spin while they wait for each other, and beside other
+# programs a step takes several times as long (docs/speed.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Reinforcement learning for masked diffusion language models, with Spatio-Temporal Pruning.",
@@ -52,26 +60,45 @@ def unused_path(path: Path) -> Path:
     return candidate
 
 
+def warn_of_slow_bfloat16(model: ModelConfig) -> None:
+    """Prints a warning if a model computes in bfloat16 on a CPU without units for it. Nothing on a GPU."""
+    import torch
+
+    from stipule.training.provenance import cpu_flags, slow_bfloat16
+
+    if warning := slow_bfloat16(model, not torch.cuda.is_available(), cpu_flags()):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def with_seed(overrides: Sequence[str] | None, seed: int | None) -> list[str]:
     """The overrides, and that of `--seed` after them."""
     return [*(overrides or []), *([] if seed is None else [f"training.seed={seed}"])]
 
 
-def run_until_interrupted(
-    run: Callable[[], object], command: Sequence[str], overrides: Sequence[str] | None, seed: int | None, out: Path
-) -> None:
-    """Calls `run`. On Ctrl-C it prints the command that resumes the run, and exits with 130."""
+def resume_command(command: Sequence[str], overrides: Sequence[str] | None, seed: int | None, out: Path) -> str:
+    """The command line that continues a run."""
+    typed = ["stipule", *command, *(overrides or []), *(["--seed", str(seed)] if seed is not None else [])]
+    return f"{' '.join(typed)} --out {out} --resume"
+
+
+@contextmanager
+def interruptible(kept: str, continuation: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with a message and exit status 130 or 143.
+
+    `kept` says what is left of the work, `continuation` what to do next.
+    """
+    from stipule.training.interrupt import Interrupted, Terminated, sigterm_raises
+
     try:
-        run()
+        with sigterm_raises():
+            yield
     except KeyboardInterrupt as interrupt:
         from stipule.training.distributed import is_main_process
-        from stipule.training.interrupt import Interrupted
 
-        if not is_main_process():
-            raise typer.Exit(130) from interrupt
-        typed = ["stipule", *command, *(overrides or []), *(["--seed", str(seed)] if seed is not None else [])]
-        status = "saved" if isinstance(interrupt, Interrupted) else "stopped; the last checkpoint is complete"
-        console.print(
-            f"{status}; continue with:\n  {' '.join(typed)} --out {out} --resume", markup=False, soft_wrap=True
-        )
-        raise typer.Exit(130) from interrupt
+        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        if isinstance(interrupt, Interrupted):
+            number = signal.Signals(interrupt.number)
+        if is_main_process():
+            status = "saved" if isinstance(interrupt, Interrupted) else f"stopped; {kept}"
+            console.print(f"{status}; {continuation}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + number) from interrupt

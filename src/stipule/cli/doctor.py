@@ -43,6 +43,7 @@ def doctor(
     from stipule.evaluation.doctor import check_model
     from stipule.models.loading import best_device
     from stipule.report.doctor_table import doctor_table
+    from stipule.report.progress import parts
 
     device = device or best_device()
     environment_rows = environment(device)
@@ -51,11 +52,11 @@ def doctor(
         if recipe
         else recipe_for_model(model, overrides=overrides or [], needs_task=False)
     )
-    with console.status("loading and checking"):
+    with parts(console, "loading and checking"):
         checks = check_model(resolved.model, resolved.task, resolved.sampler, problems, device)
     console.print(doctor_table(f"Checks of {model} as a masked diffusion language model", checks))
     if full:
-        with console.status("checking the machine"):
+        with parts(console, "checking the machine"):
             machine = list(check_machine(device))
         console.print(doctor_table("Checks of the machine with the model tiny/sudoku", machine))
         for name, value in environment_rows:

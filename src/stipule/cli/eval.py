@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stipule.cli.app import Model, Overrides, app, console, unused_path
+from stipule.cli.app import Model, Overrides, app, console, interruptible, unused_path
 
 
 @app.command(
@@ -40,7 +40,7 @@ def evaluate_model(
     from stipule.config.recipe import recipe_for_model
     from stipule.evaluation.evaluation_folder import EvaluationFolder, split_hash
     from stipule.models.loading import best_device, load_policy
-    from stipule.report.live import bar
+    from stipule.report.progress import bar, parts
     from stipule.training.run_folder import environment
 
     rules = load_protocol(protocol) if protocol else None
@@ -65,10 +65,12 @@ def evaluate_model(
     }
     path = out or unused_path(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
     folder = EvaluationFolder(path, request)
-    policy = load_policy(resolved.model, device=best_device())
     cut = rules is None or rules.stops_at_eos
-    with bar(console, "evaluating") as progress:
-        result = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)
+    with interruptible("the responses so far are kept", f"the same command with --out {path} continues"):
+        with parts(console, "loading the model"):
+            policy = load_policy(resolved.model, device=best_device())
+        with bar(console, "evaluating") as progress:
+            result = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)
     low, high = result["interval"]
     console.print(
         f"{model} on {resolved.task.kind} ({split}): {result['solved']} of {result['total']} solved = "

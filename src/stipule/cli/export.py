@@ -31,11 +31,12 @@ def export(
     """Write a folder that transformers loads: weights, tokenizer, model card with recipe and result."""
     from stipule.commands.export import export as run_export
     from stipule.commands.export import upload
+    from stipule.report.progress import parts
 
-    with console.status("exporting"):
+    with parts(console, "exporting"):
         summary = run_export(run, out, merge, layout)
     console.print(f"{out}: {summary}", markup=False, highlight=False)
     if push:
-        with console.status(f"uploading to {push}"):
+        with parts(console, f"uploading to {push}"):
             address = upload(out, push)
         console.print(address, markup=False, highlight=False)

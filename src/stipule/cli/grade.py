@@ -46,7 +46,7 @@ def grade(
     from stipule.evaluation.grader_disagreements import find_disagreements
     from stipule.evaluation.regrade import as_json, grade_file, read_saved_responses
     from stipule.report.grade_table import disagreement_lines, disagreement_table, grade_table
-    from stipule.report.live import bar
+    from stipule.report.progress import bar
 
     if disagreements and against is None:
         against = Rules.strict if protocol == Rules.d1 else Rules.d1

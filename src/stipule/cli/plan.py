@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from stipule.cli.app import Overrides, RecipePath, app, console
+from stipule.cli.app import Overrides, RecipePath, app, console, warn_of_slow_bfloat16
 
 
 @app.command(
@@ -43,6 +43,7 @@ def plan(
     from stipule.plan.forecast import PlanOptions, forecast
     from stipule.plan.scaling import ENGINES, Engine
     from stipule.report.plan_table import plan_tables
+    from stipule.report.progress import parts
 
     if engine is not None and engine not in ENGINES:
         raise RecipeError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
@@ -57,9 +58,11 @@ def plan(
         config,
         prompt,
     )
-    with console.status("planning") as status:
-        result = forecast(resolved, options, lambda message: status.update(message))
+    with parts(console, "planning") as progress:
+        result = forecast(resolved, options, progress)
     console.print(plan_tables(resolved, result))
+    if device is None and memory is None:  # a plan for this machine
+        warn_of_slow_bfloat16(resolved.model)
     if json_file:
         numbers: dict[str, Any] = asdict(result)
         replace_file(json_file, lambda p: p.write_text(json.dumps(numbers, indent=1) + "\n"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stipule.cli.app import Out, Overrides, RecipePath, app, console
+from stipule.cli.app import Out, Overrides, RecipePath, app, console, interruptible
 
 
 @app.command(epilog="Example:  stipule pretrain recipes/tiny/sudoku_base.yaml --out runs/base pretraining.steps=200")
@@ -13,14 +13,19 @@ def pretrain(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -
     from stipule.atomic_io import require_unused
     from stipule.config.recipe import load_recipe, recipe_for_model
     from stipule.evaluation.evaluate import evaluate
-    from stipule.report.live import bar
+    from stipule.file_lock import sole_writer
+    from stipule.report.progress import bar
     from stipule.training.pretrain import PretrainRecipe
     from stipule.training.pretrain import pretrain as run
 
     resolved = load_recipe(recipe, overrides or [], PretrainRecipe)
     path = out or Path("runs") / Path(recipe).stem
     require_unused(path)
-    with bar(console, "pre-training") as progress:
+    with (
+        interruptible("pre-training keeps nothing before its end", "start it again"),
+        sole_writer(path),
+        bar(console, "pre-training") as progress,
+    ):
         policy = run(resolved, path, lambda step, loss: progress(step, resolved.pretraining.steps))
     trained = recipe_for_model(str(path))
     with bar(console, "evaluating") as progress:

@@ -11,7 +11,8 @@ from stipule.cli.app import (
     Seed,
     app,
     console,
-    run_until_interrupted,
+    interruptible,
+    resume_command,
     unused_path,
     with_seed,
 )
@@ -23,6 +24,6 @@ def quickstart(overrides: Overrides = None, out: Out = None, seed: Seed = None, 
     from stipule.commands.quickstart import quickstart as run
 
     path = out or (Path("runs/quickstart") if resume else unused_path(Path("runs/quickstart")))
-    run_until_interrupted(
-        lambda: run(with_seed(overrides, seed), path, resume, console), ["quickstart"], overrides, seed, path
-    )
+    command = resume_command(["quickstart"], overrides, seed, path)
+    with interruptible("the last checkpoint is complete", f"continue with:\n  {command}"):
+        run(with_seed(overrides, seed), path, resume, console)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stipule.cli.app import app, console
+from stipule.cli.app import app, console, interruptible
 
 
 @app.command(
@@ -38,7 +38,7 @@ def reproduce(
 ) -> None:
     """Train rows of the paper's tables on a small testbed, beside the paper's numbers, and check each claim."""
     from stipule.config.recipe import load_recipe
-    from stipule.report.live import bar
+    from stipule.report.progress import bar
     from stipule.report.reproduction_figure import variance_over_training
     from stipule.report.reproduction_table import reproduction_page, reproduction_tables
     from stipule.reproduce.catalogue import table_of
@@ -52,7 +52,8 @@ def reproduce(
         _print_gpu_commands(names)
         return
     load_recipe(recipe_of(testbed))
-    with bar(console, f"{', '.join(names)}: runs") as progress:
+    kept = "finished runs are kept, and the others up to their last checkpoint"
+    with interruptible(kept, "the same command continues"), bar(console, f"{', '.join(names)}: runs") as progress:
         run_all(rows, testbed, seeds, out, jobs or os.cpu_count() or 1, progress)
     for name in names:
         result = reproduction(name, testbed, seeds, out)

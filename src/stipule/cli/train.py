@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stipule.cli.app import Out, Overrides, RecipePath, Resume, Seed, app, console, run_until_interrupted, with_seed
+from stipule.cli.app import (
+    Out,
+    Overrides,
+    RecipePath,
+    Resume,
+    Seed,
+    app,
+    console,
+    interruptible,
+    resume_command,
+    warn_of_slow_bfloat16,
+    with_seed,
+)
 
 
 @app.command(
@@ -15,7 +27,7 @@ from stipule.cli.app import Out, Overrides, RecipePath, Resume, Seed, app, conso
 def train(
     recipe: RecipePath, overrides: Overrides = None, out: Out = None, seed: Seed = None, resume: Resume = False
 ) -> None:
-    """Train a model by a recipe; Ctrl-C saves a checkpoint and prints the command that continues."""
+    """Train a model by a recipe; Ctrl-C or SIGTERM saves a checkpoint and prints the command that continues."""
     from stipule.config.recipe import dump_recipe, load_recipe
     from stipule.report.live import LiveRun
     from stipule.training.distributed import is_main_process
@@ -24,18 +36,18 @@ def train(
 
     path = out or Path("runs") / Path(recipe).stem
 
-    def train_and_report() -> None:
+    command = resume_command(["train", recipe], overrides, seed, path)
+    with interruptible("the last checkpoint is complete", f"continue with:\n  {command}"):
         resolved = load_recipe(recipe, with_seed(overrides, seed))
         if not is_main_process():
             run(resolved, RunFolder.read_only(path))
             return
+        warn_of_slow_bfloat16(resolved.model)
         folder = (RunFolder.reopen if resume else RunFolder.create)(path, dump_recipe(resolved))
         with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
             state = run(resolved, folder, watch)
-        console.print(
-            f"{state.step} steps, {state.seconds:.0f} s, {state.model_calls:,} model calls"
-            + (f" + {state.pregeneration_calls:,} for the anchors" if state.pregeneration_calls else "")
-            + f"; try: stipule eval {path}, stipule report {path}"
-        )
-
-    run_until_interrupted(train_and_report, ["train", recipe], overrides, seed, path)
+    console.print(
+        f"{state.step} steps, {state.seconds:.0f} s, {state.model_calls:,} model calls"
+        + (f" + {state.pregeneration_calls:,} for the anchors" if state.pregeneration_calls else "")
+        + f"; try: stipule eval {path}, stipule report {path}"
+    )

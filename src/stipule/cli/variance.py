@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stipule.cli.app import Out, Overrides, RecipePath, app, console, unused_path
+from stipule.cli.app import Out, Overrides, RecipePath, app, console, interruptible, unused_path
 
 
 @app.command(
@@ -27,14 +27,20 @@ def variance(
     from stipule.atomic_io import replace_file, require_unused
     from stipule.commands.variance_study import variance_study
     from stipule.config.recipe import load_recipe
+    from stipule.file_lock import sole_writer
+    from stipule.report.progress import parts
     from stipule.report.variance_figure import variance_figure
     from stipule.report.variance_table import variance_tables
 
     resolved = load_recipe(recipe, overrides or [])
     path = out or unused_path(Path("runs") / f"{Path(recipe).stem}-variance")
     require_unused(path)
-    with console.status("measuring") as status:
-        result = variance_study(resolved, responses, draws, steps, path, lambda message: status.update(message))
+    with (
+        interruptible("a study keeps no part of its tables", "start it again with another --out"),
+        sole_writer(path),
+        parts(console, "measuring", total=7 if steps else 5) as progress,
+    ):
+        result = variance_study(resolved, responses, draws, steps, path, progress)
     console.print(variance_tables(result))
     replace_file(path / "variance.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     variance_figure(result, path / "variance.png")

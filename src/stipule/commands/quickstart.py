@@ -19,7 +19,8 @@ from stipule.atomic_io import replace_file
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.evaluation.evaluate import Evaluation, evaluate
 from stipule.models.loading import best_device, load_policy
-from stipule.report.live import LiveRun, bar
+from stipule.report.live import LiveRun
+from stipule.report.progress import bar
 from stipule.tasks.problem import Problem
 from stipule.training.checkpoint import TrainState, newest_checkpoint
 from stipule.training.loop import train

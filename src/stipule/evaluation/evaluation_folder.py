@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stipule.atomic_io import replace_file, write_error
+from stipule.atomic_io import append_text, replace_file
 from stipule.errors import CheckpointError, RecipeError
 from stipule.evaluation.evaluate import Evaluation, evaluate
 from stipule.evaluation.statistics import wilson
+from stipule.file_lock import LOCK, sole_writer
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
@@ -41,7 +42,7 @@ class EvaluationFolder:
                 "request.json), and cannot be continued; give another place with --out, or delete the folder"
             )
         existing = self._read("request.json")
-        if existing is None and path.exists() and any(path.iterdir()):
+        if existing is None and path.exists() and any(file.name != LOCK for file in path.iterdir()):
             raise RecipeError(f"{path} holds other files and was left as it is; give another place with --out")
         if existing is not None and existing != self.request:
             changed = [k for k in {**existing, **self.request} if existing.get(k) != self.request.get(k)]
@@ -65,9 +66,32 @@ class EvaluationFolder:
         environment: Mapping[str, Any] | None = None,
         stop_at_eos: bool = True,
     ) -> dict[str, Any]:
-        """Evaluates the problems that have no response yet, and writes the result. `batch_size` changes no response."""
+        """Evaluates the problems that have no response yet, and writes the result. `batch_size` changes no response.
+
+        Raises RecipeError if another process evaluates into the folder.
+        """
         check_prompt_lengths(policy, problems, sampler.gen_length)
         self._write("request.json", self.request)  # not earlier: a model that fails to load leaves no folder
+        with sole_writer(self.path):
+            lines = self._responses(policy, task, problems, sampler, batch_size, progress, stop_at_eos)
+            result = {**self.request, **summarise(lines), "environment": dict(environment or {})}
+            if isinstance(task, Sudoku):
+                cells = [blank_cells(p, line["parts"]) for p, line in zip(problems, lines, strict=True)]
+                result["blank_cells"] = {"correct": sum(r for r, _ in cells), "total": sum(t for _, t in cells)}
+            self._write("result.json", result)
+        return result
+
+    def _responses(
+        self,
+        policy: MaskedPolicy,
+        task: Task,
+        problems: Sequence[Problem],
+        sampler: SemiAutoregressiveSampler,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+        stop_at_eos: bool,
+    ) -> list[dict[str, Any]]:
+        """The lines of responses.jsonl, in the order of the problems, with those that were missing."""
         done = self.done()
         path = self.path / "responses.jsonl"
         replace_file(path, lambda p: p.write_text("".join(json.dumps(line) + "\n" for line in done.values())))
@@ -75,19 +99,10 @@ class EvaluationFolder:
         for start in range(0, len(remaining), batch_size):
             batch = remaining[start : start + batch_size]
             lines = _lines(batch, evaluate(policy, task, batch, sampler, batch_size, stop_at_eos=stop_at_eos))
-            try:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write("".join(json.dumps(line) + "\n" for line in lines))
-            except OSError as cause:
-                raise write_error(path, cause) from cause
+            append_text(path, "".join(json.dumps(line) + "\n" for line in lines))
             done |= {line["key"]: line for line in lines}
             progress(len(done), len(problems))
-        result = {**self.request, **summarise([done[p.key] for p in problems]), "environment": dict(environment or {})}
-        if isinstance(task, Sudoku):
-            cells = [blank_cells(p, done[p.key]["parts"]) for p in problems]
-            result["blank_cells"] = {"correct": sum(r for r, _ in cells), "total": sum(t for _, t in cells)}
-        self._write("result.json", result)
-        return result
+        return [done[p.key] for p in problems]
 
     def _read(self, name: str) -> Any:
         path = self.path / name

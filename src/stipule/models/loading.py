@@ -13,6 +13,7 @@ import torch
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from stipule.checksums import verify_checksums
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.adapters import (
     LoRA,
@@ -133,6 +134,7 @@ def load_policy(
     is missing, truncated, of another family, causal, or has invalid token ids.
     """
     path = resolve_model_path(config.path)
+    verify_checksums(Path(path).parent, f"{Path(path).name}/")  # of a checkpoint of a run
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
     adapter_info = read_adapter_info(adapter) if adapter else {}
     base = read_adapter_options(adapter)["base_model_name_or_path"] if adapter else ""

@@ -55,6 +55,22 @@ GLOSSARY = (
         "is near 1 / `training.num_generations`: all responses of a group are the same",
     ),
     Entry(
+        "response/empty",
+        "fraction of responses without text",
+        "is above 0.5 before half of the responses are correct: alarm `empty`",
+    ),
+    Entry(
+        "response/same_text",
+        "fraction of the step's responses that are its most frequent text",
+        "is above 0.9 before half of the responses are correct: alarm `same_text`",
+    ),
+    Entry(
+        "response/few_tokens",
+        "fraction of the sampled tokens that are one of the step's two most frequent ones, in responses of 4 tokens or "
+        "more",
+        "is above 0.75 before half of the responses are correct: alarm `few_tokens`",
+    ),
+    Entry(
         "response/copies",
         "fraction of groups in which every response has the tokens of the first one, unmasked in the same forward "
         "passes",

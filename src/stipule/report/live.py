@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from stipule.report.progress import LinePrinter, Pace, duration, progress_bar
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -28,27 +28,6 @@ def sparkline(values: Sequence[float], width: int = 48, top: float | None = None
     return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(mean / highest * len(BLOCKS))))] for mean in means)
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar with count, elapsed time and remaining time."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-@contextmanager
-def bar(console: Console, description: str) -> Iterator[Any]:
-    """A progress bar; yields the function `progress(done, total)` that updates it."""
-    with progress_bar(console) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 class LiveRun:
     """Shows the events of a training run (`training.anchor_source.Watch`). Without a terminal it prints lines."""
 
@@ -57,40 +36,60 @@ class LiveRun:
         self.lines = [line for line in earlier if "reward/mean" in line]  # the line of a failed step has only an alarm
         self.note = ""
         self.alarms: dict[str, str] = {}  # by name: the latest message
+        self.anchors: Pace | None = None  # of making them
+        self.pace: Pace | None = None  # of the steps, from the first one in this process
         self.progress = progress_bar(console)
         self.task = self.progress.add_task("training", total=steps, completed=len(self.lines))
         self.display = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+        self.printer = LinePrinter(console, self._status)
 
     def __enter__(self) -> LiveRun:
         if self.console.is_terminal:
             self.display.__enter__()
+        self.printer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.printer.__exit__()
         if self.console.is_terminal:
             self.display.__exit__(kind, error, trace)
 
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "anchors":
-            self.note = f"pre-generating anchors: {data['done']} of {data['total']} problems"
+            if self.anchors is None:
+                self.anchors = Pace()
+            self.anchors.update(data["done"], data["total"])
+            self.note = f"pre-generating anchors: {self.anchors}"
         elif event == "saved":
             self.note = f"saved step {data['step']}"
         elif event == "alarm":
             self.alarms[data["name"]] = f"alarm at step {data['step']}: {data['message']}"
             if not self.console.is_terminal:
-                self.console.print(self.alarms[data["name"]], markup=False, highlight=False, soft_wrap=True)
+                self.printer.print(self.alarms[data["name"]])
         elif event == "step":
+            if self.pace is None:
+                self.pace = Pace(data["step"], self.steps)
+            self.pace.update(data["step"])
             self.lines.append(data)
             self.progress.update(self.task, completed=data["step"])
             if not self.console.is_terminal and data["step"] % max(1, self.steps // 10) == 0:
-                self.console.print(self._line(data))
+                self.printer.print(self._line(data))
+
+    def _status(self) -> str:
+        """What a run without a terminal prints if it has printed nothing for a while."""
+        if self.pace is not None:
+            return self._line(self.lines[-1])
+        return f"training: {'loading the model' if self.anchors is None else self.note}"
 
     def _line(self, data: Mapping[str, Any]) -> str:
+        remaining = self.steps - data["step"]
+        seconds = (self.pace and self.pace.seconds_left) or remaining * data["time/total"] / data["step"]
+        left = f", about {duration(seconds)} left" if remaining > 0 else ""
         return (
-            f"step {data['step']:>5}/{self.steps}  reward {data['reward/mean']:.3f}  "
-            f"accuracy {data['reward/accuracy']:.0%}  {data['time/total']:.0f} s  "
+            f"step {data['step']:>5}/{self.steps} ({data['step'] / self.steps:.0%}{left})  "
+            f"reward {data['reward/mean']:.3f}  accuracy {data['reward/accuracy']:.0%}  {data['time/total']:.0f} s  "
             f"{data['nfe/total']:,} forward passes"
         )
 

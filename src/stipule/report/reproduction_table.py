@@ -55,12 +55,12 @@ def row_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
 def provenance_line(result: Mapping[str, Any]) -> str:
     """Hardware, versions and hashes in one line."""
     provenance = result["made"]
-    processor, cores, torch, version, commit = (
-        " and ".join(provenance[key]) for key in ("processor", "cores", "torch", "stipule", "commit")
-    )
+    keys = ("processor", "instruction_set", "cores", "torch", "stipule", "commit")
+    processor, instructions, cores, torch, version, commit = (" and ".join(provenance[key]) for key in keys)
     return (
-        f"Made on {processor}, one core per run (of {cores}), torch {torch}, stipule {version}, commit {commit}, "
-        f"recipe {provenance['recipe']}; {provenance['seconds'] / 60:.0f} core minutes of training and evaluation."
+        f"Made on {processor} ({instructions}), one core per run (of {cores}), torch {torch}, stipule {version}, "
+        f"commit {commit}, recipe {provenance['recipe']}; {provenance['seconds'] / 60:.0f} core minutes of training "
+        "and evaluation."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stipule.atomic_io import make_folder
 from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
+from stipule.file_lock import sole_writer
 from stipule.reproduce.catalogue import ROWS
 from stipule.training.checkpoint import newest_checkpoint, read_train_state
 from stipule.training.run_folder import check_format
@@ -62,25 +65,31 @@ def run_all(
 ) -> None:
     """Runs everything that is not finished, so the same call continues after an interruption.
 
-    Raises StipuleError with the last line of the output if a run fails.
+    Raises StipuleError with the last line of the output if a run fails, RecipeError if another process runs these.
     """
     runs = {(row, seed if ROWS[row].overrides is not None else 0) for seed in range(seeds) for row in rows}
     # By seed first, so that the table can be printed before the last seed is finished.
     order = sorted(runs, key=lambda run: (run[1], rows.index(run[0])))
     finished = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        pending = [pool.submit(_run, out, testbed, row, seed) for row, seed in order]
+    children: set[subprocess.Popen[str]] = set()
+    folder = out / Path(testbed).stem
+    make_folder(folder)
+    with sole_writer(folder), ThreadPoolExecutor(jobs) as pool:
+        pending = [pool.submit(_run, out, testbed, row, seed, children) for row, seed in order]
         try:
             for future in pending:
                 future.result()
                 finished += 1
                 progress(finished, len(order))
-        except BaseException:
+        except BaseException as cause:
+            if isinstance(cause, KeyboardInterrupt):  # a signal for this process only: the runs save and end, too
+                for child in tuple(children):
+                    child.send_signal(signal.SIGTERM)
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _run(out: Path, testbed: str, row: str, seed: int) -> None:
+def _run(out: Path, testbed: str, row: str, seed: int, children: set[subprocess.Popen[str]]) -> None:
     path = run_path(out, testbed, row, seed)
     _check_recipe(path, testbed, row, seed)
     for arguments in commands(out, testbed, row, seed):
@@ -91,11 +100,15 @@ def _run(out: Path, testbed: str, row: str, seed: int) -> None:
         elif (Path(arguments[-1]) / "result.json").exists():
             continue
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.run(
-            [sys.executable, "-m", "stipule", *arguments], env=environment, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "stipule", *arguments]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            children.add(process)
+            stdout, stderr = process.communicate()
+            children.discard(process)
         if process.returncode:
-            output = (process.stderr or process.stdout).strip().splitlines()
+            output = (stderr or stdout).strip().splitlines()
             raise StipuleError(
                 f"stipule {' '.join(arguments)} exited with {process.returncode}: "
                 f"{output[-1] if output else 'no output'}; finished runs are kept: run the same command again"

@@ -16,7 +16,7 @@ from stipule.reproduce.catalogue import ROWS, table_of
 from stipule.reproduce.claim_check import check_claims
 from stipule.reproduce.runs import Outcome, read_outcome, recipe_of
 
-ENVIRONMENT_KEYS = ("processor", "cores", "torch", "stipule", "commit")  # printed below a table
+ENVIRONMENT_KEYS = ("processor", "instruction_set", "cores", "torch", "stipule", "commit")  # printed below a table
 
 
 def reproduction(name: str, testbed: str, seeds: int, out: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ class AnchorStore:
             "keys": list(self.row_of_key),
         }
         table = {name: column.contiguous() for name, column in self.table.items()}
-        replace_file(path, lambda temporary: save_file(table, temporary, {"stipule": json.dumps(metadata)}))
+        text = json.dumps(metadata)
+        header = {"stipule": text, "sha256": _checksum(text, table)}
+        replace_file(path, lambda temporary: save_file(table, temporary, header))
 
     @classmethod
     def load(
@@ -146,15 +149,30 @@ def _read(path: Path, rebuild: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and table of a store's file."""
     try:
         with safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {})["stipule"])
+            header = file.metadata() or {}
+            metadata: dict[str, Any] = json.loads(header["stipule"])
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
                     f"the anchors at {path} were made by an earlier version of stipule, which used other "
                     f"names; {rebuild}"
                 )
-            return metadata, {name: file.get_tensor(name) for name in COLUMNS}
+            table = {name: file.get_tensor(name) for name in COLUMNS}
+            if "sha256" in header and header["sha256"] != _checksum(header["stipule"], table):
+                raise CheckpointError(
+                    f"the anchors at {path} are damaged: they have changed since they were written; {rebuild}"
+                )
+            return metadata, table
     except (OSError, SafetensorError, KeyError, ValueError) as cause:
         raise CheckpointError(f"no readable anchor store at {path}: {cause}; {rebuild}") from cause
+
+
+def _checksum(metadata: str, table: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of everything that a store's file contains."""
+    digest = hashlib.sha256(metadata.encode())
+    for name in COLUMNS:
+        digest.update(f"{name} {table[name].dtype} {tuple(table[name].shape)}".encode())
+        digest.update(table[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def eligible_tokens(

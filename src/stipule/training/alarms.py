@@ -39,6 +39,9 @@ class Alarms:
     grad_norm: float | None = 50.0  # policy/grad_norm of 3 steps, as a multiple of the first 5
     confidence: float | None = 0.998  # response/confidence, mean of 3 steps, while accuracy is below 0.5
     repetition: float | None = 0.5  # response/repetition, mean of 3 steps
+    empty: float | None = 0.5  # response/empty, mean of 3 steps, while accuracy is below 0.5
+    same_text: float | None = 0.9  # response/same_text, mean of 3 steps, while accuracy is below 0.5
+    few_tokens: float | None = 0.75  # response/few_tokens, mean of 3 steps, while accuracy is below 0.5
     copies: float | None = 0.95  # response/copies, mean of 5 steps, while accuracy is below 0.9
     frac_nonzero_std: float | None = 0.02  # reward/frac_nonzero_std at most this, mean of 20 steps, accuracy below 0.9
     collapse: float | None = 0.5  # fraction of its best 10 steps that the mean reward may lose
@@ -57,7 +60,8 @@ class Alarms:
                 raise RecipeError(
                     f"alarms.{name} is {limit}; it is a multiple of the first steps' value and must be above 1; try 30"
                 )
-        for name in ("clip_ratio", "confidence", "repetition", "copies", "frac_nonzero_std", "collapse"):
+        fractions = ("clip_ratio", "confidence", "repetition", "copies", "frac_nonzero_std", "collapse")
+        for name in (*fractions, "empty", "same_text", "few_tokens"):
             if (limit := getattr(self, name)) is not None and limit > 1:
                 raise RecipeError(
                     f"alarms.{name} is {limit}; it is a fraction and must lie in [0, 1]; null turns the alarm off"
@@ -180,6 +184,29 @@ VALUES = (
         "the model loops; go back to an earlier checkpoint, lower optimizer.learning_rate or raise objective.beta",
     ),
     (
+        "empty",
+        "response/empty",
+        3,
+        "{value:.0%} of the responses have no text (limit {limit:.0%}): the model ends at once; check the prompts, "
+        "check the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier checkpoint",
+    ),
+    (
+        "same_text",
+        "response/same_text",
+        3,
+        "{value:.0%} of a step's responses are the same text (limit {limit:.0%}), and less than half of its responses "
+        "are correct; check the base with stipule doctor, raise sampler.temperature, or lower "
+        "optimizer.learning_rate and go back to an earlier checkpoint",
+    ),
+    (
+        "few_tokens",
+        "response/few_tokens",
+        3,
+        "two tokens are {value:.0%} of all that is sampled (limit {limit:.0%}), and less than half of the responses "
+        "are correct; check the base with stipule doctor, or lower optimizer.learning_rate and go back to an earlier "
+        "checkpoint",
+    ),
+    (
         "copies",
         "response/copies",
         5,
@@ -188,7 +215,7 @@ VALUES = (
     ),
 )
 # At this accuracy a high value is a sign of success.
-SUCCESS = {"confidence": 0.5, "copies": 0.9, "variance": 0.9}
+SUCCESS = {"confidence": 0.5, "empty": 0.5, "same_text": 0.5, "few_tokens": 0.5, "copies": 0.9, "variance": 0.9}
 GROWTH = (
     (
         "variance",

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stipule.atomic_io import replace_folder
+from stipule.checksums import damaged, verify_checksums, write_checksums
 from stipule.errors import CheckpointError
 from stipule.estimators.importance_sampling import LossHistory
 from stipule.models.loading import save_policy
@@ -30,6 +31,7 @@ class TrainState:
     pregeneration_calls: int = 0  # rows x forward passes spent on the anchor store
     seconds: float = 0.0
     loss_history: LossHistory = field(default_factory=LossHistory)  # for `estimator.importance_sampling: fitted`
+    metrics_checksum: str = ""  # of metrics.jsonl when this was saved; "": unknown
     # Accuracy of each problem's group when it was last sampled, if pruning depends on difficulty.
     last_accuracy: dict[str, float] = field(default_factory=dict)
 
@@ -59,11 +61,12 @@ def save_checkpoint(
         if anchor_store is not None:
             anchor_store.save(path / "anchors.safetensors", policy)
         (path / STATE_FILE).write_text(json.dumps(asdict(state)) + "\n")
+        write_checksums(path)
 
     replace_folder(folder / f"step-{state.step:06d}", write)
     for old in sorted(folder.glob("step-*"))[:-save_total_limit]:
         if old != protected:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the new one is complete; an old one may stay
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -81,11 +84,12 @@ def read_train_state(path: Path) -> TrainState:
             f"{path} was saved by an earlier version of stipule, which used other names; start the run again with "
             f"another --out; its weights can still be used: model.path={path / 'model'}"
         )
+    verify_checksums(path, STATE_FILE)
     try:
         saved = json.loads((path / STATE_FILE).read_text())
         return TrainState(**{**saved, "loss_history": LossHistory(**saved["loss_history"])})
     except (OSError, ValueError, TypeError, KeyError) as cause:
-        raise CheckpointError(f"{path} is damaged ({cause}); remove it to resume from the one before") from cause
+        raise damaged(path / STATE_FILE, str(cause)) from cause
 
 
 def optimizer_state(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -100,9 +104,10 @@ def optimizer_state(policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> d
 
 def load_optimizer(path: Path, policy: MaskedPolicy, optimizer: torch.optim.Optimizer) -> None:
     """Restores a saved optimizer state, one tensor at a time. Raises CheckpointError unless it fits the parameters."""
-    parameters = policy.trainable_parameters()
+    parameters, saved = policy.trainable_parameters(), path / "optimizer.safetensors"
+    verify_checksums(path, saved.name)
     try:
-        with safe_open(path / "optimizer.safetensors", "pt") as file:
+        with safe_open(saved, "pt") as file:
             for full_name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 value, (name, key) = file.get_tensor(full_name), full_name.rsplit("/", 1)
                 if name not in parameters or (key != "step" and parameters[name].shape != value.shape):
@@ -113,4 +118,4 @@ def load_optimizer(path: Path, policy: MaskedPolicy, optimizer: torch.optim.Opti
                 state = value if key == "step" else local_shard(value.to(policy.device), parameters[name])
                 optimizer.state[parameters[name]][key] = state
     except (OSError, SafetensorError) as cause:
-        raise CheckpointError(f"{path} is damaged ({cause}); remove it to resume from the one before") from cause
+        raise damaged(saved, str(cause)) from cause

@@ -8,7 +8,8 @@ sums of parts of one global mean. So no result depends on the number of ranks, e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from stipule.errors import RecipeError
+from stipule.errors import RecipeError, StipuleError
+from stipule.models.weights import first_line
 from stipule.types import Rollouts
 
 Item = TypeVar("Item")
@@ -175,6 +177,22 @@ def check_accelerate_settings() -> None:
                 f"the launch sets {setting} to {value} ({name}), which would scale gradients; only {allowed[0]} is "
                 f"supported; set it to {allowed[0]} in the accelerate configuration, and use {instead} in the recipe"
             )
+
+
+@contextmanager
+def lost_process_reported() -> Iterator[None]:
+    """Inside, a connection that breaks because another rank has ended raises StipuleError: one sentence."""
+    try:
+        yield
+    except RuntimeError as cause:
+        # gloo raises a plain RuntimeError, with the place in its source.
+        if not (isinstance(cause, dist.DistError) or "/gloo/" in str(cause)):
+            raise
+        raise StipuleError(
+            f"another process of this run has ended or cannot be reached ({first_line(cause)}), so this one ends too; "
+            "the reason is in that process's output, or in the system's log if it was killed; the last checkpoint is "
+            "complete: start all processes again with --resume"
+        ) from cause
 
 
 def requested_sharding() -> str | None:

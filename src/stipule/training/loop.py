@@ -18,6 +18,7 @@ from stipule.training.alarm_monitor import AlarmMonitor
 from stipule.training.anchor_source import Watch, anchors_change, update_accuracies, update_anchors
 from stipule.training.checkpoint import TrainState, save_checkpoint
 from stipule.training.context import RunContext
+from stipule.training.distributed import lost_process_reported
 from stipule.training.eos_savings import nfe_saved_by_eos
 from stipule.training.interrupt import Interrupted, stop_after_step
 from stipule.training.monitoring import eval_metrics, exact_rollouts, unpruned_metrics
@@ -34,14 +35,20 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
     """Runs a recipe in its folder, from the newest checkpoint there. `watch` is called for anchors, steps and saves.
 
     Resuming is exact: after a kill at any moment the same weights come out, because a checkpoint is whole or absent and
-    all random numbers depend on (seed, step, purpose).
+    all random numbers depend on (seed, step, purpose). Raises RecipeError if another process trains in the folder,
+    Interrupted after a signal (the step is finished and saved), StipuleError if another rank has ended.
     """
+    with folder.sole_writer(), lost_process_reported():
+        return _train(recipe, folder, watch)
+
+
+def _train(recipe: Recipe, folder: RunFolder, watch: Watch) -> TrainState:
     settings, problems = recipe.training, recipe.task.problems("train")
     held_out = recipe.task.problems("test")[: settings.evaluate_problems]
     run = start_run(recipe, folder, problems, watch)
     monitor = AlarmMonitor(recipe.alarms, folder, watch, run.state.step)
     trackers = Trackers(recipe.tracking, folder.path, asdict(recipe))
-    with stop_after_step() as stop_requested, closing(trackers):
+    with stop_after_step() as stop_signal, closing(trackers):
         for step in range(run.state.step, settings.steps):
             batch = problems_of_step(problems, settings.prompts_per_step, settings.seed, step)
             line, result = _take_step(run, batch, step, folder, monitor)
@@ -56,12 +63,12 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
             trackers.log(line)
             watch("step", line)
             monitor.stop_if_requested()
-            stopping = run.processes.any_rank(stop_requested())
-            if run.state.step % settings.save_every == 0 or run.state.step == settings.steps or stopping:
+            signal_number = run.processes.all_reduce_max(stop_signal())  # of any rank
+            if run.state.step % settings.save_every == 0 or run.state.step == settings.steps or signal_number:
                 _save(run, folder, monitor)
                 watch("saved", {"step": run.state.step})
-            if stopping and run.state.step < settings.steps:
-                raise Interrupted
+            if signal_number and run.state.step < settings.steps:
+                raise Interrupted(signal_number)
     return run.state
 
 
@@ -98,7 +105,7 @@ def _take_step(
     run.state.seconds += time.perf_counter() - started
     line = {
         "step": run.state.step,
-        **rollout_metrics(result.rewards, result.rollouts, run.num_generations),
+        **rollout_metrics(result.rewards, result.rollouts, run.num_generations, run.policy.eos_id),
         "response/nfe_saved_by_eos": nfe_saved_by_eos(run.recipe, result.rollouts) / len(result.rollouts),
         **result.metrics,
         **approximation,
@@ -118,6 +125,7 @@ def _records(run: RunContext, problems: Sequence[Problem], result: StepResult) -
 
 
 def _save(run: RunContext, folder: RunFolder, monitor: AlarmMonitor) -> None:
+    run.state.metrics_checksum = folder.metrics_checksum()
     save_checkpoint(
         folder.checkpoints,
         run.state,

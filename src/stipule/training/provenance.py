@@ -1,4 +1,4 @@
-"""Where a result was computed: the processor, and the commit of the code."""
+"""Where a result was computed: the processor and its instruction set, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,60 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
+from stipule.models.loading import ModelConfig
+
+# Flags of /proc/cpuinfo: x86 has the first two, ARM the third.
+BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
 
 def processor() -> str:
     """The processor's name from /proc/cpuinfo, else its architecture."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """The flags of the processor in /proc/cpuinfo; None on a system without it."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    return frozenset(flags.split()) if flags else None
+
+
+def instruction_set(flags: frozenset[str] | None) -> str:
+    """The vector instructions that torch uses on this CPU, and whether the processor multiplies in bfloat16."""
+    if flags is None:
+        return torch.backends.cpu.get_cpu_capability()
+    units = "with" if flags & BFLOAT16_UNITS else "without"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {units} bfloat16 units"
+
+
+def slow_bfloat16(model: ModelConfig, on_cpu: bool, flags: frozenset[str] | None) -> str | None:
+    """A warning if a model would compute in bfloat16 on a processor without bfloat16 units; None if it is not so.
+
+    Nothing is known, and nothing is said, without flags.
+    """
+    if not on_cpu or flags is None or flags & BFLOAT16_UNITS:
+        return None
+    if model.autocast:
+        setting, remedy = "model.autocast is true", "model.autocast=false"
+    elif model.dtype == "bfloat16":
+        setting, remedy = "model.dtype is bfloat16", "model.dtype=float32 (twice the memory)"
+    else:
+        return None
+    return (
+        f"{setting}, and this processor ({processor()}; {instruction_set(flags)}) has no units for it: matrix products "
+        f"take several times as long as in float32 (6 to 9 times on an AVX2 core); set {remedy}, or use a GPU"
+    )
+
+
+def _cpuinfo(field: str) -> str | None:
+    """The first value of a field of /proc/cpuinfo."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.partition(":")[0].strip() == field:
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:

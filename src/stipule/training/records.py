@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from stipule.tasks.problem import Problem, mean_parts
 from stipule.types import Rollouts
 
 
-def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int) -> dict[str, float]:
+def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: int, eos_id: int) -> dict[str, float]:
     """The metrics of a step's rollouts: rewards, and properties of the responses."""
     grouped = rewards.rewards.view(-1, num_generations)
     loss_mask = rollouts.loss_mask
+    is_empty = [not text.strip() for text in rewards.texts]
     return {
         "reward/mean": float(grouped.mean()),
         "reward/frac_nonzero_std": float((grouped.amax(1) > grouped.amin(1)).float().mean()),
@@ -27,6 +29,9 @@ def rollout_metrics(rewards: RewardBatch, rollouts: Rollouts, num_generations: i
         "response/length": float(rollouts.completion_mask.sum(1).float().mean()),
         "response/anchors": float((~rollouts.sampled_mask).sum(1).float().mean()),
         "response/distinct": len(set(rewards.texts)) / len(rewards.texts),
+        "response/empty": sum(is_empty) / len(is_empty),
+        "response/same_text": Counter(rewards.texts).most_common(1)[0][1] / len(rewards.texts),
+        "response/few_tokens": few_tokens(rollouts, eos_id),
         "response/copies": copies(rollouts, num_generations),
         "response/repetition": repetition(rollouts),
         "response/confidence": float(rollouts.confidence[loss_mask].mean()) if loss_mask.any() else 0.0,
@@ -44,6 +49,17 @@ def copies(rollouts: Rollouts, num_generations: int) -> float:
     """Fraction of groups whose rollouts all have the same tokens from the same forward passes."""
     paths = torch.cat([rollouts.completion_ids, rollouts.unmask_step], 1).unflatten(0, (-1, num_generations))
     return float((paths == paths[:, :1]).flatten(1).all(1).float().mean())
+
+
+def few_tokens(rollouts: Rollouts, eos_id: int, n: int = 2, shortest: int = 4) -> float:
+    """Fraction of the sampled tokens that are one of the `n` most frequent ones, without end-of-text.
+
+    Only of responses with `shortest` such tokens: the answers yes and no are two tokens as well. 0 if there are none.
+    """
+    is_text = rollouts.loss_mask & (rollouts.completion_ids != eos_id)
+    is_text &= (is_text.sum(1) >= shortest)[:, None]
+    counts = rollouts.completion_ids[is_text].unique(return_counts=True)[1]
+    return float(counts.sort(descending=True).values[:n].sum() / counts.sum()) if len(counts) else 0.0
 
 
 def repetition(rollouts: Rollouts, n: int = 4) -> float:

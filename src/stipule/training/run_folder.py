@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stipule import __version__
-from stipule.atomic_io import replace_file, write_error
+from stipule.atomic_io import append_text, make_folder, replace_file
 from stipule.errors import CheckpointError, RecipeError
-from stipule.training.provenance import commit, processor
+from stipule.file_lock import LOCK, sole_writer
+from stipule.training.provenance import commit, cpu_flags, instruction_set, processor
 
 STATE_FILE = "train_state.json"  # in each checkpoint: the state of the run beside weights and optimizer
 FORMAT = 2  # of a run folder; 1 had other names of settings and metrics
@@ -43,14 +46,19 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
         """A new run. Raises RecipeError if the folder contains anything."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RecipeError(
-                f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
-                "changed; continue it with --resume, or give another folder with --out"
-            )
+        occupied = RecipeError(
+            f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
+            "changed; continue it with --resume, or give another folder with --out"
+        )
+        if path.exists() and not path.is_dir():
+            raise occupied
+        make_folder(path)
         folder = cls(path)
-        replace_file(path / "environment.json", lambda p: p.write_text(json.dumps(environment(), indent=2) + "\n"))
-        replace_file(path / "recipe.yaml", lambda p: p.write_text(recipe))
+        with folder.sole_writer():
+            if any(file.name != LOCK for file in path.iterdir()):
+                raise occupied
+            replace_file(path / "environment.json", lambda p: p.write_text(json.dumps(environment(), indent=2) + "\n"))
+            replace_file(path / "recipe.yaml", lambda p: p.write_text(recipe))
         return folder
 
     @classmethod
@@ -62,16 +70,28 @@ class RunFolder:
         if not recipe_path.exists():
             raise RecipeError(f"there is no run to resume in {path}; leave out --resume to start one")
         check_format(path)
-        changed = _differences(_parse_yaml(recipe_path.read_text()), _parse_yaml(recipe))
+        changed = _differences(_parse_yaml(recipe_path.read_bytes()), _parse_yaml(recipe))
         allowed = tuple(f"{key}{sign}" for key in MAY_CHANGE for sign in ":.")
         changed = [line for line in changed if not line.startswith(allowed)]
         if changed:
             raise RecipeError(
-                f"{path} was started with another recipe ({'; '.join(changed[:4])}); a resumed run must repeat it "
-                "exactly; give the same recipe and overrides, or start again with another --out"
+                f"{path} was started with another recipe ({'; '.join(changed[:4])}), as its recipe.yaml says; a "
+                "resumed run must repeat it exactly; give the same recipe and overrides, or start again with another "
+                "--out"
             )
-        replace_file(recipe_path, lambda p: p.write_text(recipe))
-        return cls(path)
+        folder = cls(path)
+        with folder.sole_writer():
+            replace_file(recipe_path, lambda p: p.write_text(recipe))
+        return folder
+
+    @contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        """Inside, no other process may write the folder. Only the main process of a run holds the lock."""
+        if not self.writes:
+            yield
+            return
+        with sole_writer(self.path):
+            yield
 
     @property
     def checkpoints(self) -> Path:
@@ -83,30 +103,54 @@ class RunFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to the run's record."""
-        if not self.writes:
-            return
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as cause:
-            raise write_error(self.metrics, cause) from cause
+        if self.writes:
+            append_text(self.metrics, json.dumps(line) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines so far. An incomplete last line, as a killed process leaves it, is dropped."""
+        """The lines so far. An incomplete last line, as a killed process leaves it, is dropped.
+
+        Raises CheckpointError if another line is damaged.
+        """
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+        for number, content in enumerate(self._complete_lines(), 1):
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+                lines.append(json.loads(content.decode("utf-8")))
+                int(lines[-1]["step"])
+            except (ValueError, TypeError, KeyError) as cause:
+                raise self._damaged(f"line {number} cannot be read ({cause!r})") from cause
         return lines
 
-    def truncate_after(self, step: int) -> None:
-        """Removes the lines of steps after `step`: a resumed run repeats them."""
-        if not self.writes:
+    def metrics_checksum(self) -> str:
+        """The SHA-256 of metrics.jsonl, which is on the disk afterwards."""
+        if not self.metrics.exists():
+            return ""
+        with self.metrics.open("rb") as file:
+            os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def truncate_after(self, step: int, checksum: str = "") -> None:
+        """Removes the lines of steps after `step`: a resumed run repeats them.
+
+        Raises CheckpointError if `checksum`, that of metrics.jsonl when the step was saved, is not that of the lines
+        that are left. A file that was moved away is no error: the run continues with a new one.
+        """
+        if not self.writes or not self.metrics.exists():
             return
-        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-        replace_file(self.metrics, lambda p: p.write_text("".join(kept)))
+        lines = zip(self._complete_lines(), self.read_metrics(), strict=True)
+        kept = b"".join(content + b"\n" for content, line in lines if line["step"] <= step)
+        if checksum and hashlib.sha256(kept).hexdigest() != checksum:
+            raise self._damaged(f"the lines up to step {step} are not those that were written")
+        replace_file(self.metrics, lambda p: p.write_bytes(kept))
+
+    def _complete_lines(self) -> list[bytes]:
+        """The lines that end with a line feed."""
+        return self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.exists() else []
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.metrics} is damaged: {reason}; restore it from a copy, or move it away: the run then continues "
+            "with a new record"
+        )
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> Path:
         """Writes the rollouts of one step, one line each."""
@@ -137,18 +181,19 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": processor(),
+        "instruction_set": instruction_set(cpu_flags()),
         "cores": os.cpu_count(),
         "commit": commit(),
         **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
     }
 
 
-def _parse_yaml(text: str) -> dict[str, Any]:
+def _parse_yaml(text: str | bytes) -> dict[str, Any]:
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as cause:
+    except (yaml.YAMLError, ValueError) as cause:
         raise CheckpointError(f"the run's recipe.yaml is damaged: {cause}") from cause
 
 

@@ -35,7 +35,7 @@ def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], wa
     accelerator, processes = init_distributed(recipe.training.prompts_per_step)
     checkpoint = processes.all_gather_object([newest_checkpoint(folder.checkpoints)])[0]  # all ranks use the first's
     state = read_train_state(checkpoint) if checkpoint else TrainState()
-    folder.truncate_after(state.step)
+    folder.truncate_after(state.step, state.metrics_checksum)
     check_source(recipe.pruning.spatial)
     check_trackers(recipe.tracking)
     sharding = requested_sharding()

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from stipule.atomic_io import make_folder
 from stipule.errors import RecipeError
 
 Tracker = Literal["trackio", "wandb", "tensorboard", "mlflow"]
@@ -37,7 +38,7 @@ class Trackers:
             tracker_class = LOGGER_TYPE_TO_CLASS[name]
             folder = [run / "tracking"] if tracker_class.requires_logging_directory else []
             if folder:
-                folder[0].mkdir(parents=True, exist_ok=True)
+                make_folder(folder[0])
             tracker = tracker_class(run.name, *folder)
             if hasattr(tracker, "start"):
                 tracker.start()

@@ -185,5 +185,8 @@ def _alarms(run: Run) -> tuple[list[dict[str, Any]], dict[str, float]]:
         "response/confidence": alarms.confidence,
         "response/repetition": alarms.repetition,
         "response/copies": alarms.copies,
+        "response/empty": alarms.empty,
+        "response/same_text": alarms.same_text,
+        "response/few_tokens": alarms.few_tokens,
     }
     return list(by_name.values()), {key: limit for key, limit in limits.items() if limit is not None}
