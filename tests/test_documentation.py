@@ -32,6 +32,8 @@ RULES = {  # tables of rules and names, not of results
     "## To check a new machine",
     "## How often the host waits for the GPU",
     "## What was run on a GPU",
+    "# Tests",
+    "## What a test compares with",
 }
 COMMAND = re.compile(r"stipule [a-z]|python[3]? |make [a-z]|pip install")
 

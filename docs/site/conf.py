@@ -35,7 +35,7 @@ html_css_files = ["site.css"]
 MAP = {
     "Use": ["names", "report", "metrics", "models", "grading", "rewards", "plan", "gpu", "reference"],
     "What was measured": ["results", "theory", "speed", "scaling"],
-    "How it is made": ["papers", "decisions"],
+    "How it is made": ["papers", "decisions", "testing"],
 }
 
 
