@@ -14,8 +14,10 @@ from stipule.errors import RecipeError
 from stipule.evaluation.evaluation_folder import EvaluationFolder
 from stipule.file_lock import sole_writer
 from stipule.reproduce.runs import run_all
+from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.training.loop import train
 from stipule.training.run_folder import RunFolder
+from tests.toys import COUNTDOWN
 
 
 def hold(path, taken, with_child):
@@ -99,13 +101,12 @@ def test_a_run_folder_is_refused_to_a_second_training_and_is_left_as_it_was(tmp_
 
 
 def test_an_evaluation_and_a_reproduction_have_one_writer(tmp_path, writer, policy):
-    recipe = load_recipe("quickstart")
-    problems = recipe.task.problems("test")[:1]
-    evaluation = EvaluationFolder(tmp_path / "evaluation", {"task": "sudoku"})
+    sampler = SemiAutoregressiveSampler(gen_length=8, steps=8, block_length=8)
+    evaluation = EvaluationFolder(tmp_path / "evaluation", {"task": "countdown"})
     evaluation.path.mkdir()
     writer(evaluation.path)
     with pytest.raises(RecipeError, match="evaluation is being written"):
-        evaluation.run(policy, recipe.task, problems, recipe.sampler, 1)
+        evaluation.run(policy, COUNTDOWN, COUNTDOWN.problems("test")[:1], sampler, 1)
     (tmp_path / "out" / "sudoku").mkdir(parents=True)
     writer(tmp_path / "out" / "sudoku")
     with pytest.raises(RecipeError, match="sudoku is being written"):

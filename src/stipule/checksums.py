@@ -35,9 +35,9 @@ def verify_checksums(folder: Path, below: str = "") -> None:
     for name, checksum in wanted.items():
         file = folder / name
         if not file.is_file():
-            raise damaged(file, f"it is missing, but {CHECKSUMS} lists it")
+            raise damaged(file, f"it is missing, but {path} lists it")
         if file_checksum(file) != checksum:
-            raise damaged(file, "its content has changed since it was written")
+            raise damaged(file, f"its content has changed since it was written (or {path} has)")
 
 
 def file_checksum(path: Path) -> str:

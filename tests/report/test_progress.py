@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stipule.report import progress
 from stipule.report.live import LiveRun
-from stipule.report.progress import Pace, bar, duration, parts
+from stipule.report.progress import ProgressRate, bar, duration, parts
 from tests.report.test_live import LINE
 
 COMMANDS = Path(progress.__file__).parents[1]
@@ -82,7 +82,7 @@ def test_short_commands_print_no_more_than_before_and_a_terminal_gets_a_bar(monk
     ("done", "first", "text"), [(5, 4, "about 1 h 40 min left"), (4, 4, "time left not known yet")]
 )
 def test_the_time_left_is_that_of_what_this_process_has_done(monkeypatch, done, first, text):
-    pace = Pace(first, 105)
+    pace = ProgressRate(first, 105)
     pace.done = done
     monkeypatch.setattr(time, "monotonic", lambda: pace.started + 60)
     assert str(pace).endswith(text)

@@ -134,6 +134,8 @@ def test_two_trainings_on_one_folder_write_every_step_once(written, tmp_path):
     out = tmp_path / "run"
     first = start(written, out)
     wait_for_a_step(out, first)
+    for rank in first:  # so that it has not ended when the second one begins
+        rank.send_signal(signal.SIGSTOP)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     second = subprocess.run(
         [sys.executable, "-m", "stipule", "train", str(written), "--out", str(out), "--resume"],
@@ -142,6 +144,8 @@ def test_two_trainings_on_one_folder_write_every_step_once(written, tmp_path):
         text=True,
         timeout=LIMIT,
     )
+    for rank in first:
+        rank.send_signal(signal.SIGCONT)
     assert second.returncode == 2 and f"{out} is being written by process {first[0].pid}" in second.stderr
     codes, outputs = end(first)
     assert codes == [0, 0], outputs

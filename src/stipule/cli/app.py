@@ -66,7 +66,7 @@ def warn_of_slow_bfloat16(model: ModelConfig) -> None:
 
     from stipule.training.provenance import cpu_flags, slow_bfloat16
 
-    if warning := slow_bfloat16(model, not torch.cuda.is_available(), cpu_flags()):
+    if warning := slow_bfloat16(model.dtype, model.autocast, not torch.cuda.is_available(), cpu_flags()):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

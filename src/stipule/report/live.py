@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from stipule.report.progress import LinePrinter, Pace, duration, progress_bar
+from stipule.report.progress import LinePrinter, ProgressRate, duration, progress_bar
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -36,8 +36,8 @@ class LiveRun:
         self.lines = [line for line in earlier if "reward/mean" in line]  # the line of a failed step has only an alarm
         self.note = ""
         self.alarms: dict[str, str] = {}  # by name: the latest message
-        self.anchors: Pace | None = None  # of making them
-        self.pace: Pace | None = None  # of the steps, from the first one in this process
+        self.anchors: ProgressRate | None = None  # of making them
+        self.pace: ProgressRate | None = None  # of the steps, from the first one in this process
         self.progress = progress_bar(console)
         self.task = self.progress.add_task("training", total=steps, completed=len(self.lines))
         self.display = Live(console=console, refresh_per_second=4, get_renderable=self._render)
@@ -59,7 +59,7 @@ class LiveRun:
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "anchors":
             if self.anchors is None:
-                self.anchors = Pace()
+                self.anchors = ProgressRate()
             self.anchors.update(data["done"], data["total"])
             self.note = f"pre-generating anchors: {self.anchors}"
         elif event == "saved":
@@ -70,7 +70,7 @@ class LiveRun:
                 self.printer.print(self.alarms[data["name"]])
         elif event == "step":
             if self.pace is None:
-                self.pace = Pace(data["step"], self.steps)
+                self.pace = ProgressRate(data["step"], self.steps)
             self.pace.update(data["step"])
             self.lines.append(data)
             self.progress.update(self.task, completed=data["step"])

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LINE_SECONDS = 30.0  # without a terminal, between two lines
 
 
-class Pace:
+class ProgressRate:
     """The fraction of some work that is done, and an estimate of the time left."""
 
     def __init__(self, done: int = 0, total: int | None = None):
@@ -106,7 +106,7 @@ def bar(console: Console, description: str) -> Iterator[Callable[[int, int], Non
             task: Any = progress.add_task(description, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         return
-    pace = Pace()
+    pace = ProgressRate()
     with LinePrinter(console, lambda: f"{description}: {pace}") as lines:
         yield pace.update
     lines.print(f"{description}: {pace}")
@@ -122,7 +122,7 @@ def parts(console: Console, description: str, total: int | None = None) -> Itera
         with console.status(description) as status:
             yield lambda name: status.update(f"{description}: {name}")
         return
-    pace, names = Pace(0, total), [""]
+    pace, names = ProgressRate(0, total), [""]
 
     def start(name: str) -> None:
         if names[-1]:

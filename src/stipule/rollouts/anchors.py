@@ -108,8 +108,8 @@ class AnchorStore:
             "keys": list(self.row_of_key),
         }
         table = {name: column.contiguous() for name, column in self.table.items()}
-        text = json.dumps(metadata)
-        header = {"stipule": text, "sha256": _checksum(text, table)}
+        # One entry: safetensors writes several in an order that differs between processes.
+        header = {"stipule": json.dumps({**metadata, "sha256": _checksum(metadata, table)})}
         replace_file(path, lambda temporary: save_file(table, temporary, header))
 
     @classmethod
@@ -149,15 +149,15 @@ def _read(path: Path, rebuild: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and table of a store's file."""
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            metadata: dict[str, Any] = json.loads(header["stipule"])
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["stipule"])
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
                     f"the anchors at {path} were made by an earlier version of stipule, which used other "
                     f"names; {rebuild}"
                 )
             table = {name: file.get_tensor(name) for name in COLUMNS}
-            if "sha256" in header and header["sha256"] != _checksum(header["stipule"], table):
+            checksum = metadata.pop("sha256", None)  # an earlier version wrote none
+            if checksum is not None and checksum != _checksum(metadata, table):
                 raise CheckpointError(
                     f"the anchors at {path} are damaged: they have changed since they were written; {rebuild}"
                 )
@@ -166,9 +166,9 @@ def _read(path: Path, rebuild: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"no readable anchor store at {path}: {cause}; {rebuild}") from cause
 
 
-def _checksum(metadata: str, table: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of everything that a store's file contains."""
-    digest = hashlib.sha256(metadata.encode())
+def _checksum(metadata: Mapping[str, Any], table: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of everything else that a store's file contains."""
+    digest = hashlib.sha256(json.dumps(metadata).encode())
     for name in COLUMNS:
         digest.update(f"{name} {table[name].dtype} {tuple(table[name].shape)}".encode())
         digest.update(table[name].numpy().tobytes())

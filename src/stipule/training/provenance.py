@@ -6,10 +6,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
-
-from stipule.models.loading import ModelConfig
-
 # Flags of /proc/cpuinfo: x86 has the first two, ARM the third.
 BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -27,22 +23,24 @@ def cpu_flags() -> frozenset[str] | None:
 
 def instruction_set(flags: frozenset[str] | None) -> str:
     """The vector instructions that torch uses on this CPU, and whether the processor multiplies in bfloat16."""
+    import torch  # here, because the report page reads records without it
+
     if flags is None:
         return torch.backends.cpu.get_cpu_capability()
     units = "with" if flags & BFLOAT16_UNITS else "without"
     return f"{torch.backends.cpu.get_cpu_capability()}, {units} bfloat16 units"
 
 
-def slow_bfloat16(model: ModelConfig, on_cpu: bool, flags: frozenset[str] | None) -> str | None:
+def slow_bfloat16(dtype: str, autocast: bool, on_cpu: bool, flags: frozenset[str] | None) -> str | None:
     """A warning if a model would compute in bfloat16 on a processor without bfloat16 units; None if it is not so.
 
     Nothing is known, and nothing is said, without flags.
     """
     if not on_cpu or flags is None or flags & BFLOAT16_UNITS:
         return None
-    if model.autocast:
+    if autocast:
         setting, remedy = "model.autocast is true", "model.autocast=false"
-    elif model.dtype == "bfloat16":
+    elif dtype == "bfloat16":
         setting, remedy = "model.dtype is bfloat16", "model.dtype=float32 (twice the memory)"
     else:
         return None
