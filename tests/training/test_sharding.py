@@ -41,6 +41,7 @@ def built_store(wanted: Any, path: Path) -> tuple[dict, list[str], int, int]:
         return call(self, policy, prompts, *arguments)
 
     SemiAutoregressiveSampler.__call__ = counted  # type: ignore[method-assign]
+    torch.set_num_threads(1)  # one process alone would use more, and add up in another order
     _, processes = init_distributed(2)
     policy = load_policy(wanted.model)
     store = build_store(wanted, policy, wanted.task.problems("train"), path, lambda done, total: None, processes)
