@@ -41,8 +41,8 @@ def built_store(wanted: Any, path: Path) -> tuple[dict, list[str], int, int]:
         return call(self, policy, prompts, *arguments)
 
     SemiAutoregressiveSampler.__call__ = counted  # type: ignore[method-assign]
-    torch.set_num_threads(1)  # one process alone would use more, and add up in another order
     _, processes = init_distributed(2)
+    torch.set_num_threads(1)  # accelerate sets another number for several processes, which adds up in another order
     policy = load_policy(wanted.model)
     store = build_store(wanted, policy, wanted.task.problems("train"), path, lambda done, total: None, processes)
     return {k: v.tolist() for k, v in store.table.items()}, list(store.row_of_key), store.model_calls, sampled
