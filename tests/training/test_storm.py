@@ -99,20 +99,25 @@ def whole(written, tmp_path_factory):
 def test_a_killed_rank_ends_the_other_with_a_sentence_and_the_run_resumes_to_the_same_bits(
     written, whole, tmp_path, kills
 ):
-    chance, out = random.Random(kills), tmp_path / "run"
-    for number in range(kills):
+    chance, out, done = random.Random(kills), tmp_path / "run-0", 0
+    while done < kills:
         processes = start(written, out)
         wait_for_a_step(out, processes)
         time.sleep(chance.uniform(0, 0.15))
-        victim = (number + 1) % 2
+        victim = (done + 1) % 2
         processes[victim].send_signal(signal.SIGKILL)
         codes, outputs = end(processes)
-        assert codes[victim] == -signal.SIGKILL
-        if codes[1 - victim] == 0:  # it had written its last step
-            break
         message = outputs[1 - victim][1]
-        assert codes[1 - victim] == 2 and "Traceback" not in message, message
-        assert "another process of this run has ended" in message and "--resume" in message
+        assert "Traceback" not in message, message
+        if codes[1 - victim] == 2:
+            assert codes[victim] == -signal.SIGKILL
+            assert "another process of this run has ended" in message and "--resume" in message
+            done += 1
+        else:
+            assert codes[1 - victim] == 0, message  # the run was finished before it noticed
+        if (out / "checkpoints" / f"step-{STEPS:06d}").exists():
+            assert finished(written, out) == whole
+            out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
     assert finished(written, out) == whole
 
 
@@ -130,6 +135,7 @@ def test_sigterm_to_any_rank_saves_and_ends_both_and_the_run_resumes(written, wh
     assert finished(written, out) == whole
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_folder_write_every_step_once(written, tmp_path):
     out = tmp_path / "run"
     first = start(written, out)
