@@ -15,7 +15,7 @@ LESS = Claim("", "a", "b", "variance")
 
 def run(accuracy=0.5, calls=100, anchor_calls=0, variance=(), sum_variance=()):
     correct = {str(i): i < round(accuracy * 100) for i in range(100)}
-    return Outcome(correct, calls, anchor_calls, 1.0, dict(variance), dict(sum_variance), {}, 1.0)
+    return Outcome(correct, calls, anchor_calls, 1.0, dict(variance), dict(sum_variance), 0.5, {}, 1.0)
 
 
 def runs(*accuracies, calls=100, variance=1.0):

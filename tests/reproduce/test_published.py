@@ -4,7 +4,10 @@ import pytest
 import yaml
 
 from stipule.config.recipe import dump_recipe, load_recipe
-from stipule.reproduce.published import NEEDS, POINTS, PUBLISHED_ROWS, overrides_of, row_name
+from stipule.errors import RecipeError
+from stipule.reproduce.catalogue import rows_of
+from stipule.reproduce.paper import STP
+from stipule.reproduce.published import NEEDS, POINT_ROWS, POINTS, PUBLISHED_ROWS, as_published, overrides_of, row_name
 
 TESTBED = "reproduce/sudoku_low_confidence"
 
@@ -25,10 +28,10 @@ def changed(first, second):
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_point_alone_and_the_same_point_left_out_change_the_same_settings(point):
-    paper, published = settings_of(overrides_of([])), settings_of(PUBLISHED_ROWS["published"].overrides)
+    paper, published = settings_of(overrides_of([])), settings_of(PUBLISHED_ROWS["stp_published"].overrides)
     base = settings_of(overrides_of([NEEDS[point]])) if point in NEEDS else paper
-    alone = changed(base, settings_of(PUBLISHED_ROWS[row_name("paper_with", point)].overrides))
-    left_out = changed(published, settings_of(PUBLISHED_ROWS[row_name("published_without", point)].overrides))
+    alone = changed(base, settings_of(POINT_ROWS[row_name("paper_with", point)].overrides))
+    left_out = changed(published, settings_of(POINT_ROWS[row_name("published_without", point)].overrides))
     assert alone
     if point in NEEDS.values():  # what needs it is left out with it
         assert alone <= left_out
@@ -37,6 +40,27 @@ def test_a_point_alone_and_the_same_point_left_out_change_the_same_settings(poin
 
 
 def test_every_difference_between_the_two_belongs_to_a_point():
-    paper, published = settings_of(overrides_of([])), settings_of(PUBLISHED_ROWS["published"].overrides)
+    paper, published = settings_of(overrides_of([])), settings_of(PUBLISHED_ROWS["stp_published"].overrides)
     by_point = {key for point in POINTS for key in changed(paper, settings_of(overrides_of([NEEDS.get(point), point])))}
     assert changed(paper, published) == by_point
+
+
+def test_the_row_of_stp_has_every_point_and_rows_without_pruning_only_those_that_are_not_about_it():
+    assert settings_of(as_published(STP)) == settings_of(overrides_of(list(POINTS)))
+    plain = settings_of(PUBLISHED_ROWS["elbo_published"].overrides)
+    assert plain["estimator.kind"] == "mean_log_prob" and plain["advantage.std"] == "sample"
+    assert {key for key in changed(plain, settings_of(())) if key.startswith(("pruning", "sampler.block"))} == set()
+
+
+def test_the_rows_of_other_estimators_keep_them():
+    for row, kind in (("diffu_stp", "one_step"), ("spg_stp", "spg")):
+        settings = settings_of(PUBLISHED_ROWS[f"{row}_published"].overrides)
+        assert settings["estimator.kind"] == kind and settings["pruning.temporal"]["tail"] == "sample"
+
+
+def test_each_trained_row_of_a_table_has_one_of_the_authors_beside_it():
+    assert rows_of("table2", published_code=True) == (
+        "base", "elbo", "diffu", "stp", "elbo_published", "diffu_published", "stp_published",
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match="compares both already"):
+        rows_of("published", published_code=True)

@@ -35,6 +35,14 @@ def test_a_table_is_run_checked_written_and_not_run_again(tmp_path):
     environment = json.loads((tmp_path / "out" / "small" / "spatial-0" / "environment.json").read_text())
     assert table["made"]["processor"] == [environment["processor"]] and table["made"]["recipe"] in page
     assert environment["torch"] in page and "no interval from one seed" in page
+    published = reproduce(tmp_path, *arguments, "--published-code")
+    assert published.returncode == 0, published.stderr
+    both = json.loads((tmp_path / "out" / "small" / "table7_published_code.json").read_text())
+    assert [row["published"]["row"] for row in both["rows"]] == ["spatial_random_published", "spatial_published"]
+    assert (
+        both["rows"][0]["accuracy"] == table["rows"][0]["accuracy"] and both["verdicts"][0]["published"]["seeds"] == 1
+    )
+    assert "authors' code: accuracy" in (tmp_path / "out" / "small" / "table7_published_code.md").read_text()
     before = (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns
     assert reproduce(tmp_path, *arguments).returncode == 0
     assert (tmp_path / "out" / "small" / "spatial-0" / "metrics.jsonl").stat().st_mtime_ns == before

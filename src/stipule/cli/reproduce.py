@@ -14,7 +14,7 @@ from stipule.cli.app import app, console, interruptible
 
 @app.command(
     epilog="Examples:  stipule reproduce table5  ·  stipule reproduce table7 figure3 --seeds 3 --jobs 1  ·  "
-    "stipule reproduce table5 --scale llada-8b"
+    "stipule reproduce table5 --published-code  ·  stipule reproduce table5 --scale llada-8b"
 )
 def reproduce(
     tables: Annotated[
@@ -31,6 +31,10 @@ def reproduce(
     testbed: Annotated[
         str, typer.Option("--world", help="The testbed: a recipe in recipes/reproduce, or a YAML file.")
     ] = "sudoku",
+    published_code: Annotated[
+        bool,
+        typer.Option("--published-code", help="Train each row a second time, as the paper's authors run it."),
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, one core each. Default: all cores.")] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of runs and tables; run again, the same command continues.")
@@ -41,13 +45,13 @@ def reproduce(
     from stipule.report.progress import bar
     from stipule.report.reproduction_figure import variance_over_training
     from stipule.report.reproduction_table import reproduction_page, reproduction_tables
-    from stipule.reproduce.catalogue import table_of
+    from stipule.reproduce.catalogue import rows_of
     from stipule.reproduce.paper import PAPER_TABLES
     from stipule.reproduce.runs import recipe_of, run_all
     from stipule.reproduce.tables import reproduction
 
     names = list(PAPER_TABLES) if tables == ["all"] else tables
-    rows = tuple(dict.fromkeys(row for name in names for row in table_of(name).rows))
+    rows = tuple(dict.fromkeys(row for name in names for row in rows_of(name, published_code)))
     if scale == "llada-8b":
         _print_gpu_commands(names)
         return
@@ -56,9 +60,9 @@ def reproduce(
     with interruptible(kept, "the same command continues"), bar(console, f"{', '.join(names)}: runs") as progress:
         run_all(rows, testbed, seeds, out, jobs or os.cpu_count() or 1, progress)
     for name in names:
-        result = reproduction(name, testbed, seeds, out)
-        path = out / Path(testbed).stem / name
-        command = f"stipule reproduce {name} --seeds {seeds} --world {testbed}"
+        result = reproduction(name, testbed, seeds, out, published_code)
+        path = out / Path(testbed).stem / (name + "_published_code" * published_code)
+        command = f"stipule reproduce {name} --seeds {seeds} --world {testbed}" + " --published-code" * published_code
         _write(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         _write(path.with_suffix(".md"), reproduction_page(result, command))
         console.print(reproduction_tables(result))

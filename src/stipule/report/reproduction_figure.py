@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 from stipule.atomic_io import replace_file
@@ -22,7 +23,8 @@ def variance_over_training(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     curve_axes, box_axes = figure.subplots(1, 2, width_ratios=[1.6, 1])
-    titles = {row["row"]: row["title"] for row in result["rows"]}
+    published = [row["published"] for row in result["rows"] if row["published"]]
+    titles = {row["row"]: row["title"] for row in (*result["rows"], *published)}
     values_by_row = []
     for (row, seeds), color in zip(result["variance"].items(), COLORS, strict=False):
         by_step: dict[int, list[float]] = {}
@@ -33,14 +35,14 @@ def variance_over_training(result: Mapping[str, Any], path: Path) -> None:
         steps = sorted(by_step)
         curve_axes.plot(steps, [fmean(by_step[s]) for s in steps], color=color, linewidth=2, label=titles[row])
         values_by_row.append([value for values in by_step.values() for value in values])
-    curve_axes.set(xlabel="RL step", ylabel="variance of the ELBO estimate per token", yscale="log")
+    curve_axes.set(xlabel="RL step", ylabel="variance of the estimate per token", yscale="log")
     curve_axes.xaxis.get_major_locator().set_params(integer=True)
     curve_axes.set_title("(a) over training steps", loc="left")
     curve_axes.legend(frameon=False)
     artists = box_axes.boxplot(values_by_row, patch_artist=True, widths=0.55, medianprops={"color": "black"})
     for box, color in zip(artists["boxes"], COLORS, strict=False):
         box.set(facecolor=color, alpha=0.55)
-    box_axes.set_xticks(range(1, len(values_by_row) + 1), [titles[row] for row in result["variance"]])
+    box_axes.set_xticks(range(1, len(values_by_row) + 1), [fill(titles[row], 16) for row in result["variance"]])
     box_axes.set_yscale("log")
     box_axes.set_title("(b) all steps and seeds", loc="left")
     box_axes.set_ylim(*curve_axes.get_ylim())

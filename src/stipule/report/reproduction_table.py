@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-CLAIM_COLUMNS = ("claim of the paper", "effect here, 95 % interval", "seeds", "verdict")
+METRICS = {"groups": "groups whose rewards differ", "variance": "variance of the estimate per token"}
 STYLES = {"confirmed": "green", "contradicted": "red", "not distinguishable": "yellow"}
 NOTE = (
     "Forward passes are counted for each row, and the count is the same in every repetition. Seconds are of one core "
@@ -25,16 +25,22 @@ def reproduction_tables(result: Mapping[str, Any]) -> Group:
     )  # fmt: skip
     for cells in row_cells(result):
         rows.add_row(*cells)
-    claims = Table(*CLAIM_COLUMNS, title="The paper's claims", title_justify="left")
-    for verdict, cells in zip(result["verdicts"], claim_cells(result), strict=True):
-        claims.add_row(*cells[:-1], f"[{STYLES[verdict['conclusion']]}]{cells[-1]}[/]")
+    claims = Table(*claim_columns(result), title="Claims", title_justify="left")
+    for cells in claim_cells(result):
+        claims.add_row(*map(_styled, cells))
     return Group(rows, claims)
+
+
+def _styled(cell: str) -> str:
+    """A verdict in its colour; other cells as they are."""
+    style = next((style for conclusion, style in STYLES.items() if cell.startswith(conclusion)), None)
+    return f"[{style}]{cell}[/]" if style else cell
 
 
 def reproduction_page(result: Mapping[str, Any], command: str) -> str:
     """Both tables as Markdown, with the command above them."""
     rows = _markdown(row_columns(result), row_cells(result))
-    claims = _markdown(CLAIM_COLUMNS, claim_cells(result))
+    claims = _markdown(claim_columns(result), claim_cells(result))
     lines = [f"## {title(result)}", "", f"    {command}", "", *rows, "", f"{provenance_line(result)} {NOTE}", ""]
     return "\n".join([*lines, *claims, ""])
 
@@ -48,8 +54,18 @@ def title(result: Mapping[str, Any]) -> str:
 
 def row_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
     """The column names; one contains the row that the others are compared with."""
-    difference = f"difference to {result['compared_with']}"
-    return "", "paper: accuracy", "paper: seconds", "accuracy", difference, "forward passes (+ anchors)", "seconds"
+    paper = ("paper: accuracy", "paper: seconds") if result["is_of_the_paper"] else ()
+    metrics = (METRICS[metric] for metric in result["metrics"])
+    ours = ("accuracy", f"difference to {result['compared_with']}", "forward passes (+ anchors)", *metrics)
+    theirs = tuple(f"authors' code: {column}" for column in ours) if result["published_code"] else ()
+    return ("", *paper, *ours, "seconds", *theirs)
+
+
+def claim_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The column names of the claims."""
+    claim = "claim of the paper" if result["is_of_the_paper"] else "claim"
+    theirs = ("authors' code: effect", "verdict") if result["published_code"] else ()
+    return (claim, "effect here, 95 % interval", "seeds", "verdict", *theirs)
 
 
 def provenance_line(result: Mapping[str, Any]) -> str:
@@ -69,14 +85,29 @@ def row_cells(result: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             row["title"],
-            _join(row["paper"]["accuracy"], "{:.2f} %"),
-            _join(row["paper"]["seconds"], "{:,}"),
-            _accuracy(row["accuracy"], row["interval"]),
-            _difference(row["difference"], row["relative"]),
-            f"{row['calls']:,.0f} (+ {row['anchor_calls']:,.0f})" if row["calls"] else "-",
+            *(_paper_numbers(row) if result["is_of_the_paper"] else ()),
+            *_measured(row, result["metrics"]),
             f"{row['seconds']:.0f}" if row["seconds"] else "-",
+            *(_measured(row["published"], result["metrics"]) if result["published_code"] else ()),
         ]
         for row in result["rows"]
+    ]
+
+
+def _paper_numbers(row: Mapping[str, Any]) -> list[str]:
+    return [_join(row["paper"]["accuracy"], "{:.2f} %"), _join(row["paper"]["seconds"], "{:,}")]
+
+
+def _measured(row: Mapping[str, Any] | None, metrics: Sequence[str]) -> list[str]:
+    """Accuracy, difference, forward passes and metrics; dashes for a row without runs."""
+    if row is None:
+        return ["-"] * (3 + len(metrics))
+    is_trained = bool(row["calls"])
+    return [
+        _accuracy(row["accuracy"], row["interval"]),
+        _difference(row["difference"], row["relative"]),
+        f"{row['calls']:,.0f} (+ {row['anchor_calls']:,.0f})" if is_trained else "-",
+        *(f"{row[metric]:.2g}" if is_trained and row[metric] is not None else "-" for metric in metrics),
     ]
 
 
@@ -84,11 +115,18 @@ def claim_cells(result: Mapping[str, Any]) -> list[list[str]]:
     """The cells of each claim."""
     rows = []
     for verdict in result["verdicts"]:
-        seeds_needed, conclusion = verdict["seeds_to_decide"], verdict["conclusion"]
-        is_open = conclusion == "not distinguishable" and seeds_needed
-        suffix = f" (about {seeds_needed} seeds would decide)" if is_open else ""
-        rows.append([verdict["claim"], _effect(verdict), str(verdict["seeds"]), conclusion + suffix])
+        cells = [verdict["claim"], _effect(verdict), str(verdict["seeds"]), _conclusion(verdict)]
+        if verdict["published"] is not None:
+            cells += [_effect(verdict["published"]), _conclusion(verdict["published"])]
+        rows.append(cells)
     return rows
+
+
+def _conclusion(verdict: Mapping[str, Any]) -> str:
+    """The verdict, and how many seeds would decide an open one."""
+    seeds_needed, conclusion = verdict["seeds_to_decide"], str(verdict["conclusion"])
+    is_open = conclusion == "not distinguishable" and seeds_needed
+    return conclusion + (f" (about {seeds_needed} seeds would decide)" if is_open else "")
 
 
 def _effect(verdict: Mapping[str, Any]) -> str:

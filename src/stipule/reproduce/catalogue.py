@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from stipule.errors import RecipeError
 from stipule.reproduce.paper import PAPER_ROWS, PAPER_TABLES, Row, Table
-from stipule.reproduce.published import PUBLISHED_ROWS, PUBLISHED_TABLE
+from stipule.reproduce.published import POINT_ROWS, PUBLISHED_ROWS, PUBLISHED_TABLE
 
-ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS}
+ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS, **POINT_ROWS}
 TABLES: Mapping[str, Table] = {**PAPER_TABLES, "published": PUBLISHED_TABLE}
 
 
@@ -17,3 +17,21 @@ def table_of(name: str) -> Table:
     if name not in TABLES:
         raise RecipeError(f"the table is {name!r}; allowed: {', '.join(TABLES)}, or all (the paper's)")
     return TABLES[name]
+
+
+def rows_of(name: str, published_code: bool = False) -> tuple[str, ...]:
+    """The rows that a table needs; with `published_code` each trained row a second time, as the authors run it.
+
+    Raises RecipeError for an unknown table, or if `published_code` is asked of one that compares both already.
+    """
+    rows = table_of(name).rows
+    if not published_code:
+        return rows
+    if name not in PAPER_TABLES:
+        raise RecipeError(f"--published-code with {name}: this table compares both already; leave the option out")
+    return tuple(dict.fromkeys((*rows, *(published_row(row) for row in rows if published_row(row) in ROWS))))
+
+
+def published_row(row: str) -> str:
+    """The name of this row as the authors run it."""
+    return f"{row}_published"

@@ -113,11 +113,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure: the rows that it compares, and the claims of the paper about them."""
+    """A table or figure: the rows that it compares, the claims about them, and metrics that explain the result.
+
+    metrics: further columns. groups: reward/frac_nonzero_std; variance: variance/estimate; means over a run's steps.
+    """
 
     title: str
     rows: tuple[str, ...]
     claims: tuple[Claim, ...]
+    metrics: tuple[Literal["groups", "variance"], ...] = ()
 
 
 PAPER_TABLES: Mapping[str, Table] = {
@@ -162,6 +166,7 @@ PAPER_TABLES: Mapping[str, Table] = {
             Claim("the same, anchors not counted", "stp", "elbo", "calls of training"),
             Claim("both together train faster than none", "stp", "elbo", "seconds"),
         ),
+        metrics=("groups",),
     ),
     "table6": Table(
         "How much is pruned",
@@ -183,5 +188,6 @@ PAPER_TABLES: Mapping[str, Table] = {
             Claim("STP lowers the variance of the ELBO estimate, per token", "stp", "elbo", "variance"),
             Claim("STP lowers the variance of the ELBO estimate, of the sum", "stp", "elbo", "sum variance"),
         ),
+        metrics=("variance",),
     ),
 }

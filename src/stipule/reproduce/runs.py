@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from stipule.atomic_io import make_folder
@@ -32,6 +33,7 @@ class Outcome:
     seconds: float  # of training
     variance: Mapping[int, float]  # of the estimate per token in the normalizer, by RL step; only steps that logged it
     sum_variance: Mapping[int, float]  # of the sum over these tokens, for the same steps
+    groups: float  # fraction of groups whose rewards differ, mean over RL steps
     environment: Mapping[str, Any]  # machine and versions
     evaluation_seconds: float
 
@@ -138,11 +140,14 @@ def read_outcome(out: Path, testbed: str, row: str, seed: int) -> Outcome:
     path = run_path(out, testbed, row, seed)
     if ROWS[row].overrides is None:
         result = _json(path / "result.json")
-        return Outcome(_correct(path), 0, 0, 0.0, {}, {}, result["environment"], result["seconds"])
+        return Outcome(_correct(path), 0, 0, 0.0, {}, {}, 0.0, result["environment"], result["seconds"])
     newest = newest_checkpoint(path / "checkpoints")
     assert newest is not None
     state, key = read_train_state(newest), "variance/estimate"
-    logged = [line for line in _lines(path / "metrics.jsonl") if key in line]
+    metrics = _lines(path / "metrics.jsonl")
+    logged = [line for line in metrics if key in line]
+    estimator = load_recipe(str(path / "recipe.yaml")).estimator
+    anchors_count = getattr(estimator, "anchors", "outside") == "inside"  # in the normalizer
     return Outcome(
         correct=_correct(path / "evaluation"),
         calls=state.model_calls,
@@ -151,8 +156,10 @@ def read_outcome(out: Path, testbed: str, row: str, seed: int) -> Outcome:
         variance={line["step"]: line[key] for line in logged},
         # Exact if all responses have the same number of tokens, as on a testbed without end-of-text.
         sum_variance={
-            line["step"]: line[key] * (line["response/length"] - line["response/anchors"]) ** 2 for line in logged
+            line["step"]: line[key] * (line["response/length"] - (not anchors_count) * line["response/anchors"]) ** 2
+            for line in logged
         },
+        groups=fmean(line["reward/frac_nonzero_std"] for line in metrics),
         environment=_json(path / "environment.json"),
         evaluation_seconds=_json(path / "evaluation" / "result.json")["seconds"],
     )
