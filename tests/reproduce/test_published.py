@@ -62,5 +62,5 @@ def test_each_trained_row_of_a_table_has_one_of_the_authors_beside_it():
     assert rows_of("table2", published_code=True) == (
         "base", "elbo", "diffu", "stp", "elbo_published", "diffu_published", "stp_published",
     )  # fmt: skip
-    with pytest.raises(RecipeError, match="compares both already"):
+    with pytest.raises(RecipeError, match="only tables of the paper"):
         rows_of("published", published_code=True)

@@ -21,7 +21,8 @@ def reproduce(
         list[str],
         typer.Argument(
             metavar="TABLE...",
-            help="table2 ... table7, figure3, or all of these; published: where the authors' code differs.",
+            help="table2 ... table7, figure3, or all of these; published: where the authors' code differs; tail: how "
+            "temporal pruning fills the last tokens.",
         ),
     ],
     scale: Annotated[

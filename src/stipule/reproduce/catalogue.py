@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from stipule.errors import RecipeError
 from stipule.reproduce.paper import PAPER_ROWS, PAPER_TABLES, Row, Table
 from stipule.reproduce.published import POINT_ROWS, PUBLISHED_ROWS, PUBLISHED_TABLE
+from stipule.reproduce.tail import TAIL_ROWS, TAIL_TABLE
 
-ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS, **POINT_ROWS}
-TABLES: Mapping[str, Table] = {**PAPER_TABLES, "published": PUBLISHED_TABLE}
+ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS, **POINT_ROWS, **TAIL_ROWS}
+TABLES: Mapping[str, Table] = {**PAPER_TABLES, "published": PUBLISHED_TABLE, "tail": TAIL_TABLE}
 
 
 def table_of(name: str) -> Table:
@@ -22,13 +23,15 @@ def table_of(name: str) -> Table:
 def rows_of(name: str, published_code: bool = False) -> tuple[str, ...]:
     """The rows that a table needs; with `published_code` each trained row a second time, as the authors run it.
 
-    Raises RecipeError for an unknown table, or if `published_code` is asked of one that compares both already.
+    Raises RecipeError for an unknown table, or for `published_code` with one that is not the paper's.
     """
     rows = table_of(name).rows
     if not published_code:
         return rows
     if name not in PAPER_TABLES:
-        raise RecipeError(f"--published-code with {name}: this table compares both already; leave the option out")
+        raise RecipeError(
+            f"--published-code with {name}: only tables of the paper have it ({', '.join(PAPER_TABLES)}); leave it out"
+        )
     return tuple(dict.fromkeys((*rows, *(published_row(row) for row in rows if published_row(row) in ROWS))))
 
 
