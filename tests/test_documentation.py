@@ -38,9 +38,9 @@ RULES = {  # tables of rules and names, not of results
 COMMAND = re.compile(r"stipule [a-z]|python[3]? |make [a-z]|pip install")
 
 
-def readme_commands():
-    """The first column of the README's table of commands."""
-    return re.findall(r"^\| `stipule (.+?)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def listed_commands():
+    """The first column of the table of commands."""
+    return re.findall(r"^\| `stipule (.+?)` \|", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
 
 
 def test_the_reference_is_up_to_date():
@@ -48,14 +48,14 @@ def test_the_reference_is_up_to_date():
     assert page == reference(), "run: python -m stipule.cli.reference > docs/reference.md"
 
 
-def test_every_command_is_in_the_readme_and_nothing_else_is():
+def test_the_table_of_commands_has_every_command_and_nothing_else():
     names = {name for name, _ in commands()}
-    listed = [next((n for n in names if f"{command} ".startswith(f"{n} ")), command) for command in readme_commands()]
+    listed = [next((n for n in names if f"{command} ".startswith(f"{n} ")), command) for command in listed_commands()]
     assert set(listed) == names
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_the_readme_names_options_that_exist(command):
+@pytest.mark.parametrize("command", listed_commands())
+def test_the_table_of_commands_names_options_that_exist(command):
     name = next(n for n, _ in commands() if f"{command} ".startswith(f"{n} "))
     result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert result.exit_code == 0

@@ -33,9 +33,9 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
 MAP = {
-    "Use": ["names", "report", "metrics", "models", "grading", "rewards", "plan", "gpu", "reference"],
+    "Use": ["commands", "names", "report", "metrics", "models", "grading", "rewards", "plan", "gpu", "reference"],
     "What was measured": ["results", "theory", "speed", "scaling"],
-    "How it is made": ["papers", "decisions", "testing"],
+    "How it is made": ["papers", "decisions", "testing", "comparison"],
 }
 
 

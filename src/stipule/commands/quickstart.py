@@ -38,7 +38,8 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
         Panel(
             f"Trains a masked diffusion language model ({recipe.model.path}) to solve 4x4 Sudoku.\n"
             f"GRPO with ELBO likelihoods and Spatio-Temporal Pruning (gamma {spatial.ratio:g}, cutoff "
-            f"{temporal.cutoff:g}), {recipe.training.steps} steps on your CPU or GPU.\n"
+            f"{temporal.cutoff:g}{' where confident' if temporal.kind == 'confident' else ''}), "
+            f"{recipe.training.steps} steps on your CPU or GPU.\n"
             f"All files are written to {out}",
             title="stipule quickstart",
             border_style="green",

@@ -48,8 +48,9 @@ def reproduction_page(result: Mapping[str, Any], command: str) -> str:
 def title(result: Mapping[str, Any]) -> str:
     """The heading: which table, and the testbed, seeds and problems."""
     name = result["table"].replace("table", "Table ").replace("figure", "Figure ")
+    heading = f"{name}: {result['title']}" if result["is_of_the_paper"] else str(result["title"])
     seeds = "1 seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
-    return f"{name}: {result['title']}; testbed {result['world']}, {seeds} x {result['problems']} eval problems"
+    return f"{heading}; testbed {result['world']}, {seeds} x {result['problems']} eval problems"
 
 
 def row_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
