@@ -54,7 +54,7 @@ def test_a_users_error_is_one_message_and_exit_code_2(arguments, message, tmp_pa
 
 
 def test_check_prints_the_recipe_and_the_calls_and_loads_no_model():
-    text = run("check", "quickstart").stdout
+    text = run("check", "quickstart", "pruning.temporal.kind=constant", "pruning.temporal.cutoff=0.125").stdout
     assert "learning_rate: 0.0001" in text
     assert re.search(r"16 unpruned.*13 \(81%\).*15 \(94%\)", text)  # (16 - 2 - 2) / 1 + 1; without anchors two more
 

@@ -10,12 +10,14 @@ from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
 from stipule.plan import forecast
 
+PAPER = ["pruning.temporal.kind=constant", "pruning.temporal.cutoff=0.125"]  # the cutoff of the paper
+
 
 @pytest.fixture
 def recipe_of_a_run():
     settings = ["training.steps=10", "training.evaluate_every=5", "training.evaluate_problems=7",
                 "training.unpruned_every=5", "training.prompts_per_step=2", "training.num_generations=6"]  # fmt: skip
-    return lambda *overrides: load_recipe("quickstart", [*settings, *overrides])
+    return lambda *overrides: load_recipe("quickstart", [*PAPER, *settings, *overrides])
 
 
 def plan(*arguments):
@@ -27,9 +29,14 @@ def plan(*arguments):
 
 def test_a_plan_prints_work_memory_and_seconds(tmp_path):
     output = plan(
-        "quickstart", "training.prompts_per_step=2", "training.num_generations=2", "--json", str(tmp_path / "plan.json")
+        "quickstart",
+        *PAPER,
+        "training.prompts_per_step=2",
+        "training.num_generations=2",
+        "--json",
+        str(tmp_path / "plan.json"),
     )
-    for text in ("of 32 training prompts", "peak during update", "a run of 60 steps", "measured on this device"):
+    for text in ("of 32 training prompts", "peak during update", "a run of 40 steps", "measured on this device"):
         assert text in output or text.replace("32", "64") in output
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data["flops"]["rollout"]["calls"] == 4 * 13
@@ -41,7 +48,7 @@ def test_a_plan_prints_work_memory_and_seconds(tmp_path):
 def test_check_and_plan_print_the_expected_and_the_largest_number_of_forward_passes():
     hints = "pruning.spatial.when=group_failed"
     for command in (["check"], ["plan", "--no-measure"]):
-        output = " ".join(CliRunner().invoke(app, [*command, "quickstart", hints]).output.split())
+        output = " ".join(CliRunner().invoke(app, [*command, "quickstart", *PAPER, hints]).output.split())
         assert "2,752" in output and "3,840" in output  # 128 rows x (15 + 13 / 2) and 128 x (15 + 15)
         assert "fraction of groups that get hints 0.5" in output and "at most: no row with anchors" in output
 
