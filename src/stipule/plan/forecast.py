@@ -168,7 +168,7 @@ def extra_calls(recipe: Recipe, num_problems: int | None) -> dict[str, int]:
     calls: dict[str, int] = {}
     if spatial.ratio > 0 and num_problems is not None:
         if spatial.source == "pregenerated" and not spatial.path:
-            calls["anchors"] = num_problems * nfe
+            calls["anchors"] = num_problems * (nfe + (spatial.confidence == "fully_masked"))
         elif spatial.source in ("ground_truth", "file"):
             calls["anchors"] = num_problems  # one forward pass for the confidence of each token
     if settings.evaluate_every:

@@ -91,7 +91,9 @@ class AnchorStore:
         if spatial.only_correct:  # otherwise the errors of the base model travel with its anchors
             eligible &= self.table["correct"][rows][:, None]
         confidence = self.table["confidence"][rows]
-        fixed_mask = select_anchors(eligible, confidence, ratios or spatial.ratio, spatial.keep, noise)
+        fixed_mask = select_anchors(
+            eligible, confidence, ratios or spatial.ratio, spatial.keep, noise, spatial.ratio_of
+        )
         return Anchors(self.table["token_ids"][rows].long(), fixed_mask).repeat(num_generations)
 
     def save(self, path: Path, policy: MaskedPolicy, finished: bool = True) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -75,16 +75,20 @@ def pregenerate(
     path: Path | None = None,
     unfinished_store: AnchorStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
+    confidence: Literal["when_unmasked", "fully_masked"] = "when_unmasked",
 ) -> AnchorStore:
     """Samples one unpruned response per problem, and counts the forward passes.
 
+    With `confidence` fully_masked, one more forward pass gives each token's probability with the whole response masked.
     That costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
     written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left. The batches are
     divided over the processes; each of them gets the whole store, and it does not depend on their number.
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
     store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
-    settings = {**asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size}
+    settings = {
+        **asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
+    }  # fmt: skip
     if unfinished_store is not None and unfinished_store.settings != settings:
         changed = [k for k in settings if unfinished_store.settings.get(k) != settings[k]]
         raise RecipeError(
@@ -97,6 +101,10 @@ def pregenerate(
         batch = problems[start : start + batch_size]
         noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
         rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
+        if confidence == "fully_masked":
+            everywhere = torch.ones_like(rollouts.completion_mask)
+            probability = token_confidence(policy, rollouts, everywhere)
+            rollouts = replace(rollouts, confidence=probability, nfe=rollouts.nfe + 1)
         rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
         return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
 

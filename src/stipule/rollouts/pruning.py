@@ -20,8 +20,14 @@ class SpatialPruning:
     """Spatial pruning (section 3.1): a fraction of the response is fixed to tokens of an earlier response."""
 
     ratio: float = 0.0  # gamma: fraction of fixed tokens (table 8: 0.05); the largest one if a schedule is set
+    # response: round(gamma L) tokens; eligible: n - floor((1 - gamma) n) of a response's n eligible tokens, as in the
+    # authors' code
+    ratio_of: Literal["response", "eligible"] = "response"
     schedule: Annealed | ByDifficulty | None = None  # null: constant, as in the paper
     keep: Literal["confident", "random"] = "confident"  # which tokens are fixed (table 7)
+    # probability of a token when it was unmasked, or in one forward pass with the whole response masked, as in the
+    # authors' code (one more forward pass per problem)
+    confidence: Literal["when_unmasked", "fully_masked"] = "when_unmasked"
     # pregenerated: the model's own responses, generated once before training (section 5.2)
     # ground_truth: reference solutions of the task (table 4)
     # previous_epoch: the response with the highest reward when the problem was last sampled; no extra forward pass
@@ -53,6 +59,11 @@ class SpatialPruning:
             raise RecipeError(
                 "pruning.spatial.source is file but there is no path; set pruning.spatial.path to JSON lines with "
                 "response and key or prompt"
+            )
+        if self.confidence == "fully_masked" and self.source != "pregenerated":
+            raise RecipeError(
+                f"pruning.spatial.confidence is fully_masked with source {self.source}; only pre-generated responses "
+                "are scored before training; set pruning.spatial.source to pregenerated, or confidence to when_unmasked"
             )
         if self.schedule is not None and self.schedule.min_ratio(self.ratio) >= self.ratio:
             raise RecipeError(
@@ -166,9 +177,11 @@ def select_anchors(
     ratio: float | Sequence[float],
     keep: Literal["confident", "random"],
     noise: Float[Tensor, "B L"],
+    ratio_of: Literal["response", "eligible"] = "response",
 ) -> Bool[Tensor, "B L"]:
     """S_fixed of eq. 7: exactly m = round(gamma L) positions of every row, fewer where fewer are eligible.
 
+    With `ratio_of` eligible m is n - floor((1 - gamma) n), where n is the row's number of eligible positions.
     `ratio` is gamma, one for all rows or one for each. `confident` fixes the most confident tokens and leaves the
     uncertain ones to exploration (table 7); `noise` decides between equal confidences, which float precision makes
     common at 1.0. The paper writes a Bernoulli e_i; an exact count is what its low-confidence rule and its cost formula
@@ -176,7 +189,12 @@ def select_anchors(
     """
     rows, gen_length = eligible.shape
     ratios = [ratio] * rows if isinstance(ratio, int | float) else ratio
-    count = torch.tensor([num_anchors(gamma, gen_length) for gamma in ratios])
+    if ratio_of == "response":
+        counts = [num_anchors(gamma, gen_length) for gamma in ratios]
+    else:
+        num_eligible = eligible.sum(1).tolist()
+        counts = [n - floor_fraction(1 - gamma, n) for gamma, n in zip(ratios, num_eligible, strict=True)]
+    count = torch.tensor(counts)
     order = noise.argsort(dim=1, descending=True)
     if keep == "confident":
         by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)

@@ -70,6 +70,7 @@ def load_or_build_anchors(
     if is_given or checkpoint:
         # In a resumed run the policy has changed since the store was made.
         store = AnchorStore.load(path, policy, gen_length, same_model=checkpoint is None)
+        _check_confidence(spatial, store, path)
     else:
 
         def progress(done: int, total: int) -> None:
@@ -78,6 +79,16 @@ def load_or_build_anchors(
         store = build_store(recipe, policy, problems, path, progress, processes)
     state.pregeneration_calls = store.model_calls
     return store
+
+
+def _check_confidence(spatial: SpatialPruning, store: AnchorStore, path: Path) -> None:
+    """Raises CheckpointError if the confidences of a store are of another kind than the recipe's."""
+    stored = store.settings.get("confidence", "when_unmasked")
+    if spatial.source == "pregenerated" and stored != spatial.confidence:
+        raise CheckpointError(
+            f"the confidences in {path} are {stored}, and pruning.spatial.confidence is {spatial.confidence}; set it "
+            f"to {stored}, or build another store with stipule anchors build"
+        )
 
 
 def build_store(
@@ -104,8 +115,9 @@ def build_store(
             texts = {p.key: text for p in problems if (text := recipe.task.reference(p)) is not None}
         return store_from_texts(policy, recipe.task, problems, texts, gen_length, batch_size, path, progress, processes)
     return pregenerate(
-        policy, recipe.task, problems, recipe.sampler, settings.seed, batch_size, progress, path, unfinished, processes
-    )
+        policy, recipe.task, problems, recipe.sampler, settings.seed, batch_size, progress, path, unfinished, processes,
+        spatial.confidence,
+    )  # fmt: skip
 
 
 def temporary_store(
@@ -121,7 +133,9 @@ def temporary_store(
             "pruning.spatial.ratio is 0, so there are no anchors to audit; set it, e.g. pruning.spatial.ratio=0.05"
         )
     if spatial.source == "pregenerated" and spatial.path:
-        return AnchorStore.load(Path(spatial.path), policy, recipe.sampler.gen_length)
+        store = AnchorStore.load(Path(spatial.path), policy, recipe.sampler.gen_length)
+        _check_confidence(spatial, store, Path(spatial.path))
+        return store
     with TemporaryDirectory() as folder:
         return build_store(recipe, policy, problems, Path(folder) / "anchors.safetensors", progress)
 
