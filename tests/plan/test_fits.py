@@ -23,7 +23,7 @@ def recipe_and_memory_key(path):
 def test_every_recipe_for_llada_8b_fits():
     budgets = {"24gb": 24 * GB, "141gb": 141 * GB}
     seen, checked = set(), 0
-    for folder in ("llada-8b", "paper"):
+    for folder in ("llada-8b", "paper", "published"):
         for path in sorted((recipe_folder() / folder).glob("*.yaml")):
             recipe, key = recipe_and_memory_key(path)
             if key in seen:

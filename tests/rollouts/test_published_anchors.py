@@ -68,9 +68,9 @@ def test_fully_masked_confidence_is_the_probability_with_no_token_of_the_respons
     problems = SUDOKU.problems("train")
     sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16)
     plain = pregenerate(tiny, SUDOKU, problems, sampler, 0, 4)
-    scored = pregenerate(tiny, SUDOKU, problems, sampler, 0, 4, confidence="fully_masked")
-    assert torch.equal(plain.table["token_ids"], scored.table["token_ids"])
-    assert scored.model_calls == plain.model_calls + len(problems)  # one more forward pass for each
+    rescored = pregenerate(tiny, SUDOKU, problems, sampler, 0, 4, confidence="fully_masked")
+    assert torch.equal(plain.table["token_ids"], rescored.table["token_ids"])
+    assert rescored.model_calls == plain.model_calls + len(problems)  # one more forward pass for each
     prompts = tiny.encode([p.messages for p in problems])
     masks = torch.full((len(problems), 16), tiny.mask_id)
     with torch.inference_mode():
@@ -80,9 +80,9 @@ def test_fully_masked_confidence_is_the_probability_with_no_token_of_the_respons
             torch.cat([torch.zeros_like(prompts.prompt_mask), torch.ones_like(masks).bool()], 1),
         )
     probability = logits.softmax(1).view(len(problems), 16, -1)
-    expected = probability.gather(2, scored.table["token_ids"].long()[..., None])[..., 0]
-    assert torch.allclose(scored.table["confidence"], expected, atol=1e-5)
-    assert not torch.allclose(scored.table["confidence"], plain.table["confidence"], atol=1e-2)
+    expected = probability.gather(2, rescored.table["token_ids"].long()[..., None])[..., 0]
+    assert torch.allclose(rescored.table["confidence"], expected, atol=1e-5)
+    assert not torch.allclose(rescored.table["confidence"], plain.table["confidence"], atol=1e-2)
 
 
 def test_a_store_of_another_confidence_is_refused_by_name(tiny, tmp_path):
@@ -97,7 +97,7 @@ def test_a_store_of_another_confidence_is_refused_by_name(tiny, tmp_path):
 
 
 def test_other_sources_have_no_fully_masked_confidence_and_its_forward_passes_are_planned():
-    with pytest.raises(RecipeError, match="only pre-generated responses are scored before training"):
+    with pytest.raises(RecipeError, match="only pre-generated responses are rescored before training"):
         SpatialPruning(ratio=0.1, source="previous_epoch", confidence="fully_masked")
     recipe = load_recipe("quickstart", ["pruning.spatial.confidence=fully_masked"])
     assert extra_calls(recipe, 10)["anchors"] == extra_calls(load_recipe("quickstart"), 10)["anchors"] * 17 // 16
