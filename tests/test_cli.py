@@ -59,6 +59,18 @@ def test_check_prints_the_recipe_and_the_calls_and_loads_no_model():
     assert re.search(r"16 unpruned.*13 \(81%\).*15 \(94%\)", text)  # (16 - 2 - 2) / 1 + 1; without anchors two more
 
 
+def test_check_warns_of_settings_without_effect():
+    sampled = ["pruning.temporal.kind=constant", "pruning.temporal.cutoff=0.125", "pruning.temporal.tail=sample"]
+    text = " ".join(run("check", "quickstart", *sampled, "sampler.temperature=0").stdout.split())
+    assert "warning: pruning.temporal.tail is sample with sampler.temperature 0" in text
+    assert "warning" not in run("check", "quickstart", *sampled).stdout
+    unused = ["pruning.spatial.keep=random", "pruning.spatial.confidence=fully_masked"]
+    assert (
+        "warning: pruning.spatial.confidence is fully_masked with keep random"
+        in run("check", "quickstart", *unused).stdout
+    )
+
+
 def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
     small = ["task.test_problems=8", "task.train_problems=16", "training.prompts_per_step=2", "training.steps=2"]
     done = run("quickstart", *small, "--seed", "5", "--out", "run", cwd=tmp_path)

@@ -97,7 +97,7 @@ def test_a_store_of_another_confidence_is_refused_by_name(tiny, tmp_path):
 
 
 def test_other_sources_have_no_fully_masked_confidence_and_its_forward_passes_are_planned():
-    with pytest.raises(RecipeError, match="only pre-generated responses are rescored before training"):
+    with pytest.raises(RecipeError, match="only pre-generated responses are scored before training"):
         SpatialPruning(ratio=0.1, source="previous_epoch", confidence="fully_masked")
     recipe = load_recipe("quickstart", ["pruning.spatial.confidence=fully_masked"])
     assert extra_calls(recipe, 10)["anchors"] == extra_calls(load_recipe("quickstart"), 10)["anchors"] * 17 // 16

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from stipule.models.loading import ModelConfig
+    from stipule.training.settings import Recipe
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Set before torch is imported. By default the threads of torch spin while they wait for each other, and beside other
@@ -60,13 +60,15 @@ def unused_path(path: Path) -> Path:
     return candidate
 
 
-def warn_of_slow_bfloat16(model: ModelConfig) -> None:
-    """Prints a warning if a model computes in bfloat16 on a CPU without units for it. Nothing on a GPU."""
+def print_warnings(recipe: Recipe) -> None:
+    """Prints a line for each setting without effect, and one if the model is slow in bfloat16 on this processor."""
     import torch
 
     from stipule.training.provenance import cpu_flags, slow_bfloat16
 
-    if warning := slow_bfloat16(model.dtype, model.autocast, not torch.cuda.is_available(), cpu_flags()):
+    model = recipe.model
+    slow = slow_bfloat16(model.dtype, model.autocast, not torch.cuda.is_available(), cpu_flags())
+    for warning in [*recipe.settings_without_effect(), *([slow] if slow else [])]:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stipule.cli.app import Overrides, RecipePath, app, console, warn_of_slow_bfloat16
+from stipule.cli.app import Overrides, RecipePath, app, console, print_warnings
 
 
 @app.command(epilog="Examples:  stipule check quickstart  ·  stipule check my.yaml pruning.spatial.ratio=0.1")
@@ -14,4 +14,4 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     resolved = load_recipe(recipe, overrides or [])
     console.print(dump_recipe(resolved), highlight=False, markup=False)
     console.print(cost_table(resolved))
-    warn_of_slow_bfloat16(resolved.model)
+    print_warnings(resolved)

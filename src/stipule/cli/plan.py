@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from stipule.cli.app import Overrides, RecipePath, app, console, warn_of_slow_bfloat16
+from stipule.cli.app import Overrides, RecipePath, app, console, print_warnings
 
 
 @app.command(
@@ -62,7 +62,7 @@ def plan(
         result = forecast(resolved, options, progress)
     console.print(plan_tables(resolved, result))
     if device is None and memory is None:  # a plan for this machine
-        warn_of_slow_bfloat16(resolved.model)
+        print_warnings(resolved)
     if json_file:
         numbers: dict[str, Any] = asdict(result)
         replace_file(json_file, lambda p: p.write_text(json.dumps(numbers, indent=1) + "\n"))

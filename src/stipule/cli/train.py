@@ -13,8 +13,8 @@ from stipule.cli.app import (
     app,
     console,
     interruptible,
+    print_warnings,
     resume_command,
-    warn_of_slow_bfloat16,
     with_seed,
 )
 
@@ -42,7 +42,7 @@ def train(
         if not is_main_process():
             run(resolved, RunFolder.read_only(path))
             return
-        warn_of_slow_bfloat16(resolved.model)
+        print_warnings(resolved)
         folder = (RunFolder.reopen if resume else RunFolder.create)(path, dump_recipe(resolved))
         with LiveRun(console, resolved.training.steps, folder.read_metrics() if resume else ()) as watch:
             state = run(resolved, folder, watch)

@@ -150,3 +150,18 @@ class Recipe:
                 "different bound for each sign of the advantage, so the KL to the reference would depend on the "
                 "reward; set objective.beta=0, or estimator.kind=elbo"
             )
+
+    def settings_without_effect(self) -> list[str]:
+        """A sentence for each setting that is valid and changes nothing in this recipe."""
+        sentences, spatial = [], self.pruning.spatial
+        if self.sampler.temperature == 0 and self.pruning.temporal.planned_cutoff.tail == "sample":
+            sentences.append(
+                "pruning.temporal.tail is sample with sampler.temperature 0: the last tokens are the most probable "
+                "ones, as with argmax; set sampler.temperature to draw them"
+            )
+        if spatial.ratio > 0 and spatial.keep == "random" and spatial.confidence == "fully_masked":
+            sentences.append(
+                "pruning.spatial.confidence is fully_masked with keep random: the confidences are computed and not "
+                "used; set pruning.spatial.keep to confident, or confidence to when_unmasked"
+            )
+        return sentences
