@@ -29,6 +29,7 @@ RULES = {  # tables of rules and names, not of results
     "## The cost model",
     "## Where each number comes from",
     "## The strict rules",
+    "## Which theorem is about which estimator",
     "## To check a new machine",
     "## How often the host waits for the GPU",
     "## What was run on a GPU",

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.mean_log_prob import MeanLogProb
 from stipule.evaluation.theory import (
     bias_bound,
     context_free_split,
     exponential_bias,
     exponential_variance,
+    mean_log_prob_split,
     pruned_calls,
     spatial_ratio,
     surrogate_lipschitz,
@@ -77,6 +79,40 @@ def test_assumption_4_2_fails_without_a_minimum_mask_ratio():
     # It grows as ln(1/t_min) without bound, by the same amount for every factor of 100.
     assert steps == pytest.approx([math.log(100) * float(LOGP.square().sum())] * 3, rel=0.1)
     assert context_free_split(LOGP, "bernoulli", 0.0).total == math.inf
+
+
+@pytest.mark.parametrize("anchors", [(), (1,), (0, 5), (3, 4, 6)])
+def test_the_split_of_the_authors_score_is_that_of_all_masks(anchors):
+    is_anchor = torch.tensor([i in anchors for i in range(N)])
+    by_size = []
+    for size in range(1, N + 1):
+        scores = [
+            sum(float(LOGP[i]) for i in members if i not in anchors) / N
+            for members in itertools.combinations(range(N), size)
+        ]
+        by_size.append((sum(scores) / len(scores), sum(x * x for x in scores) / len(scores)))
+    means = [mean for mean, _ in by_size]
+    time = sum(m * m for m in means) / N - (sum(means) / N) ** 2
+    noise = sum(square - mean * mean for mean, square in by_size) / N
+    split = mean_log_prob_split(LOGP, is_anchor)
+    assert (split.time, split.noise) == (pytest.approx(time, rel=1e-5), pytest.approx(noise, rel=1e-5))
+
+
+def test_the_estimator_of_the_authors_score_has_this_variance():
+    sampled = torch.tensor([i not in (0, 5) for i in range(N)])
+    rollouts = response([[0] * N] * 100_000, sampled_mask=[sampled.tolist()] * 100_000)
+    (masks,) = MeanLogProb(num_samples=1).sample_masks(rollouts, 1, torch.Generator().manual_seed(0))
+    scores = (masks.loss_weights * LOGP * masks.masked).sum((0, 2)) / N  # a visible token has log-probability 0
+    assert float(scores.var()) == pytest.approx(mean_log_prob_split(LOGP, ~sampled).total, rel=0.02)
+
+
+def test_anchors_lower_the_time_part_of_the_authors_score_and_change_none_of_eq_3():
+    """All tokens alike: eq. 3 with an exact count has no variance at all, with anchors or without."""
+    logp = torch.full((20,), -1.0)
+    anchors = torch.arange(20) < 1  # gamma = 0.05
+    ratio = mean_log_prob_split(logp, anchors).time / mean_log_prob_split(logp, torch.zeros(20).bool()).time
+    assert ratio == pytest.approx((1 - 1 / 20) ** 2)
+    assert context_free_split(logp, "exact").total == context_free_split(logp[1:], "exact").total == 0.0
 
 
 def test_eq_15_holds_in_the_mean_over_random_anchors_of_a_context_free_policy():

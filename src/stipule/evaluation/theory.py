@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -71,6 +71,23 @@ def context_free_split(
     if masks == "exact":
         return Split(0.0, noise)
     return Split(float(values.sum()) ** 2 / n, noise * (n + 1) / n)
+
+
+def mean_log_prob_split(logp: Float[Tensor, " n"], anchors: Bool[Tensor, " n"]) -> Split:
+    """Eq. 14 for one mask sample of the authors' score (`estimators/mean_log_prob.py`): figure 3 of the paper.
+
+    For a policy whose tokens are independent of each other and that copies visible tokens (log-probability 0), the mean
+    of the score over all n tokens is the sum of l_i over the masked tokens that are no anchors, divided by n:
+
+      time B^2 (n^2 - 1) / (12 n^4),   noise s^2 (n + 1) / (6 n^2)
+
+    with B the sum and s^2 the mean squared deviation of the n values l_i, 0 for anchors. So m random anchors multiply
+    the time part by (1 - m/n)^2, although they tell nothing about eq. 3, whose exact form has no time part here.
+    """
+    values = logp.double().masked_fill(anchors, 0.0)
+    n, total = len(values), float(values.sum())
+    time = total**2 * (n**2 - 1) / (12 * n**4)
+    return Split(time, float(values.var(correction=0)) * (n + 1) / (6 * n**2))
 
 
 def spatial_ratio(length: int, fixed: int) -> float:
