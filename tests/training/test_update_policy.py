@@ -170,11 +170,11 @@ def test_micro_batches_are_consecutive_and_their_weights_add_up_to_one(rollouts)
     for averages_tokens in (True, False):
         weights = [float(batch.loss_weight(b, masks[0], averages_tokens)) for b in batches]
         tokens = rollouts.loss_mask.sum(1).tolist()
-        shares = [
+        fractions = [
             sum(tokens[b.rows]) / sum(tokens) if averages_tokens else (b.rows.stop - b.rows.start) / ROWS
             for b in batches
         ]
-        assert weights == pytest.approx(shares) and sum(weights) == pytest.approx(1.0)
+        assert weights == pytest.approx(fractions) and sum(weights) == pytest.approx(1.0)
     dummy = MicroBatch(slice(0, 1), is_dummy=True)
     assert batch.loss_weight(dummy, masks[0], True) == batch.metric_weight(dummy, masks[0]) == 0.0
     has_tokens = rollouts.loss_mask.any(1)
