@@ -1,5 +1,7 @@
 """The anchors of the authors' code: a fraction of the eligible tokens, confident with the whole response masked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,7 @@ from stipule.rollouts.pruning import SpatialPruning, select_anchors
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.anchor_source import temporary_store
+from tests.toys import COUNTDOWN, random_policy
 
 SUDOKU = Sudoku(prompt="compact", blanks=(6, 11), train_problems=6, test_problems=6)
 
@@ -83,6 +86,41 @@ def test_fully_masked_confidence_is_the_probability_with_no_token_of_the_respons
     expected = probability.gather(2, rescored.table["token_ids"].long()[..., None])[..., 0]
     assert torch.allclose(rescored.table["confidence"], expected, atol=1e-5)
     assert not torch.allclose(rescored.table["confidence"], plain.table["confidence"], atol=1e-2)
+
+
+def test_the_forward_pass_reads_as_many_masks_as_the_text_has_tokens():
+    """Responses that end early: the same probabilities as from a canvas that is as long as the text."""
+    policy = random_policy()
+    task = replace(COUNTDOWN, train_problems=12)
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=12, block_length=12, temperature=1.0)
+    store = pregenerate(policy, task, task.problems("train"), sampler, 0, 5, confidence="fully_masked")
+    lengths = []
+    for key, row in store.row_of_key.items():
+        tokens = store.table["token_ids"][row].long()
+        ends = (tokens == policy.eos_id).nonzero()[:, 0].tolist()
+        lengths.append(length := ends[0] if ends else 12)
+        problem = next(p for p in task.problems("train") if p.key == key)
+        prompt = policy.encode([problem.messages]).prompt_ids
+        short = torch.cat([prompt, torch.full((1, length), policy.mask_id)], 1)
+        with torch.inference_mode():
+            logits = policy.logits(
+                short, torch.ones_like(short).bool(), torch.arange(short.shape[1])[None] >= prompt.shape[1]
+            )
+        expected = logits.softmax(1).gather(1, tokens[:length, None])[:, 0]
+        assert torch.allclose(store.table["confidence"][row, :length], expected, atol=1e-4)
+        assert not bool(store.table["confidence"][row, length:].any())
+    assert min(lengths) < 12
+
+
+def test_an_interrupted_store_without_this_setting_continues_with_the_default(tiny):
+    problems = SUDOKU.problems("train")
+    sampler = SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16)
+    started = pregenerate(tiny, SUDOKU, problems[:3], sampler, 0, 3)
+    del started.settings["confidence"]  # as an earlier version wrote it
+    assert len(pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, unfinished_store=started)) == len(problems)
+    del started.settings["confidence"]
+    with pytest.raises(RecipeError, match=r"other settings \(confidence\)"):
+        pregenerate(tiny, SUDOKU, problems, sampler, 0, 3, unfinished_store=started, confidence="fully_masked")
 
 
 def test_a_store_of_another_confidence_is_refused_by_name(tiny, tmp_path):

@@ -79,8 +79,8 @@ def pregenerate(
 ) -> AnchorStore:
     """Samples one unpruned response per problem, and counts the forward passes.
 
-    With `confidence` fully_masked, one more forward pass gives each token's probability with the whole response masked.
-    That costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
+    With `confidence` fully_masked, one more forward pass gives each token's probability with the whole text masked. As
+    in the authors' code, it reads as many masks as the text has tokens, without its end. Sampling costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
     written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left. The batches are
     divided over the processes; each of them gets the whole store, and it does not depend on their number.
     """
@@ -89,8 +89,8 @@ def pregenerate(
     settings = {
         **asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
     }  # fmt: skip
-    if unfinished_store is not None and unfinished_store.settings != settings:
-        changed = [k for k in settings if unfinished_store.settings.get(k) != settings[k]]
+    earlier = {"confidence": "when_unmasked", **unfinished_store.settings} if unfinished_store else settings
+    if changed := [k for k in settings if earlier.get(k) != settings[k]]:
         raise RecipeError(
             f"the store at {path} was made with other settings ({', '.join(changed)}) and was left as it is; "
             "give another path with --out, or the same settings"
@@ -102,8 +102,8 @@ def pregenerate(
         noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
         rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
         if confidence == "fully_masked":
-            everywhere = torch.ones_like(rollouts.completion_mask)
-            probability = token_confidence(policy, rollouts, everywhere)
+            text = rollouts.completion_mask & (rollouts.completion_ids != policy.eos_id)
+            probability = token_confidence(policy, rollouts, text, attended=text)
             rollouts = replace(rollouts, confidence=probability, nfe=rollouts.nfe + 1)
         rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
         return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
@@ -210,11 +210,19 @@ def _rollouts_of_texts(
     )
 
 
-def token_confidence(policy: MaskedPolicy, rollouts: Rollouts, eligible: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Probability of each eligible token with all eligible tokens masked; 0 elsewhere."""
+def token_confidence(
+    policy: MaskedPolicy,
+    rollouts: Rollouts,
+    eligible: Bool[Tensor, "B L"],
+    attended: Bool[Tensor, "B L"] | None = None,
+) -> Float[Tensor, "B L"]:
+    """Probability of each eligible token with all eligible tokens masked; 0 elsewhere.
+
+    `attended`: the positions of the response that the forward pass reads; None: all.
+    """
     masked_ids = rollouts.completion_ids.masked_fill(eligible, policy.mask_id)
     position_mask = torch.cat([torch.zeros_like(rollouts.prompt_mask), eligible], 1)
-    attention_mask = torch.cat([rollouts.prompt_mask, torch.ones_like(eligible)], 1)
+    attention_mask = torch.cat([rollouts.prompt_mask, torch.ones_like(eligible) if attended is None else attended], 1)
     with torch.no_grad() if is_sharded(policy) else torch.inference_mode():  # as the sampler
         logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
         probability = logits.softmax(1).gather(1, rollouts.completion_ids[eligible][:, None])[:, 0]
