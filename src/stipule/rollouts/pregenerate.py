@@ -80,16 +80,17 @@ def pregenerate(
     """Samples one unpruned response per problem, and counts the forward passes.
 
     With `confidence` fully_masked, one more forward pass gives each token's probability with the whole text masked. As
-    in the authors' code, it reads as many masks as the text has tokens, without its end. Sampling costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
-    written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left. The batches are
-    divided over the processes; each of them gets the whole store, and it does not depend on their number.
+    in the authors' code, it reads as many masks as the text has tokens, without its end. Sampling costs 1/G of an epoch
+    of rollouts. It pays because the store is used in every epoch. With `path` the store is written there, regularly and
+    at the end; `unfinished_store` is what an interrupted attempt has left. The batches are divided over the processes;
+    each of them gets the whole store, and it does not depend on their number.
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
     store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
     settings = {
         **asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
     }  # fmt: skip
-    earlier = {"confidence": "when_unmasked", **unfinished_store.settings} if unfinished_store else settings
+    earlier = {"confidence": "when_unmasked", **unfinished_store.settings} if unfinished_store is not None else settings
     if changed := [k for k in settings if earlier.get(k) != settings[k]]:
         raise RecipeError(
             f"the store at {path} was made with other settings ({', '.join(changed)}) and was left as it is; "
