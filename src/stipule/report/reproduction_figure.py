@@ -20,9 +20,9 @@ def variance_over_training(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    curve_axes, box_axes = figure.subplots(1, 2, width_ratios=[1.6, 1])
+    curve_axes, box_axes = figure.subplots(1, 2, width_ratios=[1.4, 1])
     published = [row["published"] for row in result["rows"] if row["published"]]
     titles = {row["row"]: row["title"] for row in (*result["rows"], *published)}
     values_by_row = []
@@ -38,11 +38,11 @@ def variance_over_training(result: Mapping[str, Any], path: Path) -> None:
     curve_axes.set(xlabel="RL step", ylabel="variance of the estimate per token", yscale="log")
     curve_axes.xaxis.get_major_locator().set_params(integer=True)
     curve_axes.set_title("(a) over training steps", loc="left")
-    curve_axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     artists = box_axes.boxplot(values_by_row, patch_artist=True, widths=0.55, medianprops={"color": "black"})
     for box, color in zip(artists["boxes"], COLORS, strict=False):
         box.set(facecolor=color, alpha=0.55)
-    box_axes.set_xticks(range(1, len(values_by_row) + 1), [fill(titles[row], 16) for row in result["variance"]])
+    box_axes.set_xticks(range(1, len(values_by_row) + 1), [fill(titles[row], 12) for row in result["variance"]])
     box_axes.set_yscale("log")
     box_axes.set_title("(b) all steps and seeds", loc="left")
     box_axes.set_ylim(*curve_axes.get_ylim())
