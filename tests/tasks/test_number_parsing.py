@@ -150,6 +150,7 @@ def read_number(text):
 @given(st.text("01457,./ ", max_size=14), st.sampled_from([14, 1400, 0, 7, Fraction(1, 4)]))
 @example("1,40014.", 14)
 @example("1,400.14", 1400)
+@example("0 0/1", 0)
 def test_a_run_is_a_span_exactly_if_a_number_between_two_of_its_cuts_has_the_value(text, value):
     expected, start = [], 0
     for run, characters in itertools.groupby(text, lambda c: c in "0123456789,./"):
@@ -159,7 +160,12 @@ def test_a_run_is_a_span_exactly_if_a_number_between_two_of_its_cuts_has_the_val
         if any(read_number(digits[i:j]) == value for i, j in itertools.combinations(cuts, 2)):
             expected.append((start, start + len(digits)))
         start += len(chunk)
-    assert list(number_spans(text, Fraction(value))) == expected
+    found = list(number_spans(text, Fraction(value)))
+    assert [(a, b) for a, b in found if " " not in text[a:b]] == expected
+    for a, b in found:
+        if " " in text[a:b]:  # a mixed number
+            whole, fraction = text[a:b].split()
+            assert int(whole) + Fraction(fraction) == value
 
 
 @pytest.mark.parametrize("piece", [",", ".", "/", "1", "1,", "1,400", ",140", "1.1", "1/1", "14 "])
