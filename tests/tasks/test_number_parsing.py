@@ -160,9 +160,9 @@ def test_a_run_is_a_span_exactly_if_a_number_between_two_of_its_cuts_has_the_val
         if any(read_number(digits[i:j]) == value for i, j in itertools.combinations(cuts, 2)):
             expected.append((start, start + len(digits)))
         start += len(chunk)
-    found = list(number_spans(text, Fraction(value)))
-    assert [(a, b) for a, b in found if " " not in text[a:b]] == expected
-    for a, b in found:
+    spans = list(number_spans(text, Fraction(value)))
+    assert [(a, b) for a, b in spans if " " not in text[a:b]] == expected
+    for a, b in spans:
         if " " in text[a:b]:  # a mixed number
             whole, fraction = text[a:b].split()
             assert int(whole) + Fraction(fraction) == value
