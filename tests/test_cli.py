@@ -69,6 +69,10 @@ def test_check_warns_of_settings_without_effect():
         "warning: pruning.spatial.confidence is fully_masked with keep random"
         in run("check", "quickstart", *unused).stdout
     )
+    first = ["sampler.first_position=random", "sampler.remasking=random"]
+    assert "warning: sampler.first_position is random" in run("check", "quickstart", *first).stdout
+    ratio = ["estimator.kind=mean_log_prob", "objective.kind=gspo"]
+    assert "warning: objective.kind is gspo" in run("check", "quickstart", *ratio).stdout
 
 
 def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from stipule.config.recipe import load_recipe, recipe_folder
 from stipule.errors import RecipeError
 from stipule.reproduce.catalogue import ROWS, TABLES, table_of
-from stipule.reproduce.paper import PAPER_ROWS
+from stipule.reproduce.paper import PAPER_ROWS, pruned_fractions
 
 PROBLEMS = {"math": 500, "gsm8k": 1319, "countdown": 256}
 
@@ -37,15 +37,23 @@ def test_the_improvements_in_the_paper_follow_from_its_rows():
 
 @pytest.mark.parametrize("name", [n for n, row in PAPER_ROWS.items() if row.overrides])
 def test_every_row_is_a_valid_change_of_the_testbed(name):
-    plain, changed = load_recipe("reproduce/sudoku"), load_recipe("reproduce/sudoku", ROWS[name].overrides)
+    plain, changed = load_recipe("reproduce/sudoku"), load_recipe("reproduce/sudoku", ROWS[name].overrides_for(16))
     assert changed != plain
     assert (changed.task, changed.training, changed.sampler) == (plain.task, plain.training, plain.sampler)
 
 
 def test_every_row_is_valid_on_every_shipped_testbed():
     for path in sorted((recipe_folder() / "reproduce").glob("*.yaml")):
+        gen_length = load_recipe(str(path)).sampler.gen_length
         for row in ROWS.values():
-            load_recipe(str(path), row.overrides or ())
+            load_recipe(str(path), row.overrides_for(gen_length))
+
+
+def test_pruned_fractions_are_the_papers_where_they_save_a_forward_pass():
+    assert pruned_fractions(256) == pruned_fractions(64) == (0.05, 0.1)
+    assert pruned_fractions(16) == (0.125, 0.25)  # 0.05 of 16 tokens is less than one
+    assert ROWS["stp"].overrides_for(16) == ("pruning.spatial.ratio=0.125", "pruning.temporal.cutoff=0.125")
+    assert ROWS["stp"].overrides_for(64) == ("pruning.spatial.ratio=0.05", "pruning.temporal.cutoff=0.05")
 
 
 def test_claims_are_about_rows_of_their_table():

@@ -6,14 +6,15 @@ import yaml
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.errors import RecipeError
 from stipule.reproduce.catalogue import rows_of
-from stipule.reproduce.paper import STP
+from stipule.reproduce.paper import STP, Row
 from stipule.reproduce.published import NEEDS, POINT_ROWS, POINTS, PUBLISHED_ROWS, as_published, overrides_of, row_name
 
 TESTBED = "reproduce/sudoku_low_confidence"
 
 
 def settings_of(overrides):
-    recipe = yaml.safe_load(dump_recipe(load_recipe(TESTBED, overrides)))
+    filled = Row(title="", accuracy={}, seconds={}, overrides=tuple(overrides)).overrides_for(16)
+    recipe = yaml.safe_load(dump_recipe(load_recipe(TESTBED, filled)))
     return {
         f"{section}.{key}": value
         for section in recipe

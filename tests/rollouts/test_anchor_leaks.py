@@ -47,12 +47,14 @@ def character_policy():
 
 
 GSM8K, MATH, COUNTDOWN, SUDOKU, ARITHMETIC = Gsm8k(), Math(), Countdown(), Sudoku(), Arithmetic()
+WORKED = Sudoku(prompt="worked")
 PROBLEMS = {
     "gsm8k": (GSM8K, GSM8K.problem("q", "14", "work")),
     "math": (MATH, MATH.problem("q", "\\frac{1}{2}", "work")),
     "math number": (MATH, MATH.problem("q", "14", "work")),
     "countdown": (COUNTDOWN, COUNTDOWN.problem((3, 7, 12), 15)),
     "sudoku": (SUDOKU, SUDOKU.problem("0204032001400402")),
+    "sudoku worked": (WORKED, WORKED.problem("0204032001400402")),
     "arithmetic": (ARITHMETIC, ARITHMETIC.problem(7, "+", 7)),
 }
 
@@ -60,6 +62,10 @@ PROBLEMS = {
 def answer_characters(name, text):
     """Characters that no anchor may contain, found character by character without the task's protected spans."""
     protected = set()
+    if name == "sudoku worked":
+        before_mark = re.match("[^=]*", text).group() if "=" in text else ""
+        copies = [range(m.start(), m.start() + 16) for m in re.finditer("(?=1234432121433412)", text)]
+        return set(range(len(before_mark), len(text))).union(*copies)
     for match in re.finditer(r"<answer>[\s\S]*?(?:</answer>|$)|</answer>", text):
         protected |= set(range(*match.span()))
     start = text.find("\\boxed{")
@@ -141,5 +147,6 @@ def test_no_anchor_holds_an_answer_an_end_or_a_special_token(character_policy, t
 @pytest.mark.parametrize("name", sorted(PROBLEMS))
 def test_tokens_outside_the_answer_can_be_anchors(character_policy, name):
     task, problem = PROBLEMS[name]
-    rollouts = respond(character_policy, "so x is then y <answer>14</answer>")
+    answer = "=14" if name == "sudoku worked" else "<answer>14</answer>"
+    rollouts = respond(character_policy, "so x is then y " + answer)
     assert int(eligible_tokens(character_policy, task, [problem], rollouts).sum()) == len("so x is then y ")

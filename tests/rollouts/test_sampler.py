@@ -225,3 +225,45 @@ def test_no_tensor_of_rows_by_length_by_vocabulary_exists(policy):
     with Largest():
         sampler(policy, batch, noise)
     assert 0 < Largest.numbers <= 4 * 8 * policy.vocab_size  # rows x block x vocabulary, never rows x (P + L) x V
+
+
+@pytest.mark.parametrize("num_anchors", [0, 3])
+def test_a_random_first_position_is_drawn_uniformly_in_the_first_block_and_the_rest_goes_on_as_usual(
+    policy, num_anchors
+):
+    rows = 32
+    sampler = replace(GREEDY, temperature=1.0, first_position="random", stop_at_eos=False)
+    batch, noise = prompts(policy, rows), no_noise(sampler, rows)
+    anchors = anchored(policy, rows, 16, num_anchors)
+    rollouts = sampler(policy, batch, noise, anchors)
+    free_noise = noise.position_noise.masked_fill(anchors.fixed_mask, -1.0)
+    first = free_noise[:, :8].argmax(1)  # independent uniform numbers: their greatest is uniform
+    assert len(set(first.tolist())) > 4
+    index = torch.arange(rows)
+    assert (rollouts.unmask_step[index, first] == 0).all()
+    assert ((rollouts.unmask_step == 0).sum(1) == 1).all()
+    # Oracle: begin in confidence order from a canvas on which that token is given.
+    given = torch.zeros(rows, 16, dtype=torch.bool)
+    given[index, first] = True
+    token_ids = torch.where(given, rollouts.completion_ids, anchors.token_ids)
+    continued = replace(sampler, first_position="confident")(
+        policy, batch, noise, Anchors(token_ids, anchors.fixed_mask | given)
+    )
+    assert continued.completion_ids.tolist() == rollouts.completion_ids.tolist()
+    later = rollouts.unmask_step > 0
+    assert continued.unmask_step[later].tolist() == (rollouts.unmask_step[later] - 1).tolist()
+
+
+def test_a_random_first_position_shares_its_forward_pass_with_the_most_confident_ones(policy):
+    sampler = replace(GREEDY, steps=4, temperature=1.0, first_position="random")  # four tokens each
+    batch, noise = prompts(policy, 16), no_noise(sampler, 16)
+    rollouts = sampler(policy, batch, noise)
+    usual = replace(sampler, first_position="confident")(policy, batch, noise)
+    begins = rollouts.unmask_step == 0
+    first = torch.nn.functional.one_hot(noise.position_noise[:, :8].argmax(1), 16).bool()
+    expected = usual.unmask_step == 0
+    assert (begins & first).sum(1).tolist() == [1] * 16
+    assert rollouts.nfe.tolist() == usual.nfe.tolist()
+    # The others are among the four most confident ones, of which one may have made room.
+    assert not (begins & ~expected & ~first).any()
+    assert (begins.sum(1) == 4).all() and not (begins == expected).all()

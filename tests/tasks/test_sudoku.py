@@ -5,13 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stipule.config.recipe import load_recipe
 from stipule.errors import RecipeError
 from stipule.tasks.problem import Problem
 from stipule.tasks.sudoku import Sudoku, all_grids, fill_rows_only, sample_puzzle, solutions
+from stipule.training.loop import train
+from stipule.training.run_folder import RunFolder
 
 PUZZLE = "0204032001400402"
 SOLVED = "1234432121433412"
-compact, d1 = Sudoku(prompt="compact"), Sudoku()
+compact, d1, worked = Sudoku(prompt="compact"), Sudoku(), Sudoku(prompt="worked", wrong_demo_fraction=0.6)
+WORKED = "0204>1234;0320>4321;0140>2143;0402>3412;=1234432121433412"
 
 
 def brute_force(puzzle):
@@ -274,3 +278,64 @@ def test_more_puzzles_than_exist_are_an_error():
     assert len(Sudoku(blanks=(1, 1), test_problems=58 * 16).problems("test")) == 58 * 16
     with pytest.raises(RecipeError, match="test_problems is 929.*gave 928; ask for at most"):
         Sudoku(blanks=(1, 1), test_problems=58 * 16 + 1).problems("test")
+
+
+def test_a_worked_response_goes_through_the_rows_and_repeats_the_grid():
+    problem = worked.problem(PUZZLE)
+    assert worked.reference(problem) == WORKED
+    assert worked.response_length == len(WORKED) == 57
+    assert worked.grade(problem, WORKED).reward == 1
+    for demo_puzzle, response in islice(worked.demonstrations(random.Random(0)), 50):
+        working, _, answer = response.partition("=")
+        rows = [row.split(">") for row in working.rstrip(";").split(";")]
+        assert "".join(clues for clues, _ in rows) == demo_puzzle
+        assert "".join(filled for _, filled in rows) == answer
+        assert len(response) == 57 and keeps_clues(demo_puzzle, answer)
+
+
+def test_60_percent_of_worked_demonstrations_are_hasty():
+    demos = list(islice(worked.demonstrations(random.Random(1)), 1000))
+    wrong = sum(not worked.grade(worked.problem(puzzle), response).correct for puzzle, response in demos)
+    assert 0.5 < wrong / 1000 < 0.65  # filling rows in ascending order may solve a puzzle by chance
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        WORKED.replace("=", ""),  # no answer mark
+        WORKED.replace("=", "=="),
+        WORKED + "=" + SOLVED,  # a second answer
+        WORKED[:-1],  # cut off
+        WORKED + "1",
+        SOLVED,
+        "",
+        "=",
+    ],
+)
+def test_a_worked_response_with_a_missing_repeated_or_cut_answer_is_not_solved(response):
+    problem = worked.problem(PUZZLE)
+    grade = worked.grade(problem, response)
+    assert (grade.correct, grade.reward) == (False, 0)
+    spans = worked.protected_spans(problem, response)
+    mark = response.find("=")
+    protected = {index for start, end in spans for index in range(start, end)}
+    assert protected >= set(range(max(mark, 0), len(response)))
+
+
+def test_only_the_answer_of_a_worked_response_counts_and_is_protected():
+    problem = worked.problem(PUZZLE)
+    wrong_working = WORKED.replace("0204>1234", "0204>1243")
+    assert worked.grade(problem, wrong_working).correct
+    assert worked.protected_spans(problem, WORKED) == [(WORKED.index("="), 57)]
+    copied = SOLVED + ";" + WORKED
+    assert worked.protected_spans(problem, copied) == [(0, 16), (copied.index("="), len(copied))]
+
+
+def test_a_worked_task_refuses_lengths_and_bases_that_cannot_hold_its_response(tmp_path):
+    with pytest.raises(RecipeError, match="has 57 tokens"):
+        load_recipe("reproduce/sudoku_worked", ["sampler.gen_length=48", "sampler.steps=24"])
+    recipe = load_recipe("reproduce/sudoku_worked", ["model.path=tiny/sudoku", "training.steps=1"])
+    with pytest.raises(RecipeError, match="no tokens for '.*=.*change model.path"):
+        train(recipe, RunFolder(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="exist only for 'compact' and 'worked'"):
+        d1.vocabulary  # noqa: B018

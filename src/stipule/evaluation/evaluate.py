@@ -71,7 +71,7 @@ def evaluate(
     code. Reward functions get `trainer_state` (rollouts/reward_batch.py).
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
-    greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence")
+    greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence", first_position="confident")
     started = time.perf_counter()
     texts: list[str] = []
     completion_ids: list[list[int]] = []

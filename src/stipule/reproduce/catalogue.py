@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stipule.errors import RecipeError
+from stipule.reproduce.frontier import FRONTIER_ROWS, FRONTIER_TABLE
 from stipule.reproduce.paper import PAPER_ROWS, PAPER_TABLES, Row, Table
 from stipule.reproduce.published import POINT_ROWS, PUBLISHED_ROWS, PUBLISHED_TABLE
 from stipule.reproduce.tail import TAIL_ROWS, TAIL_TABLE
 
-ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS, **POINT_ROWS, **TAIL_ROWS}
-TABLES: Mapping[str, Table] = {**PAPER_TABLES, "published": PUBLISHED_TABLE, "tail": TAIL_TABLE}
+ROWS: Mapping[str, Row] = {**PAPER_ROWS, **PUBLISHED_ROWS, **POINT_ROWS, **TAIL_ROWS, **FRONTIER_ROWS}
+TABLES: Mapping[str, Table] = {
+    **PAPER_TABLES,
+    "published": PUBLISHED_TABLE,
+    "tail": TAIL_TABLE,
+    "frontier": FRONTIER_TABLE,
+}
 
 
 def table_of(name: str) -> Table:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from stipule.rollouts.schedule import floor_fraction
+
 # calls: pre-generation of anchors included; variance: per token in the normalizer; sum variance: of their sum.
 Quantity = Literal["accuracy", "calls", "calls of training", "seconds", "variance", "sum variance"]
 
@@ -14,8 +16,8 @@ Quantity = Literal["accuracy", "calls", "calls of training", "seconds", "varianc
 class Row:
     """A way of training. Several tables may contain it.
 
-    accuracy: per cent, by the paper's task. seconds: of training, by task. overrides: of the testbed's recipe; None for
-    the untrained base.
+    accuracy: per cent, by the paper's task. seconds: of training, by task. overrides: of the testbed's recipe, with
+    LIGHT and HEAVY as placeholders; None for the untrained base.
     """
 
     title: str
@@ -23,21 +25,34 @@ class Row:
     seconds: Mapping[str, int]
     overrides: tuple[str, ...] | None
 
+    def overrides_for(self, gen_length: int) -> tuple[str, ...]:
+        """The overrides on a testbed with responses of this many tokens; none for the untrained base."""
+        light, heavy = pruned_fractions(gen_length)
+        return tuple(o.replace(LIGHT, f"{light:g}").replace(HEAVY, f"{heavy:g}") for o in self.overrides or ())
 
-# Two and four tokens replace the paper's 0.05 and 0.10, because responses have 16 tokens here. One token would be
-# closer to 0.05, but a cutoff of one token saves no forward pass ((1 - 1/16) 16 + 1 = 16, eq. 10) and changes nothing.
-LIGHT, HEAVY = 2 / 16, 4 / 16
+
+LIGHT, HEAVY = "{light}", "{heavy}"
+
+
+def pruned_fractions(gen_length: int) -> tuple[float, float]:
+    """The values of LIGHT and HEAVY: the paper's 0.05 and 0.10, or two and four tokens where 0.05 is less than two.
+
+    One token would be closer to 0.05 of 16 tokens, but a cutoff of one token saves no forward pass
+    ((1 - 1/16) 16 + 1 = 16, eq. 10) and changes nothing.
+    """
+    return (0.05, 0.1) if floor_fraction(0.05, gen_length) >= 2 else (2 / gen_length, 4 / gen_length)
+
 
 ONE_STEP = ("estimator.kind=one_step", "advantage.scale_rewards=false", "objective.loss_aggregation=token")
 SPG = ("estimator.kind=spg", "estimator.block_length=8", "advantage.scale_rewards=false", "objective.kind=reinforce")
 
 
-def spatial(ratio: float, *more: str) -> tuple[str, ...]:
+def spatial(ratio: float | str, *more: str) -> tuple[str, ...]:
     """Overrides for spatial pruning at this ratio."""
     return (f"pruning.spatial.ratio={ratio}", *more)
 
 
-def temporal(cutoff: float) -> tuple[str, ...]:
+def temporal(cutoff: float | str) -> tuple[str, ...]:
     """Overrides for temporal pruning at this cutoff."""
     return (f"pruning.temporal.cutoff={cutoff}",)
 

@@ -55,9 +55,11 @@ def run_path(out: Path, testbed: str, row: str, seed: int) -> Path:
 def commands(out: Path, testbed: str, row: str, seed: int) -> list[list[str]]:
     """The arguments of the `stipule` commands of one run."""
     path = run_path(out, testbed, row, seed)
-    recipe, overrides = recipe_of(testbed), ROWS[row].overrides
-    if overrides is None:
-        return [["eval", load_recipe(recipe).model.path, "--recipe", recipe, "--out", str(path)]]
+    recipe = recipe_of(testbed)
+    loaded = load_recipe(recipe)
+    if ROWS[row].overrides is None:
+        return [["eval", loaded.model.path, "--recipe", recipe, "--out", str(path)]]
+    overrides = ROWS[row].overrides_for(loaded.sampler.gen_length)
     train = ["train", recipe, *overrides, "--seed", str(seed), "--out", str(path)]
     return [train, ["eval", str(path), "--out", str(path / "evaluation")]]
 
@@ -119,10 +121,11 @@ def _run(out: Path, testbed: str, row: str, seed: int, children: set[subprocess.
 
 def _check_recipe(path: Path, testbed: str, row: str, seed: int) -> None:
     """Raises StipuleError if the folder has a run of another recipe: one table must not mix two recipes."""
-    recipe_path, overrides = path / "recipe.yaml", ROWS[row].overrides
-    if overrides is None or not recipe_path.exists():
+    recipe_path = path / "recipe.yaml"
+    if ROWS[row].overrides is None or not recipe_path.exists():
         return
     check_format(path)
+    overrides = ROWS[row].overrides_for(load_recipe(recipe_of(testbed)).sampler.gen_length)
     if load_recipe(str(recipe_path)) != load_recipe(recipe_of(testbed), (*overrides, f"training.seed={seed}")):
         raise StipuleError(
             f"{path} has a run of another recipe than {testbed} is now; one table must not mix two recipes; give "

@@ -69,6 +69,9 @@ class SemiAutoregressiveSampler:
     block_schedule: BlockSchedule = "carry"
     temperature: float = 0.9  # table 8; 0 is greedy
     remasking: Literal["low_confidence", "random"] = "low_confidence"
+    # Where the first forward pass of a rollout begins. confident: where the model is most certain, so all rollouts of
+    # a group begin alike. random: one of its tokens is at a uniformly random position of the first block.
+    first_position: Literal["confident", "random"] = "confident"
     # False: one uniform number per token for the whole rollout, so a postponed token keeps its quantile and the stated
     # temperature is the one that is sampled. True: new noise in every forward pass, as published; postponed tokens are
     # sampled again until they look confident, which lowers the effective temperature (docs/decisions.md).
@@ -158,7 +161,10 @@ class SemiAutoregressiveSampler:
             tokens = torch.zeros_like(masked, dtype=torch.long).masked_scatter(candidates, token)
             confidences = torch.zeros_like(masked, dtype=torch.float32).masked_scatter(candidates, confidence)
             position_noise = noise.position_noise[call.index]
-            unmask = self._choose_positions(masked, candidates, confidences, position_noise, num_transfer_tokens)
+            is_first_pass = call.step == 0
+            unmask = self._choose_positions(
+                masked, candidates, confidences, position_noise, num_transfer_tokens, is_first_pass
+            )
             canvas.unmask(call, unmask, tokens, confidences)
             queue.advance(call, unmask)
         return canvas.rollouts(prompts)
@@ -170,9 +176,13 @@ class SemiAutoregressiveSampler:
         confidences: Float[Tensor, "A L"],
         position_noise: Float[Tensor, "A L"],
         num_transfer_tokens: Int[Tensor, " A"],
+        is_first_pass: Bool[Tensor, " A"],
     ) -> Bool[Tensor, "A L"]:
         """The unmasking rule: which candidates this forward pass unmasks, the positions with m_i = 0 of eq. 6."""
         priority = position_noise if self.remasking == "random" else confidences
+        if self.first_position == "random":
+            begins = top_k_positions(position_noise, candidates, self.block_length, is_first_pass.long())
+            priority = priority.masked_fill(begins, 2.0)  # above every confidence
         unmask = top_k_positions(priority, candidates, self.block_length, num_transfer_tokens)
         if self.confidence_threshold is not None:
             in_reach = candidate_positions(masked, num_transfer_tokens, self.block_length)

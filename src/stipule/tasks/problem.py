@@ -182,12 +182,12 @@ def check_counts(train_problems: int, test_problems: int, wrong_demo_fraction: f
     check_range("task.wrong_demo_fraction", wrong_demo_fraction, meaning, 0, 1, 0.7)
 
 
-def check_compact(prompt: str) -> None:
-    """Raise RecipeError unless the prompts are compact; only these have demonstrations and a vocabulary."""
-    if prompt != "compact":
+def check_compact(prompt: str, tiny_prompts: Sequence[str] = ("compact",)) -> None:
+    """Raise RecipeError unless the prompts are for tiny bases; only these have demonstrations and a vocabulary."""
+    if prompt not in tiny_prompts:
         raise RecipeError(
             f"task.prompt is {prompt!r}; demonstrations and their vocabulary are for tiny bases and exist only for"
-            " 'compact'; set task.prompt to 'compact'"
+            f" {' and '.join(map(repr, tiny_prompts))}; set task.prompt to {' or '.join(map(repr, tiny_prompts))}"
         )
 
 

@@ -36,11 +36,13 @@ from stipule.tasks.sudoku_grids import (
     sample_puzzle,
     solutions,
 )
+from stipule.tasks.sudoku_workings import ANSWER, FILLED, NEXT_ROW, work_through, worked_answer
 from stipule.tasks.weights import check_grading, merge_weights, weighted_sum
 
 TRAIN_FRACTION = 0.8
 STRICT_WEIGHTS = {"solved": 0.9, "format": 0.1}
 MAX_SHOTS = 3
+TINY_PROMPTS = ("compact", "worked")  # the prompt is the 16 characters; for tiny models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Sudoku:
 
     prompt: "d1": the format of d1's training (Zhao et al. 2025: rules, then a 16-character string; answer in tags).
     "d1_eval": that of d1's evaluation, with <reasoning> as the start of the response. "stipule": our own. The texts
-    of all three are ours (tasks/prompt_templates). "compact": only the 16 characters, with 16 digits as the response,
-    for tiny models.
+    of all three are ours (tasks/prompt_templates). For tiny models the prompt is only the 16 characters, and the
+    response of "compact" is 16 digits, that of "worked" goes through the rows first (tasks/sudoku_workings.py).
     grading: "strict" checks rows, columns, boxes and clues; "d1" is the rule of d1's evaluation and its training
     reward (docs/grading.md).
     shots: worked examples in the prompt, 3 in SPG (Wang et al. 2025); their solutions are excluded from training.
@@ -66,7 +68,7 @@ class Sudoku:
     """
 
     kind: Literal["sudoku"] = "sudoku"
-    prompt: Literal["d1", "d1_eval", "stipule", "compact"] = "d1"
+    prompt: Literal["d1", "d1_eval", "stipule", "compact", "worked"] = "d1"
     grading: Literal["strict", "d1"] = "strict"
     shots: int = 0
     train: str | None = None
@@ -82,7 +84,7 @@ class Sudoku:
     def __post_init__(self) -> None:
         check_grading(self.grading, self.prompt)
         merge_weights(self.weights, self._defaults)
-        allowed = 0 if self.prompt == "compact" else MAX_SHOTS
+        allowed = 0 if self.prompt in TINY_PROMPTS else MAX_SHOTS
         check_range("task.shots", self.shots, "the number of worked examples in the prompt", 0, allowed, allowed)
         meaning = "the least and greatest number of empty cells of a 4x4 puzzle with one solution"
         check_range("task.blanks", self.blanks, meaning, 1, MAX_BLANKS, (6, 11))
@@ -103,8 +105,17 @@ class Sudoku:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        check_compact(self.prompt)
+        check_compact(self.prompt, TINY_PROMPTS)
+        if self.prompt == "worked":
+            return Vocabulary(("0", *DIGITS, FILLED, NEXT_ROW, ANSWER), f"[0-4{FILLED}{NEXT_ROW}{ANSWER}]")
         return Vocabulary(("0", *DIGITS), "[0-4]")
+
+    @property
+    def response_length(self) -> int | None:
+        """Tokens of a complete response with a tiny tokenizer, which has one per character; None: not known."""
+        if self.prompt == "worked":
+            return len(work_through("0" * CELLS, "0" * CELLS))
+        return CELLS if self.prompt == "compact" else None
 
     def grids(self, split: str) -> tuple[str, ...]:
         """The solution grids of a split, in a seeded order: 230 of the 288 for training, 58 for the test.
@@ -145,7 +156,7 @@ class Sudoku:
                 "a blank, with at least one blank, and have this or exactly one solution; add or correct clues"
             )
         text = puzzle
-        if self.prompt != "compact":
+        if self.prompt not in TINY_PROMPTS:
             text = format_prompt(self.kind, self.prompt, puzzle=puzzle, examples=self.examples)
         data = {"puzzle": puzzle, "solution": solution}
         return Problem(f"sudoku:{puzzle}", text, data, prefill=prefill(self.prompt))
@@ -175,9 +186,7 @@ class Sudoku:
                 **sudoku_parts(response, puzzle, solution),
             }
         else:
-            answer = final_answer(response)
-            if answer is None:
-                answer = response.strip(WHITESPACE) if self.prompt == "compact" else ""
+            answer = self.answer(response) or ""
             is_grid = len(answer) == CELLS and set(answer) <= set(DIGITS)
             keeps_clues = is_grid and all(clue in ("0", digit) for clue, digit in zip(puzzle, answer, strict=True))
             solved = keeps_clues and all(distinct(answer[cell] for cell in unit) for unit in UNITS)
@@ -185,10 +194,18 @@ class Sudoku:
             parts = {"solved": float(solved), "cells": correct_cells / blanks, "format": float(keeps_clues)}
         return Grade(weighted_sum(parts, merge_weights(self.weights, self._defaults)), parts, solved)
 
+    def answer(self, response: str) -> str | None:
+        """The answer under the strict rules: tagged or boxed; a whole compact response; after a worked one's mark."""
+        if self.prompt == "worked":
+            return worked_answer(response)
+        answer = final_answer(response)
+        return response.strip(WHITESPACE) if answer is None and self.prompt == "compact" else answer
+
     def protected_spans(self, problem: Problem, response: str) -> list[Span]:
         """Tagged answers and copies of the solution; in a compact response the blank cells or the clues (`anchors`).
 
-        A compact response of another length does not map to cells and is protected as a whole.
+        A compact response of another length does not map to cells and is protected as a whole. A worked response is
+        protected from its answer mark on, and as a whole if it has none.
         """
         if self.prompt == "compact":
             if len(response) != CELLS:
@@ -198,27 +215,33 @@ class Sudoku:
             return merge_spans((cell, cell + 1) for cell in cells)
         solution = cast(str, problem.data["solution"])
         copies = [(start, start + CELLS) for start in range(len(response)) if response.startswith(solution, start)]
+        if self.prompt == "worked":
+            return merge_spans([(max(response.find(ANSWER), 0), len(response)), *copies])
         return merge_spans([*answer_spans(response), *boxed_spans(response), *copies])
 
     def reference(self, problem: Problem) -> str:
-        """The solution; in tags unless the prompt is compact, so that no anchor contains it."""
+        """The solution; marked or in tags unless the prompt is compact, so that no anchor contains it."""
         solution = cast(str, problem.data["solution"])
+        if self.prompt == "worked":
+            return work_through(_puzzle(problem), solution)
         return solution if self.prompt == "compact" else f"{OPEN}\n{solution}\n{CLOSE}"
 
     def demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
-        """Compact (puzzle, digits) pairs from training grids.
+        """(puzzle, response) pairs of a tiny prompt from training grids.
 
         A fraction `wrong_demo_fraction` fills each row without regard to columns and boxes; the others are solved.
-        RecipeError if the task's prompts are not compact.
+        Both kinds are equally long, so that low-confidence remasking prefers neither for its length.
+        RecipeError if the task's prompts are for larger models.
         """
-        check_compact(self.prompt)
+        check_compact(self.prompt, TINY_PROMPTS)
         return self._demonstrations(rng)
 
     def _demonstrations(self, rng: random.Random) -> Iterator[tuple[str, str]]:
         grids = self.grids("train")
         while True:
             puzzle = sample_puzzle(rng, grids, self.blanks)
-            yield puzzle, fill_rows_only(puzzle) if rng.random() < self.wrong_demo_fraction else solutions(puzzle)[0]
+            grid = fill_rows_only(puzzle) if rng.random() < self.wrong_demo_fraction else solutions(puzzle)[0]
+            yield puzzle, work_through(puzzle, grid) if self.prompt == "worked" else grid
 
 
 def _puzzle(problem: Problem) -> str:

@@ -27,6 +27,7 @@ from stipule.rng import make_generator
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.problem import Demonstrator
 from stipule.tasks.sudoku import Sudoku
+from stipule.training.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def pretrain(
     matrix_ids = {id(p) for p in matrices}
     other_parameters = [p for p in policy.model.parameters() if id(p) not in matrix_ids]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=0.01),
+        Muon(matrices, lr=settings.muon_learning_rate, weight_decay=0.01),
         torch.optim.AdamW(other_parameters, lr=settings.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
     ]
     learning_rates = [settings.muon_learning_rate, settings.adamw_learning_rate]

@@ -135,6 +135,12 @@ class Recipe:
                 "sampler.block_schedule is fixed and pruning.temporal.scope is block; a fixed schedule has one finish "
                 "for the whole response; set pruning.temporal.scope=global, or sampler.block_schedule=carry"
             )
+        needed = getattr(self.task, "response_length", None)
+        if needed is not None and self.sampler.gen_length < needed:
+            raise RecipeError(
+                f"sampler.gen_length is {self.sampler.gen_length}, but a complete response of this task has {needed} "
+                f"tokens, so every response would be cut off; set sampler.gen_length to {needed} or more"
+            )
         self.estimator.check_length(self.sampler.gen_length, self.sampler.block_length)
         if not self.estimator.depends_on_advantage:
             return
@@ -152,7 +158,7 @@ class Recipe:
             )
 
     def settings_without_effect(self) -> list[str]:
-        """A sentence for each setting that is valid and changes nothing in this recipe."""
+        """A sentence for each setting that is valid and changes nothing here, or is not what its name promises."""
         sentences, spatial = [], self.pruning.spatial
         if self.sampler.temperature == 0 and self.pruning.temporal.planned_cutoff.tail == "sample":
             sentences.append(
@@ -163,5 +169,15 @@ class Recipe:
             sentences.append(
                 "pruning.spatial.confidence is fully_masked with keep random: the confidences are computed and not "
                 "used; set pruning.spatial.keep to confident, or confidence to when_unmasked"
+            )
+        if self.sampler.first_position == "random" and self.sampler.remasking == "random":
+            sentences.append(
+                "sampler.first_position is random with remasking random, where every position is random; leave "
+                "first_position out, or set sampler.remasking=low_confidence"
+            )
+        if self.estimator.kind == "mean_log_prob" and self.objective.kind == "gspo":
+            sentences.append(
+                "objective.kind is gspo with estimator.kind mean_log_prob, whose score is no log-likelihood, so its "
+                "ratio of sequences is no ratio of probabilities; set estimator.kind=elbo, or objective.kind=grpo"
             )
         return sentences

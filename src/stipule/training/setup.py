@@ -46,6 +46,7 @@ def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], wa
     if recipe.sampler.cache is not None:
         policy.new_kv_cache(0, 0)  # raises for a family that supports none
     _check_prompt_lengths(recipe, policy, problems)
+    _check_vocabulary(recipe, policy, problems)
     if sharded:
         shard_model(policy, reshard_after_forward=sharding == "zero3", device=accelerator.device)
         check_bidirectional(policy)
@@ -68,6 +69,20 @@ def _check_prompt_lengths(recipe: Recipe, policy: MaskedPolicy, problems: Sequen
     if recipe.training.evaluate_every:
         held_out = recipe.task.problems("test")[: recipe.training.evaluate_problems]
         check_prompt_lengths(policy, held_out, recipe.sampler.gen_length)
+
+
+def _check_vocabulary(recipe: Recipe, policy: MaskedPolicy, problems: Sequence[Problem]) -> None:
+    """Raises RecipeError if a tiny base lacks tokens that every correct response needs, such as its answer mark."""
+    if getattr(recipe.task, "response_length", None) is None or not problems:
+        return
+    response = recipe.task.reference(problems[0])
+    try:
+        policy.tokenizer(response)
+    except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
+        raise RecipeError(
+            f"model.path is {recipe.model.path}, whose tokenizer has no tokens for {response!r}, a correct response of "
+            "the task; a tiny base has only the words of its own task: change model.path or the task section"
+        ) from cause
 
 
 def _check_sharding(recipe: Recipe) -> None:
