@@ -5,7 +5,9 @@ import pytest
 from stipule.config.recipe import load_recipe, recipe_folder
 from stipule.errors import RecipeError
 from stipule.reproduce.catalogue import ROWS, TABLES, table_of
+from stipule.reproduce.frontier import FRONTIER_ROWS
 from stipule.reproduce.paper import PAPER_ROWS, pruned_fractions
+from stipule.reproduce.runs import check_rows
 
 PROBLEMS = {"math": 500, "gsm8k": 1319, "countdown": 256}
 
@@ -44,9 +46,18 @@ def test_every_row_is_a_valid_change_of_the_testbed(name):
 
 def test_every_row_is_valid_on_every_shipped_testbed():
     for path in sorted((recipe_folder() / "reproduce").glob("*.yaml")):
-        gen_length = load_recipe(str(path)).sampler.gen_length
-        for row in ROWS.values():
-            load_recipe(str(path), row.overrides_for(gen_length))
+        check_rows([row for row in ROWS if row not in FRONTIER_ROWS], str(path))
+    check_rows(tuple(ROWS), "sudoku_worked")
+    with pytest.raises(RecipeError, match="row 'parallel' on the testbed sudoku: .* random, .* another --world"):
+        check_rows(tuple(ROWS), "sudoku")
+
+
+def test_a_table_of_some_rows_has_the_claims_about_them():
+    table = table_of("frontier", ("stp", "elbo"))
+    assert table.rows == ("elbo", "stp")
+    assert [(claim.better, claim.worse) for claim in table.claims] == [("stp", "elbo")] * 2
+    with pytest.raises(RecipeError, match="--rows has diffu, which frontier does not have"):
+        table_of("frontier", ("diffu",))
 
 
 def test_pruned_fractions_are_the_papers_where_they_save_a_forward_pass():

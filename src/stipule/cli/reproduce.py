@@ -14,7 +14,8 @@ from stipule.cli.app import app, console, interruptible
 
 @app.command(
     epilog="Examples:  stipule reproduce table5  ·  stipule reproduce table7 figure3 --seeds 3 --jobs 1  ·  "
-    "stipule reproduce table5 --published-code  ·  stipule reproduce table5 --scale llada-8b"
+    "stipule reproduce table5 --published-code  ·  stipule reproduce frontier --rows elbo,stp --seeds 1  ·  "
+    "stipule reproduce table5 --scale llada-8b"
 )
 def reproduce(
     tables: Annotated[
@@ -22,7 +23,7 @@ def reproduce(
         typer.Argument(
             metavar="TABLE...",
             help="table2 ... table7, figure3, or all of these; published: where the authors' code differs; tail: how "
-            "temporal pruning fills the last tokens.",
+            "temporal pruning fills the last tokens; frontier: accuracy against cost of every way to save.",
         ),
     ],
     scale: Annotated[
@@ -30,48 +31,71 @@ def reproduce(
     ] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row; rows are paired by seed.")] = 5,
     testbed: Annotated[
-        str, typer.Option("--world", help="The testbed: a recipe in recipes/reproduce, or a YAML file.")
-    ] = "sudoku",
+        str | None,
+        typer.Option(
+            "--world",
+            help="The testbed: a recipe in recipes/reproduce, or a YAML file. Default: sudoku; of frontier: "
+            "sudoku_worked.",
+        ),
+    ] = None,
     published_code: Annotated[
         bool,
         typer.Option("--published-code", help="Train each row a second time, as the paper's authors run it."),
     ] = False,
+    only: Annotated[
+        str, typer.Option("--rows", metavar="NAME,...", help="Only these rows of the tables, e.g. elbo,stp.")
+    ] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, one core each. Default: all cores.")] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of runs and tables; run again, the same command continues.")
     ] = Path("runs/reproduce"),
 ) -> None:
     """Train rows of the paper's tables on a small testbed, beside the paper's numbers, and check each claim."""
-    from stipule.config.recipe import load_recipe
     from stipule.report.progress import bar
-    from stipule.report.reproduction_figure import variance_over_training
-    from stipule.report.reproduction_table import reproduction_page, reproduction_tables
-    from stipule.reproduce.catalogue import rows_of
+    from stipule.reproduce.catalogue import rows_of, table_of
     from stipule.reproduce.paper import PAPER_TABLES
-    from stipule.reproduce.runs import recipe_of, run_all
-    from stipule.reproduce.tables import reproduction
+    from stipule.reproduce.runs import check_rows, run_all
 
     names = list(PAPER_TABLES) if tables == ["all"] else tables
-    rows = tuple(dict.fromkeys(row for name in names for row in rows_of(name, published_code)))
+    rows_by_testbed: dict[str, dict[str, None]] = {}
+    chosen = tuple(filter(None, only.split(",")))
+    for name in names:
+        rows_by_testbed.setdefault(testbed or table_of(name).testbed, {}).update(
+            dict.fromkeys(rows_of(name, published_code, chosen))
+        )
     if scale == "llada-8b":
         _print_gpu_commands(names)
         return
-    load_recipe(recipe_of(testbed))
+    for used_testbed, rows in rows_by_testbed.items():
+        check_rows(tuple(rows), used_testbed)
     kept = "finished runs are kept, and the others up to their last checkpoint"
     with interruptible(kept, "the same command continues"), bar(console, f"{', '.join(names)}: runs") as progress:
-        run_all(rows, testbed, seeds, out, jobs or os.cpu_count() or 1, progress)
+        for used_testbed, rows in rows_by_testbed.items():
+            run_all(tuple(rows), used_testbed, seeds, out, jobs or os.cpu_count() or 1, progress)
     for name in names:
-        result = reproduction(name, testbed, seeds, out, published_code)
-        path = out / Path(testbed).stem / (name + "_published_code" * published_code)
-        command = f"stipule reproduce {name} --seeds {seeds} --world {testbed}" + " --published-code" * published_code
-        _write(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-        _write(path.with_suffix(".md"), reproduction_page(result, command))
-        console.print(reproduction_tables(result))
-        written = [f"{path}.md", f"{path}.json"]
-        if name == "figure3":
-            variance_over_training(result, path.with_suffix(".png"))
-            written.append(f"{path}.png")
-        console.print(", ".join(written))
+        _write_table(name, testbed or table_of(name).testbed, seeds, out, published_code, chosen)
+
+
+def _write_table(name: str, testbed: str, seeds: int, out: Path, published_code: bool, only: tuple[str, ...]) -> None:
+    """Prints a table from its finished runs, and writes it as Markdown, JSON and, where there is one, a figure."""
+    from stipule.report.frontier_figure import accuracy_against_cost
+    from stipule.report.reproduction_figure import variance_over_training
+    from stipule.report.reproduction_table import reproduction_page, reproduction_tables
+    from stipule.reproduce.tables import reproduction
+
+    result = reproduction(name, testbed, seeds, out, published_code, only)
+    path = out / Path(testbed).stem / (name + "_published_code" * published_code)
+    command = f"stipule reproduce {name} --seeds {seeds} --world {testbed}" + " --published-code" * published_code
+    command += f" --rows {','.join(only)}" * bool(only)
+    _write(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    _write(path.with_suffix(".md"), reproduction_page(result, command))
+    console.print(reproduction_tables(result))
+    written = [f"{path}.md", f"{path}.json"]
+    figures = {"figure3": variance_over_training, "frontier": accuracy_against_cost}
+    if name in figures:
+        figures[name](result, path.with_suffix(".png"))
+        written.append(f"{path}.png")
+    console.print(", ".join(written))
 
 
 def _write(path: Path, text: str) -> None:

@@ -87,4 +87,5 @@ FRONTIER_TABLE = Table(
     ),
     _claims(),
     ("groups",),
+    testbed="sudoku_worked",
 )

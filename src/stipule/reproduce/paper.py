@@ -131,12 +131,14 @@ class Table:
     """A table or figure: the rows that it compares, the claims about them, and metrics that explain the result.
 
     metrics: further columns. groups: reward/frac_nonzero_std; variance: variance/estimate; means over a run's steps.
+    testbed: where it is run if no other is given.
     """
 
     title: str
     rows: tuple[str, ...]
     claims: tuple[Claim, ...]
     metrics: tuple[Literal["groups", "variance"], ...] = ()
+    testbed: str = "sudoku"
 
 
 PAPER_TABLES: Mapping[str, Table] = {

@@ -16,7 +16,7 @@ from typing import Any
 
 from stipule.atomic_io import make_folder
 from stipule.config.recipe import load_recipe
-from stipule.errors import StipuleError
+from stipule.errors import RecipeError, StipuleError
 from stipule.file_lock import sole_writer
 from stipule.reproduce.catalogue import ROWS
 from stipule.training.checkpoint import newest_checkpoint, read_train_state
@@ -36,6 +36,7 @@ class Outcome:
     groups: float  # fraction of groups whose rewards differ, mean over RL steps
     environment: Mapping[str, Any]  # machine and versions
     evaluation_seconds: float
+    evaluations: tuple[tuple[int, float], ...] = ()  # those in training: forward passes until then, accuracy
 
     @property
     def solved(self) -> int:
@@ -45,6 +46,16 @@ class Outcome:
 def recipe_of(testbed: str) -> str:
     """The recipe of a testbed, which is the name of a shipped one or a YAML file."""
     return testbed if testbed.endswith((".yaml", ".yml")) else f"reproduce/{testbed}"
+
+
+def check_rows(rows: Sequence[str], testbed: str) -> None:
+    """Raises RecipeError if a row's settings do not fit the testbed."""
+    gen_length = load_recipe(recipe_of(testbed)).sampler.gen_length
+    for row in rows:
+        try:
+            load_recipe(recipe_of(testbed), ROWS[row].overrides_for(gen_length))
+        except RecipeError as cause:
+            raise RecipeError(f"the row {row!r} on the testbed {testbed}: {cause}, or another --world") from cause
 
 
 def run_path(out: Path, testbed: str, row: str, seed: int) -> Path:
@@ -162,6 +173,11 @@ def read_outcome(out: Path, testbed: str, row: str, seed: int) -> Outcome:
             line["step"]: line[key] * (line["response/length"] - (not anchors_count) * line["response/anchors"]) ** 2
             for line in logged
         },
+        evaluations=tuple(
+            (line["nfe/total"] + state.pregeneration_calls, line["eval/solved"] / line["eval/total"])
+            for line in metrics
+            if "eval/solved" in line
+        ),
         groups=fmean(line["reward/frac_nonzero_std"] for line in metrics),
         environment=_json(path / "environment.json"),
         evaluation_seconds=_json(path / "evaluation" / "result.json")["seconds"],

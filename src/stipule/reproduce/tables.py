@@ -20,15 +20,17 @@ from stipule.reproduce.runs import Outcome, read_outcome, recipe_of
 ENVIRONMENT_KEYS = ("processor", "instruction_set", "cores", "torch", "stipule", "commit")  # printed below a table
 
 
-def reproduction(name: str, testbed: str, seeds: int, out: Path, published_code: bool = False) -> dict[str, Any]:
-    """All data that `stipule reproduce` prints and draws, from finished runs.
+def reproduction(
+    name: str, testbed: str, seeds: int, out: Path, published_code: bool = False, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """All data that `stipule reproduce` prints and draws, from finished runs; of `only` these rows, if any are given.
 
     With `published_code`, `published` of each row and of each verdict is the same as the authors run it; else None.
     """
-    table = table_of(name)
+    table = table_of(name, only)
     outcomes = {
         row: [read_outcome(out, testbed, row, seed) for seed in range(1 if ROWS[row].overrides is None else seeds)]
-        for row in rows_of(name, published_code)
+        for row in rows_of(name, published_code, only)
     }
     first = next(row for row in table.rows if ROWS[row].overrides is not None)
 
@@ -55,6 +57,7 @@ def reproduction(name: str, testbed: str, seeds: int, out: Path, published_code:
         "published_code": published_code,
         "rows": [{**cells, "published": published_rows.get(row)} for row, cells in rows(lambda row: row).items()],
         "verdicts": [{**asdict(verdict), "published": published} for verdict, published in verdicts],
+        "curves": {row: [o.evaluations for o in runs] for row, runs in trained.items()},
         "variance": {row: [sorted(o.variance.items()) for o in runs] for row, runs in trained.items()},
         "made": provenance(testbed, list(chain.from_iterable(outcomes.values()))),
     }
