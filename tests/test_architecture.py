@@ -30,7 +30,7 @@ ALLOWED = {
     "plan": {"errors", "types", "rng", "models", "tasks", "rollouts", "estimators", "training"},
     "config": {"errors", "models", "training"},
     "report": {"errors", "atomic_io", "__version__", "models", "rollouts", "evaluation", "training", "plan"},
-    "reproduce": {"errors", "atomic_io", "file_lock", "evaluation", "training", "config"},
+    "reproduce": {"errors", "atomic_io", "file_lock", "rollouts", "evaluation", "training", "config"},
     "commands": {
         *("errors", "types", "rng", "atomic_io", "__version__", "models", "tasks", "rollouts", "estimators"),
         *("evaluation", "training", "config", "report"),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from stipule.config.profiles import read_profile
 from stipule.errors import RecipeError
 from stipule.models.loading import resolve_model_path
 from stipule.training.pretrain import PretrainRecipe
@@ -30,11 +31,17 @@ def load_recipe(path: str, overrides: Sequence[str] = (), kind: type[Kind] = Rec
 
 
 def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
-    """A validated recipe from plain data."""
-    merged, changes = _merge({}, data), dict[str, Any]()
-    _add_default_kinds(kind, merged)
+    """A validated recipe from plain data. Its `profile`, if it has one, sets what the data and overrides do not."""
+    changes: dict[str, Any] = {}
     for override in overrides:
         _add_override(changes, override)
+    merged = _merge({}, data)
+    written = _merge(merged, changes)
+    if kind is Recipe and "profile" in written:
+        profile = read_profile(written["profile"], written)
+        merged, changes = ({k: v for k, v in section.items() if k != "profile"} for section in (merged, changes))
+        merged = _merge(profile, merged)
+    _add_default_kinds(kind, merged)
     merged = _merge(merged, changes)
     _add_default_kinds(kind, merged)
     selected = _check_keys(kind, merged, "")

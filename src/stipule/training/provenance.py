@@ -21,6 +21,11 @@ def cpu_flags() -> frozenset[str] | None:
     return frozenset(flags.split()) if flags else None
 
 
+def has_bfloat16_units() -> bool:
+    """Whether this processor is known to multiply in bfloat16 as fast as in float32, or faster."""
+    return bool((cpu_flags() or frozenset()) & BFLOAT16_UNITS)
+
+
 def instruction_set(flags: frozenset[str] | None) -> str:
     """The vector instructions that torch uses on this CPU, and whether the processor multiplies in bfloat16."""
     import torch  # here, because the report page reads records without it
