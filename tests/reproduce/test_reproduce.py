@@ -52,6 +52,25 @@ def test_a_table_is_run_checked_written_and_not_run_again(tmp_path):
     assert other.returncode == 2 and "has a run of another recipe" in other.stderr
 
 
+def test_the_frontier_of_some_rows_is_drawn_with_their_learning_curves(tmp_path):
+    testbed = read_yaml(find_recipe("reproduce/sudoku_low_confidence"))
+    testbed["task"] |= {"train_problems": 4, "test_problems": 8}
+    testbed["training"] |= {"steps": 2, "prompts_per_step": 2, "num_generations": 2, "save_every": 2}
+    testbed["training"] |= {"evaluate_every": 1, "evaluate_problems": 4}
+    (tmp_path / "small.yaml").write_text(json.dumps(testbed))
+    arguments = ["frontier", "--world", "small.yaml", "--seeds", "1", "--jobs", "2", "--out", "out"]
+    process = reproduce(tmp_path, *arguments, "--rows", "parallel_confident,elbo,spatial")
+    assert process.returncode == 0, process.stderr
+    table = json.loads((tmp_path / "out" / "small" / "frontier.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["elbo", "spatial", "parallel_confident"]
+    for row in table["rows"]:
+        (curve,) = table["curves"][row["row"]]
+        assert len(curve) == 2 and curve[-1][0] == row["calls"] + row["anchor_calls"]
+    assert table["rows"][1]["anchor_calls"] == 4 * 16
+    assert "--rows parallel_confident,elbo,spatial" in (tmp_path / "out" / "small" / "frontier.md").read_text()
+    assert (tmp_path / "out" / "small" / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_an_unknown_table_is_an_error_before_anything_runs(tmp_path):
     process = reproduce(tmp_path, "table9")
     assert process.returncode == 2 and "allowed: table2" in process.stderr
