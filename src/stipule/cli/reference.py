@@ -35,8 +35,8 @@ def reference() -> str:
         "For `stipule train RECIPE` and `stipule check RECIPE`. In YAML a section is `section: {key: value}`; on the "
         "command line a setting is `section.key=value`.",
         "",
-        "Two keys stand beside the sections. `extends: FILE`: the recipe changes another one, whose path is relative to "
-        "its folder. `profile: fast`, on the command line `profile=fast`: sets `sampler.confidence_threshold` and "
+        "Two keys stand beside the sections. `extends: FILE`: the recipe changes another one, whose path is relative "
+        "to its folder. `profile: fast`, on the command line `profile=fast`: sets `sampler.confidence_threshold` and "
         "`pruning.temporal` to what costs least at equal accuracy on the testbeds ([results.md](results.md)), and "
         "`model.autocast` where the device gains from bfloat16. A setting that contradicts it is an error.",
     ]
