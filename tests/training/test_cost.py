@@ -21,7 +21,7 @@ from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.rollouts.schedule import num_anchors
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
-from stipule.training.cost import max_candidates, max_step_cost, schedule_of_masks, step_cost
+from stipule.training.cost import max_candidates, max_step_cost, min_nfe, schedule_of_masks, step_cost
 from stipule.training.settings import Recipe, Training
 from tests.toys import COUNTDOWN
 
@@ -123,6 +123,19 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
         run.anchor_store = store_of(policy, problems, sampler.gen_length, 1.0, 0)
     collect_rollouts(run, problems, 0)
     assert run.timer.nfe["rollout"] == step_cost(recipe).rollout <= max_step_cost(recipe).rollout
+
+
+@given(samplers(), st.sampled_from([0.0, 0.3, 0.5, 0.99]), st.booleans(), st.sampled_from([None, 1e-9]))
+def test_the_fewest_forward_passes_are_those_of_a_model_that_is_confident_of_everything(
+    policy, sampler, cutoff, is_confident, parallel
+):
+    threshold = parallel if sampler.remasking != "random" else None
+    sampler = replace(sampler, stop_at_eos=False, confidence_threshold=threshold, block_schedule="carry")
+    temporal = ConfidenceCutoff(cutoff=cutoff, threshold=0.0) if is_confident and cutoff else FixedCutoff()
+    training = Training(prompts_per_step=PROMPTS, num_generations=GENERATIONS)
+    recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=Pruning(temporal=temporal), training=training)
+    rollouts, _ = collect_rollouts(run_of(recipe, policy), COUNTDOWN.problems("train")[:PROMPTS], 0)
+    assert rollouts.nfe.tolist() == [min_nfe(recipe)] * (PROMPTS * GENERATIONS)
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])

@@ -11,7 +11,15 @@ from stipule.models.families import family_of
 from stipule.models.kv_cache import check_supports_kv_cache
 from stipule.plan.shape import published_config
 from stipule.rollouts.schedule import num_anchors
-from stipule.training.cost import UNKNOWN_FRACTION, max_step_cost, samples_twice, static_memory, step_cost
+from stipule.training.cost import (
+    UNKNOWN_FRACTION,
+    kept_anchors,
+    max_step_cost,
+    min_nfe,
+    samples_twice,
+    static_memory,
+    step_cost,
+)
 from stipule.training.settings import Recipe
 
 LABELS = {"weights": "weights", "training": "gradients and optimizer", "reference": "reference model"}
@@ -38,7 +46,8 @@ def expectation_note(recipe: Recipe) -> str:
     if spatial.ratio > 0:
         count = "the scheduled number of" if spatial.schedule else f"{num_anchors(spatial.ratio, sampler.gen_length)}"
         expected.append(f"{count} anchors in each row that has any")
-    if pruning.temporal.kind != "constant" or sampler.confidence_threshold is not None:
+    uses_confidence = pruning.temporal.kind != "constant" or sampler.confidence_threshold is not None
+    if uses_confidence:
         expected.append("no token unmasked early by its confidence")
     unknown = {
         "accuracy of a problem": spatial.schedule is not None and spatial.schedule.uses_accuracy,
@@ -47,7 +56,11 @@ def expectation_note(recipe: Recipe) -> str:
     }
     expected += [f"{name} {UNKNOWN_FRACTION}" for name, is_unknown in unknown.items() if is_unknown]
     bounds = ["no row with anchors"] * (spatial.ratio > 0) + ["hints for every group"] * samples_twice(recipe)
-    return f"expected: {', '.join(expected)}\n" + (f"at most: {', '.join(bounds)}\n" if bounds else "")
+    lines = [f"expected: {', '.join(expected)}"] + [f"at most: {', '.join(bounds)}"] * bool(bounds)
+    if uses_confidence:
+        nfe = min_nfe(recipe, max(kept_anchors(recipe)))
+        lines.append(f"with confidence in every token: {nfe} forward passes per rollout, of {sampler.steps} unpruned")
+    return "\n".join([*lines, ""])
 
 
 def _memory_table(recipe: Recipe) -> Table:

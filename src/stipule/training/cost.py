@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from stipule.models.families import family_of
@@ -75,6 +76,22 @@ def max_nfe(recipe: Recipe) -> int:
     if recipe.sampler.block_schedule == "fixed":
         return recipe.sampler.steps + (recipe.pruning.temporal.planned_cutoff.fraction > 0)
     return schedule_of(recipe).nfe
+
+
+def min_nfe(recipe: Recipe, anchors: int = 0) -> int:
+    """The fewest forward passes of a response of full length: the model is confident of every token.
+
+    Parallel unmasking then needs one for each block that has masks, and a cutoff by confidence ends as early as it may.
+    """
+    sampler, temporal = recipe.sampler, recipe.pruning.temporal
+    tokens, window = schedule_of(recipe, anchors).num_transfer_tokens, temporal.finish_window(sampler.gen_length)
+    if sampler.confidence_threshold is not None:
+        tokens = masks_per_block(sampler.gen_length, sampler.block_length, anchors)
+        if temporal.planned_cutoff.scope == "global":
+            window = max(window, temporal.planned_cutoff.num_masks(sampler.gen_length))
+    left = list(accumulate(tokens, lambda masks, count: masks - count, initial=sum(tokens)))
+    passes = [masks for masks, count in zip(left[:-1], tokens, strict=True) if count]
+    return sum(masks > window for masks in passes) + any(masks <= window for masks in passes)
 
 
 def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
