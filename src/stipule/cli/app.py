@@ -40,7 +40,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, a run folder (its newest checkpoint), a hub name, or a bundled model: tiny/sudoku.",
+        help="A model folder, a run folder (its newest checkpoint), a hub name, or a bundled model: tiny/sudoku, "
+        "tiny/sudoku_worked.",
     ),
 ]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, shown in the same charts.")]
