@@ -31,6 +31,8 @@ def measure(testbed: str, model: str | None) -> list[dict[str, Any]]:
     rows = []
     for high, low in zip(EDGES, (*EDGES[1:], 0.0), strict=True):
         chosen = rollouts.sampled_mask & (openness.masked_fraction <= high) & (openness.masked_fraction > low)
+        if not chosen.any():  # a short response has no tokens in a narrow interval
+            continue
         differs = rollouts.completion_ids.view(PROBLEMS, ROWS_EACH, -1)
         differs = (differs != differs[:, :1]).any(1, keepdim=True).expand_as(differs).reshape(chosen.shape)
         rows.append(

@@ -56,7 +56,7 @@ def our_step(policy: MaskedPolicy, settings: Recipe, batch: Prompts, anchors: An
 
     def step() -> None:
         with merged_adapters(policy):
-            rollouts = settings.sampler(policy, batch, noise, anchors)
+            rollouts = settings.sampler(policy, batch, noise, anchors, settings.pruning.temporal)
         update_policy(run, rollouts, advantage, 0)
 
     return step
