@@ -40,6 +40,7 @@ ALLOWED = {
         *("report", "reproduce", "commands"),
     },
     "__main__": {"cli"},
+    "run": {"errors", "models", "training", "config", "report"},
 }
 # The packages that may import a library which is slow to load or which only one part of ours should know.
 OWNERS = {

@@ -5,45 +5,46 @@ from __future__ import annotations
 import importlib
 import inspect
 
+import stipule
+
 EXAMPLE = """\
-from dataclasses import replace
-from pathlib import Path
+import stipule
 
-from stipule.config.recipe import dump_recipe, load_recipe
-from stipule.evaluation.evaluate import evaluate
-from stipule.models.loading import load_policy
-from stipule.report.page.build import write_page
-from stipule.training.loop import train
-from stipule.training.run_folder import RunFolder
+sampler = stipule.SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, remasking="random")
+cutoff = stipule.ConfidenceCutoff(cutoff=0.5)
+estimator, objective = stipule.Elbo(num_samples=3), stipule.Grpo(epsilon=0.2)
+task, policy = stipule.Sudoku(prompt="compact"), stipule.load_policy("tiny/sudoku")
+problems = task.problems("train")[:4]
 
-recipe = load_recipe("quickstart", ["training.steps=2", "task.train_problems=16"])
-folder = RunFolder.create(Path("runs/python"), dump_recipe(recipe))
-train(recipe, folder)
-policy = load_policy(replace(recipe.model, path="runs/python"))
-result = evaluate(policy, recipe.task, recipe.task.problems("test")[:64], recipe.sampler)
+prompts = policy.encode([problem.messages for problem in problems]).repeat(8)
+noise = sampler.sample_noise(len(problems) * 8, stipule.make_generator(0, 0, "rollouts"))
+rollouts = sampler(policy, prompts, noise, temporal=cutoff)
+rewards = stipule.grade_responses(policy, task, problems, rollouts)
+advantages = stipule.GroupRelative()(rewards.rewards, 8)
+masks = estimator.sample_masks(rollouts, 1, stipule.make_generator(0, 0, "masks"))[0]
+logps = stipule.estimate_logps(policy, rollouts, masks, estimator, advantages)
+loss = objective(stipule.LossInputs(logps, logps.detach(), None, advantages, masks.normalizer_mask))
+loss.value.backward()
+print(f"{rollouts.nfe.float().mean():.1f} forward passes, mean reward {rewards.rewards.mean():.2f}")
+"""
+RUN_EXAMPLE = """\
+import stipule
+
+run = stipule.train("quickstart", "runs/python", ["training.steps=2", "task.train_problems=16"])
+print(run.metrics[-1]["reward/accuracy"], run.checkpoint)
+recipe = run.recipe
+result = stipule.evaluate(run.load_policy(), recipe.task, recipe.task.problems("test")[:64], recipe.sampler)
 print(f"{result.solved} of {result.total}, 95 % interval {result.interval}")
-write_page([folder.path], Path("page.html"))
+run.write_report("page.html")
 """
 
-# Functions to call, and the classes that they return or raise.
-FUNCTIONS = {
-    "stipule.config.recipe": ("load_recipe", "parse_recipe", "dump_recipe"),
+# Not among the names of `stipule` itself: less common functions, and the classes that they return or raise.
+OTHERS = {
     "stipule.training.run_folder": ("RunFolder",),
-    "stipule.training.loop": ("train",),
     "stipule.training.pretrain": ("pretrain",),
-    "stipule.models.loading": ("ModelConfig", "load_policy", "save_policy"),
-    "stipule.evaluation.evaluate": ("evaluate", "Evaluation"),
     "stipule.evaluation.statistics": ("pair", "Paired"),
-    "stipule.report.page.build": ("write_page",),
     "stipule.commands.export": ("export", "convert"),
-    "stipule.errors": (
-        "StipuleError",
-        "RecipeError",
-        "CheckpointError",
-        "DivergenceError",
-        "RewardError",
-        "AlarmError",
-    ),
+    "stipule.errors": ("RecipeError", "CheckpointError", "DivergenceError", "RewardError", "AlarmError"),
 }
 # Protocols to implement, and the data that their methods take and return.
 PROTOCOLS = {
@@ -63,11 +64,19 @@ def python_api() -> list[str]:
     return [
         "## From Python",
         "",
+        "One step by hand, and a whole run ([python.md](python.md)):",
+        "",
         "```python",
         *EXAMPLE.splitlines(),
         "```",
         "",
-        *_table("name", FUNCTIONS),
+        "```python",
+        *RUN_EXAMPLE.splitlines(),
+        "```",
+        "",
+        *_table("name", {"stipule": tuple(stipule.__all__)}),
+        "",
+        *_table("other name", OTHERS),
         "",
         "To add a component, implement its protocol; CONTRIBUTING.md says in which file.",
         "",

@@ -29,7 +29,7 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.pregenerate import pregenerate
 from stipule.rollouts.pruning import FixedCutoff, Pruning, SpatialPruning
-from stipule.rollouts.reward_batch import compute_rewards, token_lists
+from stipule.rollouts.reward_batch import grade_responses
 from stipule.tasks.problem import Problem
 from stipule.training.context import RunContext
 from stipule.training.loop import train
@@ -200,8 +200,7 @@ def after_updates(recipe: Recipe, num_responses: int, draws: int) -> list[dict[s
     for start in range(0, min(len(problems), MAX_STEPS * settings.prompts_per_step), settings.prompts_per_step):
         step_problems = problems[start : start + settings.prompts_per_step]
         batch = _sample(recipe, policy, step_problems, settings.num_generations)
-        repeated = [p for p in step_problems for _ in range(settings.num_generations)]
-        rewards = compute_rewards(recipe.task, repeated, policy.decode(batch.completion_ids), token_lists(batch))
+        rewards = grade_responses(policy, recipe.task, step_problems, batch)
         advantages = recipe.advantage(rewards.rewards, settings.num_generations).to(policy.device)
         nonzero = (advantages != 0).nonzero()[:, 0]
         if len(nonzero):

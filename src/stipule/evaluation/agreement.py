@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from stipule.evaluation.statistics import Paired, mean_interval
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
-from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
+from stipule.rollouts.reward_batch import RewardBatch, grade_responses
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -85,14 +85,12 @@ def measure_agreement(
     batch_size: int,
 ) -> Agreement:
     """Samples each problem `num_generations` times, exactly and with the sampler's approximations, same noise."""
-    repeated = [problem for problem in problems for _ in range(num_generations)]
     prompts = policy.encode([p.messages for p in problems]).repeat(num_generations)
-    noise = sampler.sample_noise(len(repeated), make_generator(0, 0, "agreement"))
+    noise = sampler.sample_noise(len(problems) * num_generations, make_generator(0, 0, "agreement"))
     results = []
     for variant in (sampler.exact(), sampler):
         rollouts = variant(policy, prompts, noise, max_batch_size=batch_size)
-        texts = policy.decode(rollouts.completion_ids)
-        results.append((rollouts, compute_rewards(task, repeated, texts, token_lists(rollouts))))
+        results.append((rollouts, grade_responses(policy, task, problems, rollouts)))
     return compute_agreement(results[0], results[1], num_generations)
 
 

@@ -119,20 +119,21 @@ def best_device() -> str:
 
 
 def load_policy(
-    config: ModelConfig,
+    config: ModelConfig | str,
     *,
     reference: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     to_be_sharded: bool = False,
 ) -> MaskedPolicy:
-    """A policy ready for sampling, likelihoods and training.
+    """A policy ready for sampling, likelihoods and training. A string is the `path` of a ModelConfig.
 
     `reference` keeps a frozen copy for full fine-tuning (with LoRA, the base is the reference); `seed` determines the
     initial LoRA weights. With `to_be_sharded` the weights stay on the CPU until shard_model moves them to the device;
     the caller must then check that attention is bidirectional. Raises CheckpointError, with the cause, for a model that
     is missing, truncated, of another family, causal, or has invalid token ids.
     """
+    config = ModelConfig(path=config) if isinstance(config, str) else config
     path = resolve_model_path(config.path)
     verify_checksums(Path(path).parent, f"{Path(path).name}/")  # of a checkpoint of a run
     adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None

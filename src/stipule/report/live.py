@@ -28,6 +28,11 @@ def sparkline(values: Sequence[float], width: int = 48, top: float | None = None
     return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(mean / highest * len(BLOCKS))))] for mean in means)
 
 
+def stderr_console() -> Console:
+    """Where a run from Python shows its progress."""
+    return Console(stderr=True)
+
+
 class LiveRun:
     """Shows the events of a training run (`training.anchor_source.Watch`). Without a terminal it prints lines."""
 

@@ -19,7 +19,7 @@ from stipule.models.sharding import is_sharded
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
-from stipule.rollouts.reward_batch import compute_rewards, token_lists
+from stipule.rollouts.reward_batch import compute_rewards, grade_responses, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
@@ -106,7 +106,7 @@ def pregenerate(
             text = rollouts.completion_mask & (rollouts.completion_ids != policy.eos_id)
             probability = token_confidence(policy, rollouts, text, attended=text)
             rollouts = replace(rollouts, confidence=probability, nfe=rollouts.nfe + 1)
-        rewards = compute_rewards(task, batch, policy.decode(rollouts.completion_ids), token_lists(rollouts))
+        rewards = grade_responses(policy, task, batch, rollouts)
         return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
 
     starts = [

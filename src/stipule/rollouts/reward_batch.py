@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RewardError
+from stipule.models.masked_policy import MaskedPolicy
 from stipule.tasks.problem import BatchGrader, Grade, Problem, RewardContext, Task
 from stipule.types import Rollouts
 
@@ -83,3 +84,13 @@ def compute_rewards(
         )
     correct = torch.tensor([g.correct for g in grades], dtype=torch.bool)
     return RewardBatch(list(texts), grades, rewards, correct, context.metrics, context.columns)
+
+
+def grade_responses(policy: MaskedPolicy, task: Task, problems: Sequence[Problem], rollouts: Rollouts) -> RewardBatch:
+    """The rewards of all rows, outside of training. Each problem has the same number of rows, which are adjacent.
+
+    Raises RewardError if a reward is not a finite number.
+    """
+    num_generations = len(rollouts) // len(problems)
+    repeated = [problem for problem in problems for _ in range(num_generations)]
+    return compute_rewards(task, repeated, policy.decode(rollouts.completion_ids), token_lists(rollouts))

@@ -40,7 +40,7 @@ _SIGNS = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("×", "*"), ("÷",
 
 @dataclass(frozen=True, kw_only=True)
 class Countdown:
-    """Countdown.
+    """Countdown: reach a target with some numbers and + - * /, each number used once.
 
     prompt: "d1": the format of d1's training (Zhao et al. 2025: instruction and one worked example; answer in tags).
     "d1_eval": that of d1's evaluation, with a \\boxed{} and <reasoning> as the start of the response. "stipule": our

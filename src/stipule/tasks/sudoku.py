@@ -47,7 +47,7 @@ TINY_PROMPTS = ("compact", "worked")  # the prompt is the 16 characters; for tin
 
 @dataclass(frozen=True, kw_only=True)
 class Sudoku:
-    """4x4 Sudoku.
+    """4x4 Sudoku: fill the empty cells so that each row, column and box has 1, 2, 3 and 4.
 
     prompt: "d1": the format of d1's training (Zhao et al. 2025: rules, then a 16-character string; answer in tags).
     "d1_eval": that of d1's evaluation, with <reasoning> as the start of the response. "stipule": our own. The texts
