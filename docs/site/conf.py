@@ -33,8 +33,21 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
 MAP = {
-    "Use": ["commands", "python", "names", "report", "metrics", "models"]
-    + ["grading", "rewards", "plan", "gpu", "reference"],
+    "Use": [
+        *(
+            "commands",
+            "python",
+            "names",
+            "report",
+            "metrics",
+            "models",
+            "grading",
+            "rewards",
+            "plan",
+            "gpu",
+            "reference",
+        )
+    ],
     "What was measured": ["results", "theory", "speed", "scaling"],
     "How it is made": ["papers", "decisions", "testing", "comparison"],
 }
