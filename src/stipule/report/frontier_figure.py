@@ -19,18 +19,21 @@ def accuracy_against_cost(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 6.2), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    call_axes, second_axes, curve_axes = figure.subplots(1, 3)
     rows = [row for row in result["rows"] if row["calls"]]
+    curves = {row["row"]: result["curves"][row["row"]] for row in rows if row["row"] in HIGHLIGHTED}
+    curves = {row: seeds for row, seeds in curves.items() if seeds[0]}  # evaluated in training
+    figure = Figure(figsize=(15 if curves else 11, 6.2), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    call_axes, second_axes, *more_axes = figure.subplots(1, 3 if curves else 2)
     _plot_points(call_axes, rows, [row["calls"] + row["anchor_calls"] for row in rows])
     call_axes.set(xlabel="forward passes of a run, those of the anchors included", ylabel="accuracy after equal steps")
     call_axes.set_title("(a) against forward passes", loc="left")
     _plot_points(second_axes, rows, [row["seconds"] for row in rows])
     second_axes.set(xlabel="seconds of training on one core")
     second_axes.set_title("(b) against seconds", loc="left")
-    _plot_curves(curve_axes, rows, result["curves"])
-    for axes in (call_axes, second_axes, curve_axes):
+    for axes in more_axes:
+        _plot_curves(axes, curves)
+    for axes in figure.axes:
         axes.set_ylim(0, 1)
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -40,7 +43,7 @@ def accuracy_against_cost(result: Mapping[str, Any], path: Path) -> None:
         [f"{number} {row['title']}" for number, row in enumerate(rows, 1)],
         frameon=False,
         loc="outside lower center",
-        ncols=4,
+        ncols=4 if curves else 3,
         fontsize=8,
     )
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
@@ -54,14 +57,12 @@ def _plot_points(axes: Any, rows: list[Mapping[str, Any]], costs: list[float]) -
         axes.annotate(str(number), (cost, row["accuracy"]), (4, 3), textcoords="offset points", fontsize=8, color=color)
 
 
-def _plot_curves(axes: Any, rows: list[Mapping[str, Any]], curves: Mapping[str, Any]) -> None:
+def _plot_curves(axes: Any, curves: Mapping[str, Any]) -> None:
     """The mean over seeds of the evaluations in training, at equal steps, against the mean of their forward passes."""
-    for row in rows:
-        if row["row"] not in HIGHLIGHTED or not curves[row["row"]][0]:
-            continue
-        by_step = zip(*curves[row["row"]], strict=True)
+    for row, seeds_of_row in curves.items():
+        by_step = zip(*seeds_of_row, strict=True)
         points = [(fmean(calls for calls, _ in seeds), fmean(accuracy for _, accuracy in seeds)) for seeds in by_step]
-        axes.plot(*zip(*points, strict=True), color=HIGHLIGHTED[row["row"]], marker="o", markersize=3)
+        axes.plot(*zip(*points, strict=True), color=HIGHLIGHTED[row], marker="o", markersize=3)
     axes.set_xlabel("forward passes so far, those of the anchors included")
     axes.set_title("(c) in training, on fewer problems", loc="left")
 
