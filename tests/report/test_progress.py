@@ -27,12 +27,15 @@ def out(monkeypatch):
 
 def test_a_bar_prints_lines_with_the_share_done_and_the_time_left(out):
     with bar(Console(file=out, width=100), "evaluating") as update:
-        time.sleep(0.05)  # before the first part is done
+        time.sleep(0.05)  # before the amount of work is known
+        update(1, 10)  # done before, by an interrupted command
+        time.sleep(0.05)
         update(2, 10)
         time.sleep(0.1)
         update(10, 10)
     lines = out.getvalue().splitlines()
-    assert re.fullmatch(r"evaluating: 0 s so far", lines[0])
+    assert lines[0] == "evaluating: starting"
+    assert "evaluating: 1 of 10 (10%), 0 s, time left not known yet" in lines
     assert "evaluating: 2 of 10 (20%), 0 s, about 0 s left" in lines
     assert lines[-1] == "evaluating: 10 of 10 (100%), 0 s"
     assert len(lines) >= 5  # also while nothing is reported
@@ -52,6 +55,7 @@ def test_parts_of_a_command_are_named(out):
 def test_a_training_run_prints_lines_while_it_loads_makes_anchors_and_takes_a_long_step(out):
     with LiveRun(Console(file=out, width=100), 100) as watch:
         time.sleep(0.05)
+        watch("anchors", {"done": 4, "total": 32})
         watch("anchors", {"done": 8, "total": 32})
         time.sleep(0.05)
         watch("step", {**LINE, "step": 1})

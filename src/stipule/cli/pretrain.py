@@ -26,6 +26,7 @@ def pretrain(recipe: RecipePath, overrides: Overrides = None, out: Out = None) -
         sole_writer(path),
         bar(console, "pre-training") as progress,
     ):
+        progress(0, resolved.pretraining.steps)
         policy = run(resolved, path, lambda step, loss: progress(step, resolved.pretraining.steps))
     trained = recipe_for_model(str(path))
     with bar(console, "evaluating") as progress:

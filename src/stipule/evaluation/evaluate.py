@@ -76,6 +76,7 @@ def evaluate(
     texts: list[str] = []
     completion_ids: list[list[int]] = []
     nfe: list[int] = []
+    progress(0, len(problems))
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
         noise = greedy.sample_noise(len(batch), make_generator(0, start, "evaluate"))  # unused by greedy decoding

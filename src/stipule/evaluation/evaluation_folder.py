@@ -96,6 +96,7 @@ class EvaluationFolder:
         path = self.path / "responses.jsonl"
         replace_file(path, lambda p: p.write_text("".join(json.dumps(line) + "\n" for line in done.values())))
         remaining = [problem for problem in problems if problem.key not in done]
+        progress(len(done), len(problems))
         for start in range(0, len(remaining), batch_size):
             batch = remaining[start : start + batch_size]
             lines = _lines(batch, evaluate(policy, task, batch, sampler, batch_size, stop_at_eos=stop_at_eos))

@@ -50,6 +50,7 @@ def check_leakage(
         texts = ["".join(map(policy.token_text, ids)) for ids in completion_ids]
         rewards = compute_rewards(task, problems, texts, completion_ids)
         result[name] = {"solved": int(rewards.correct.sum()), "reward": float(rewards.rewards.mean())}
+    progress(0, 2)
     for index, name in enumerate(("rollouts_with_anchors", "rollouts_without_anchors")):
         group_anchors = _repeat(anchors, num_generations) if name == "rollouts_with_anchors" else None
         rewards = _rewards_of_rollouts(policy, task, problems, sampler, group_anchors, num_generations, seed)

@@ -156,6 +156,7 @@ def grade_file(
     """The grade of each response, and a tally per task. Both keep the order of the file."""
     grades: list[Grade] = []
     tallies: dict[str, Tally] = {}
+    progress(0, len(responses))
     for saved in responses:
         try:
             grade = grade_saved_response(saved, protocol)

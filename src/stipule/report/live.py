@@ -64,7 +64,7 @@ class LiveRun:
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "anchors":
             if self.anchors is None:
-                self.anchors = ProgressRate()
+                self.anchors = ProgressRate(data["done"], data["total"])
             self.anchors.update(data["done"], data["total"])
             self.note = f"pre-generating anchors: {self.anchors}"
         elif event == "saved":

@@ -100,16 +100,28 @@ def progress_bar(console: Console) -> Progress:
 
 @contextmanager
 def bar(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields the function `progress(done, total)` that updates the bar, or the line."""
+    """Yields the function `progress(done, total)` that updates the bar, or the line.
+
+    The first call says what was done before, so that the time left is that of this command's own work.
+    """
     if console.is_terminal:
         with progress_bar(console) as progress:
             task: Any = progress.add_task(description, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         return
-    pace = ProgressRate()
-    with LinePrinter(console, lambda: f"{description}: {pace}") as lines:
-        yield pace.update
-    lines.print(f"{description}: {pace}")
+    rates: list[ProgressRate] = []
+
+    def update(done: int, total: int) -> None:
+        if not rates:
+            rates.append(ProgressRate(done, total))
+        rates[0].update(done, total)
+
+    def describe() -> str:
+        return f"{description}: {rates[0] if rates else 'starting'}"
+
+    with LinePrinter(console, describe) as lines:
+        yield update
+    lines.print(describe())
 
 
 @contextmanager

@@ -85,12 +85,14 @@ def run_all(
     runs = {(row, seed if ROWS[row].overrides is not None else 0) for seed in range(seeds) for row in rows}
     # By seed first, so that the table can be printed before the last seed is finished.
     order = sorted(runs, key=lambda run: (run[1], rows.index(run[0])))
-    finished = 0
+    finished = sum(_is_finished(out, testbed, row, seed) for row, seed in order)
+    progress(finished, len(order))
     children: set[subprocess.Popen[str]] = set()
     folder = out / Path(testbed).stem
     make_folder(folder)
     with sole_writer(folder), ThreadPoolExecutor(jobs) as pool:
-        pending = [pool.submit(_run, out, testbed, row, seed, children) for row, seed in order]
+        unfinished = [run for run in order if not _is_finished(out, testbed, *run)]
+        pending = [pool.submit(_run, out, testbed, row, seed, children) for row, seed in unfinished]
         try:
             for future in pending:
                 future.result()
@@ -106,7 +108,6 @@ def run_all(
 
 def _run(out: Path, testbed: str, row: str, seed: int, children: set[subprocess.Popen[str]]) -> None:
     path = run_path(out, testbed, row, seed)
-    _check_recipe(path, testbed, row, seed)
     for arguments in commands(out, testbed, row, seed):
         if arguments[0] == "train":
             if _is_trained(path):
@@ -142,6 +143,12 @@ def _check_recipe(path: Path, testbed: str, row: str, seed: int) -> None:
             f"{path} has a run of another recipe than {testbed} is now; one table must not mix two recipes; give "
             "another --out, or remove the folder"
         )
+
+
+def _is_finished(out: Path, testbed: str, row: str, seed: int) -> bool:
+    """Whether the run is trained and evaluated. Raises StipuleError if it is that of another recipe."""
+    _check_recipe(run_path(out, testbed, row, seed), testbed, row, seed)
+    return (Path(commands(out, testbed, row, seed)[-1][-1]) / "result.json").exists()
 
 
 def _is_trained(path: Path) -> bool:

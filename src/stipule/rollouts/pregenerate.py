@@ -172,8 +172,7 @@ def _build(
     With sharded weights every process must make the same forward passes: one without a batch repeats the last batch.
     """
     saved_at = time.monotonic()
-    if not starts:
-        progress(total, total)
+    progress(starts[0] if starts else total, total)
     for first in range(0, len(starts), processes.world_size):
         index = first + processes.rank
         local = compute(starts[min(index, len(starts) - 1)]) if index < len(starts) or is_sharded(policy) else None
