@@ -36,7 +36,7 @@ pictures: TRAIN = .venv/bin/stipule train quickstart --seed 0 training.steps=30 
 pictures: $(STAMP)  ## make docs/images from two runs of one to two minutes; needs chromium
 	rm -rf runs/pictures
 	$(TRAIN) --out runs/pictures/stp
-	$(TRAIN) --out runs/pictures/unpruned pruning.spatial.ratio=0 pruning.temporal.cutoff=0
+	$(TRAIN) --out runs/pictures/unpruned pruning.spatial.ratio=0 pruning.temporal.cutoff=0 sampler.confidence_threshold=null
 	.venv/bin/python docs/images/take.py runs/pictures/stp runs/pictures/unpruned
 
 lint: $(STAMP)  ## check style and types

@@ -83,7 +83,7 @@ def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
     assert set(result) >= {"before", "after", "seconds", "model_calls", "steps", "seed"}
     assert (result["steps"], result["seed"], result["before"]["total"]) == (2, 5, 8)
     assert result["pregeneration_calls"] == 16 * 16
-    assert "What pruning saved" in done.stdout
+    assert "Forward passes of all rollouts" in done.stdout and "STP with the paper's cutoff" in done.stdout
     for model, folder in (("run", "after"), ("tiny/sudoku", "before")):
         done = run("eval", model, *(small[:2] if folder == "before" else []), "--out", folder, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
