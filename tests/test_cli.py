@@ -69,7 +69,7 @@ def test_check_warns_of_settings_without_effect():
         "warning: pruning.spatial.confidence is fully_masked with keep random"
         in run("check", "quickstart", *unused).stdout
     )
-    first = ["sampler.first_position=random", "sampler.remasking=random"]
+    first = ["sampler.first_position=random", "sampler.remasking=random", "sampler.confidence_threshold=null"]
     assert "warning: sampler.first_position is random" in run("check", "quickstart", *first).stdout
     ratio = ["estimator.kind=mean_log_prob", "objective.kind=gspo"]
     assert "warning: objective.kind is gspo" in run("check", "quickstart", *ratio).stdout
@@ -82,7 +82,7 @@ def test_a_short_quickstart_writes_its_result_and_can_be_evaluated(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result) >= {"before", "after", "seconds", "model_calls", "steps", "seed"}
     assert (result["steps"], result["seed"], result["before"]["total"]) == (2, 5, 8)
-    assert result["pregeneration_calls"] == 16 * 16
+    assert 16 <= result["pregeneration_calls"] < 16 * 16  # parallel unmasking
     assert "Forward passes of all rollouts" in done.stdout and "STP with the paper's cutoff" in done.stdout
     for model, folder in (("run", "after"), ("tiny/sudoku", "before")):
         done = run("eval", model, *(small[:2] if folder == "before" else []), "--out", folder, cwd=tmp_path)
@@ -104,6 +104,7 @@ def test_generate_shows_every_step():
 
 def test_anchors_are_built_once_and_used(tmp_path):
     small = ["task.train_problems=8"]
+    small.append("sampler.confidence_threshold=null")
     built = run("anchors", "build", "quickstart", *small, "--out", "a.safetensors", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert "128 model calls" in " ".join(built.stdout.split())

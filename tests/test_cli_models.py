@@ -27,8 +27,11 @@ def test_help_has_an_example(command):
     assert "xample" in text and f"stipule {command}" in " ".join(text.split())
 
 
+EXACT = ["sampler.confidence_threshold=null"]  # without the checks of approximate rollouts
+
+
 def test_a_bundled_model_passes_every_check_of_the_doctor():
-    result = run("doctor", "tiny/sudoku", "--recipe", "quickstart", "sampler.temperature=2")
+    result = run("doctor", "tiny/sudoku", "--recipe", "quickstart", "sampler.temperature=2", *EXACT)
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("│ ")]
     names = [line.split("│")[1].strip() for line in lines]

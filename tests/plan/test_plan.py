@@ -10,7 +10,8 @@ from stipule.config.recipe import load_recipe
 from stipule.errors import StipuleError
 from stipule.plan import forecast
 
-PAPER = ["pruning.temporal.kind=constant", "pruning.temporal.cutoff=0.125"]  # the cutoff of the paper
+# The cutoff of the paper, and its decoder.
+PAPER = ["pruning.temporal.kind=constant", "pruning.temporal.cutoff=0.125", "sampler.confidence_threshold=null"]
 
 
 @pytest.fixture

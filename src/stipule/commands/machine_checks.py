@@ -130,7 +130,7 @@ def product(device: str, dtype: torch.dtype) -> Result:
 
 def variants(sampler: SemiAutoregressiveSampler) -> dict[str, tuple[SemiAutoregressiveSampler, TemporalPruning, int]]:
     """Every kind of decoding, its temporal pruning, and how often one forward pass may wait for a GPU."""
-    cut = FixedCutoff(cutoff=0.15)
+    sampler, cut = sampler.exact(), FixedCutoff(cutoff=0.15)
     return {
         "plain": (sampler, FixedCutoff(), 1),
         "STP": (sampler, cut, 1),
