@@ -36,7 +36,7 @@ def test_a_bar_prints_lines_with_the_share_done_and_the_time_left(out):
     lines = out.getvalue().splitlines()
     assert lines[0] == "evaluating: starting"
     assert "evaluating: 1 of 10 (10%), 0 s, time left not known yet" in lines
-    assert "evaluating: 2 of 10 (20%), 0 s, about 0 s left" in lines
+    assert any(re.fullmatch(r"evaluating: 2 of 10 \(20%\), 0 s, about \d+ s left", line) for line in lines)
     assert lines[-1] == "evaluating: 10 of 10 (100%), 0 s"
     assert len(lines) >= 5  # also while nothing is reported
 
@@ -55,7 +55,7 @@ def test_parts_of_a_command_are_named(out):
 def test_a_training_run_prints_lines_while_it_loads_makes_anchors_and_takes_a_long_step(out):
     with LiveRun(Console(file=out, width=100), 100) as watch:
         time.sleep(0.05)
-        watch("anchors", {"done": 4, "total": 32})
+        watch("anchors", {"done": 0, "total": 32})
         watch("anchors", {"done": 8, "total": 32})
         time.sleep(0.05)
         watch("step", {**LINE, "step": 1})

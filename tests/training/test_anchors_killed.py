@@ -12,7 +12,10 @@ PROGRAM = (
     "import sys; from stipule.rollouts import pregenerate; pregenerate.SAVE_SECONDS = 0.0; "
     "from stipule.cli import main; sys.argv = ['stipule', *sys.argv[1:]]; main()"
 )
-ARGUMENTS = ["anchors", "build", "quickstart", "task.train_problems=48", "training.rollout_batch_size=4"]
+ARGUMENTS = [
+    *("anchors", "build", "quickstart", "task.train_problems=48", "training.rollout_batch_size=4"),
+    "sampler.confidence_threshold=null",  # slow enough to be killed in the middle
+]
 
 
 def build(path):
