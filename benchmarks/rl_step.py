@@ -30,7 +30,8 @@ from stipule.types import Prompts, Rollouts
 SHAPES = {"tiny": (6, 16, 32, 16, 8), "llada-like": (4, 16, 64, 32, 8), "V = 32,000": (4, 16, 32, 16, 8)}
 
 
-def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, updates: int = 4) -> Recipe:
+def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, updates: int = 4, **more: Any) -> Recipe:
+    """`more`: other sections or keys of the recipe, e.g. a profile."""
     return parse_recipe(
         {
             "task": {"kind": "countdown", "prompt": "compact"},
@@ -43,6 +44,7 @@ def recipe(rows: int, length: int, steps: int, block: int, samples: int = 3, upd
                 "num_iterations": updates,
                 "micro_batch_size": rows,
             },
+            **more,
         }
     )
 

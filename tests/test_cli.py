@@ -103,8 +103,7 @@ def test_generate_shows_every_step():
 
 
 def test_anchors_are_built_once_and_used(tmp_path):
-    small = ["task.train_problems=8"]
-    small.append("sampler.confidence_threshold=null")
+    small = ["task.train_problems=8", "sampler.confidence_threshold=null"]
     built = run("anchors", "build", "quickstart", *small, "--out", "a.safetensors", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     assert "128 model calls" in " ".join(built.stdout.split())

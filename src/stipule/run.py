@@ -20,6 +20,7 @@ from stipule.training.distributed import is_main_process
 from stipule.training.loop import train as train_in_folder
 from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
+from stipule.training.setup import startup_warnings
 
 if TYPE_CHECKING:
     import pandas
@@ -38,6 +39,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
+        """The settings, as the run was started or last continued with them."""
         return load_recipe(str(self.path / "recipe.yaml"))
 
     @property
@@ -99,7 +101,7 @@ def train(
 
     `recipe` is a Recipe, a YAML file, or the name of a shipped recipe; `overrides` are `section.key=value`. Raises
     RecipeError before a model is loaded if the recipe is wrong or `out` contains anything (unless `resume`).
-    Warns of settings without effect.
+    Warns of what `stipule train` warns of.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe), overrides)
@@ -112,7 +114,7 @@ def train(
     if not is_main_process():
         train_in_folder(recipe, RunFolder.read_only(out))
         return Run(out)
-    for warning in recipe.settings_without_effect():
+    for warning in startup_warnings(recipe):
         warn(warning, stacklevel=2)
     folder = (RunFolder.reopen if resume else RunFolder.create)(out, dump_recipe(recipe))
     earlier = folder.read_metrics() if resume else ()

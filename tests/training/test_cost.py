@@ -125,13 +125,19 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
     assert run.timer.nfe["rollout"] == step_cost(recipe).rollout <= max_step_cost(recipe).rollout
 
 
-@given(samplers(), st.sampled_from([0.0, 0.3, 0.5, 0.99]), st.booleans(), st.sampled_from([None, 1e-9]))
+@given(
+    samplers(),
+    st.sampled_from([0.0, 0.3, 0.5, 0.99]),
+    st.sampled_from(["confident", "global", "block"]),
+    st.sampled_from([None, 1e-9]),
+)
 def test_the_fewest_forward_passes_are_those_of_a_model_that_is_confident_of_everything(
-    policy, sampler, cutoff, is_confident, parallel
+    policy, sampler, cutoff, kind, parallel
 ):
     threshold = parallel if sampler.remasking != "random" else None
     sampler = replace(sampler, stop_at_eos=False, confidence_threshold=threshold, block_schedule="carry")
-    temporal = ConfidenceCutoff(cutoff=cutoff, threshold=0.0) if is_confident and cutoff else FixedCutoff()
+    fixed = FixedCutoff(cutoff=cutoff, scope="block" if kind == "block" else "global")
+    temporal = ConfidenceCutoff(cutoff=cutoff, threshold=0.0) if kind == "confident" else fixed
     training = Training(prompts_per_step=PROMPTS, num_generations=GENERATIONS)
     recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=Pruning(temporal=temporal), training=training)
     rollouts, _ = collect_rollouts(run_of(recipe, policy), COUNTDOWN.problems("train")[:PROMPTS], 0)

@@ -62,14 +62,10 @@ def unused_path(path: Path) -> Path:
 
 
 def print_warnings(recipe: Recipe) -> None:
-    """Prints a line for each setting without effect, and one if the model is slow in bfloat16 on this processor."""
-    import torch
+    """Prints what a run of the recipe should be warned of, a line each."""
+    from stipule.training.setup import startup_warnings
 
-    from stipule.training.provenance import cpu_flags, slow_bfloat16
-
-    model = recipe.model
-    slow = slow_bfloat16(model.dtype, model.autocast, not torch.cuda.is_available(), cpu_flags())
-    for warning in [*recipe.settings_without_effect(), *([slow] if slow else [])]:
+    for warning in startup_warnings(recipe):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

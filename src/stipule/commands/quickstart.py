@@ -104,11 +104,10 @@ def _print_summary(
     table = Table(title="Forward passes of all rollouts", title_justify="left")
     for column in ("", "forward passes", "relative"):
         table.add_column(column, justify="left" if not column else "right")
-    calls = {
-        "without pruning": unpruned_calls,
-        "STP with the paper's cutoff (planned)": round(rows * _published_nfe(recipe)),
-        "this run": pruned_calls,
-    }
+    calls = {"without pruning": unpruned_calls}
+    if recipe.pruning.spatial.ratio > 0:
+        calls["STP with the paper's cutoff (planned)"] = round(rows * _published_nfe(recipe))
+    calls["this run"] = pruned_calls
     for name, count in calls.items():
         table.add_row(name, f"{count:,}", f"{count / unpruned_calls:.1%}")
     if state.pregeneration_calls:
@@ -127,7 +126,7 @@ def _print_summary(
 
 
 def _published_nfe(recipe: Recipe) -> float:
-    """Forward passes of a rollout with as many anchors and as many tokens in the last pass, by eq. 10."""
+    """Forward passes of a rollout by eq. 10, with t_cutoff = gamma as in the paper."""
     published = FixedCutoff(cutoff=recipe.pruning.spatial.ratio)
     return step_cost(replace(recipe, pruning=replace(recipe.pruning, temporal=published))).nfe_per_rollout
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -106,8 +105,13 @@ def bar(console: Console, description: str) -> Iterator[Callable[[int, int], Non
     """
     if console.is_terminal:
         with progress_bar(console) as progress:
-            task: Any = progress.add_task(description, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            task = progress.add_task(description, total=None)
+
+            def advance(done: int, total: int) -> None:
+                is_first = progress.tasks[0].total is None
+                (progress.reset if is_first else progress.update)(task, completed=done, total=total)
+
+            yield advance
         return
     rates: list[ProgressRate] = []
 

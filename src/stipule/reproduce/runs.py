@@ -85,13 +85,13 @@ def run_all(
     runs = {(row, seed if ROWS[row].overrides is not None else 0) for seed in range(seeds) for row in rows}
     # By seed first, so that the table can be printed before the last seed is finished.
     order = sorted(runs, key=lambda run: (run[1], rows.index(run[0])))
-    finished = sum(_is_finished(out, testbed, row, seed) for row, seed in order)
-    progress(finished, len(order))
     children: set[subprocess.Popen[str]] = set()
     folder = out / Path(testbed).stem
     make_folder(folder)
     with sole_writer(folder), ThreadPoolExecutor(jobs) as pool:
         unfinished = [run for run in order if not _is_finished(out, testbed, *run)]
+        finished = len(order) - len(unfinished)
+        progress(finished, len(order))
         pending = [pool.submit(_run, out, testbed, row, seed, children) for row, seed in unfinished]
         try:
             for future in pending:

@@ -21,10 +21,18 @@ from stipule.training.anchor_source import Watch, anchors_change, check_source, 
 from stipule.training.checkpoint import TrainState, load_optimizer, newest_checkpoint, read_train_state
 from stipule.training.context import RunContext
 from stipule.training.distributed import init_distributed, requested_sharding
+from stipule.training.provenance import cpu_flags, slow_bfloat16
 from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 from stipule.training.step_timer import StepTimer
 from stipule.training.tracking import check_trackers
+
+
+def startup_warnings(recipe: Recipe) -> list[str]:
+    """A line for each setting without effect, and one if the model is slow in bfloat16 on this processor."""
+    model = recipe.model
+    slow = slow_bfloat16(model.dtype, model.autocast, not torch.cuda.is_available(), cpu_flags())
+    return [*recipe.settings_without_effect(), *([slow] if slow else [])]
 
 
 def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], watch: Watch) -> RunContext:
