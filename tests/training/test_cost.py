@@ -125,23 +125,27 @@ def test_the_expected_number_is_exact_where_nothing_is_left_to_chance(policy, sa
     assert run.timer.nfe["rollout"] == step_cost(recipe).rollout <= max_step_cost(recipe).rollout
 
 
-@given(
-    samplers(),
-    st.sampled_from([0.0, 0.3, 0.5, 0.99]),
-    st.sampled_from(["confident", "global", "block"]),
-    st.sampled_from([None, 1e-9]),
-)
+@pytest.mark.parametrize("parallel", [None, 1e-9])
+@pytest.mark.parametrize("kind", ["confident", "global", "block"])
+@pytest.mark.parametrize("cutoff", [0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize(("blocks", "block_length"), [(1, 6), (4, 4), (3, 6)])
 def test_the_fewest_forward_passes_are_those_of_a_model_that_is_confident_of_everything(
-    policy, sampler, cutoff, kind, parallel
+    policy, blocks, block_length, cutoff, kind, parallel
 ):
-    threshold = parallel if sampler.remasking != "random" else None
-    sampler = replace(sampler, stop_at_eos=False, confidence_threshold=threshold, block_schedule="carry")
     fixed = FixedCutoff(cutoff=cutoff, scope="block" if kind == "block" else "global")
     temporal = ConfidenceCutoff(cutoff=cutoff, threshold=0.0) if kind == "confident" else fixed
     training = Training(prompts_per_step=PROMPTS, num_generations=GENERATIONS)
-    recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=Pruning(temporal=temporal), training=training)
-    rollouts, _ = collect_rollouts(run_of(recipe, policy), COUNTDOWN.problems("train")[:PROMPTS], 0)
-    assert rollouts.nfe.tolist() == [min_nfe(recipe)] * (PROMPTS * GENERATIONS)
+    for steps_per_block in (1, 2, block_length):
+        sampler = SemiAutoregressiveSampler(
+            gen_length=blocks * block_length,
+            steps=blocks * steps_per_block,
+            block_length=block_length,
+            stop_at_eos=False,
+            confidence_threshold=parallel,
+        )
+        recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=Pruning(temporal=temporal), training=training)
+        rollouts, _ = collect_rollouts(run_of(recipe, policy), COUNTDOWN.problems("train")[:PROMPTS], 0)
+        assert rollouts.nfe.tolist() == [min_nfe(recipe)] * (PROMPTS * GENERATIONS)
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
