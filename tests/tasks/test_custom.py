@@ -98,7 +98,7 @@ def test_an_error_in_a_reward_function_stops_the_run(tmp_path):
         ("too_few_values", StipuleError, "returned 1 rewards for 2"),
         ("never_applies", StipuleError, "all returned None"),
         ("raises_error", ZeroDivisionError, "error of the function"),
-        ("missing", RecipeError, "cannot be imported"),
+        ("missing", RecipeError, "has no missing"),
     ):
         custom = make_task(tmp_path, name)
         with pytest.raises(error, match=message):
@@ -129,7 +129,7 @@ def test_a_missing_dataset_is_an_error_before_anything_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"functions": ("nocolon",)}, "package.module:function"),
+        ({"functions": ("nocolon",)}, "package.module:name or path"),
         ({"functions": ("a:b",), "weights": (1.0, 2.0)}, "one each"),
     ],
 )

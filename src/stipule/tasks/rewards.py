@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import inspect
 import os
-import sys
 import threading
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stipule.errors import RecipeError, StipuleError
+from stipule.object_import import FORMS, import_object, is_reference
 from stipule.tasks.problem import Grade, Problem, RewardContext
 
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -33,15 +33,14 @@ class Reward:
     returns at least `correct_at`.
     """
 
-    functions: tuple[str, ...]  # package.module:function, sync or async
+    functions: tuple[str, ...]  # package.module:function or path/to/file.py:function, sync or async
     weights: tuple[float, ...] | None = None  # one per function; null: 1 each
     correct_at: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.functions or any(len(name.split(":")) != 2 or not all(name.split(":")) for name in self.functions):
+        if not self.functions or not all(map(is_reference, self.functions)):
             raise RecipeError(
-                f"reward.functions is {list(self.functions)}; each must be package.module:function, e.g. "
-                "my_rewards:accuracy"
+                f"reward.functions is {list(self.functions)}; each must be {FORMS}, e.g. my_rewards:accuracy"
             )
         if len(set(self.functions)) < len(self.functions):
             raise RecipeError(
@@ -56,10 +55,11 @@ class Reward:
     @property
     def part_names(self) -> tuple[str, ...]:
         """The function's name; with its module where another function or another metric has this name."""
-        names = [name.split(":")[1] for name in self.functions]
+        places, names = zip(*(name.split(":") for name in self.functions), strict=True)
+        modules = [Path(place).stem if place.endswith(".py") else place for place in places]
         return tuple(
-            full.replace(":", ".") if names.count(name) > 1 or name in _METRICS else name
-            for full, name in zip(self.functions, names, strict=True)
+            f"{module}.{name}" if names.count(name) > 1 or name in _METRICS else name
+            for module, name in zip(modules, names, strict=True)
         )
 
     def load(self) -> tuple[Callable[..., Any], ...]:
@@ -79,16 +79,7 @@ class Reward:
 
 
 def _load(name: str) -> Callable[..., Any]:
-    module, attribute = name.split(":")
-    if os.getcwd() not in sys.path:  # `python -m` also adds the working directory
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as cause:
-        raise RecipeError(
-            f"the reward {name!r} cannot be imported: {cause}; it must be a function in a module that Python can "
-            "import from the working directory"
-        ) from cause
+    function = import_object(name, "reward.functions")
     if not callable(function):
         raise RecipeError(f"the reward {name!r} is {type(function).__name__}; it must be a function; correct the name")
     return function
