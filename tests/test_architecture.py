@@ -41,7 +41,11 @@ ALLOWED = {
         *("report", "reproduce", "commands"),
     },
     "__main__": {"cli"},
-    "run": {"errors", "models", "training", "config", "report"},
+    "run": {"errors", "atomic_io", "models", "training", "config", "report"},
+    "trainer": {
+        *("errors", "atomic_io", "object_import", "models", "tasks", "rollouts", "estimators", "evaluation"),
+        *("training", "config", "run"),
+    },
 }
 # The packages that may import a library which is slow to load or which only one part of ours should know.
 OWNERS = {

@@ -37,6 +37,7 @@ MAP = {
         *(
             "commands",
             "python",
+            "from-trl",
             "names",
             "report",
             "metrics",

@@ -22,12 +22,14 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from stipule.rng import make_generator
     from stipule.rollouts.anchors import AnchorStore
     from stipule.rollouts.pregenerate import pregenerate
-    from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
+    from stipule.rollouts.pruning import STP, ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
     from stipule.rollouts.reward_batch import grade_responses
     from stipule.rollouts.sampler import SemiAutoregressiveSampler
     from stipule.run import Run, train
     from stipule.tasks.countdown import Countdown
     from stipule.tasks.sudoku import Sudoku
+    from stipule.trainer.config import DiffusionGRPOConfig
+    from stipule.trainer.trainer import DiffusionGRPOTrainer
     from stipule.types import LossInputs
 
 __version__ = "0.1.0"
@@ -39,6 +41,8 @@ _MODULES = {
     "dump_recipe": "config.recipe",
     "train": "run",
     "Run": "run",
+    "DiffusionGRPOTrainer": "trainer.trainer",
+    "DiffusionGRPOConfig": "trainer.config",
     "evaluate": "evaluation.evaluate",
     "Evaluation": "evaluation.evaluate",
     # Models and tasks
@@ -49,6 +53,7 @@ _MODULES = {
     "Countdown": "tasks.countdown",
     # Sampling and pruning
     "SemiAutoregressiveSampler": "rollouts.sampler",
+    "STP": "rollouts.pruning",
     "Pruning": "rollouts.pruning",
     "SpatialPruning": "rollouts.pruning",
     "FixedCutoff": "rollouts.pruning",
@@ -67,9 +72,12 @@ _MODULES = {
     "StipuleError": "errors",
 }
 __all__ = [
+    "STP",
     "AnchorStore",
     "ConfidenceCutoff",
     "Countdown",
+    "DiffusionGRPOConfig",
+    "DiffusionGRPOTrainer",
     "Elbo",
     "Evaluation",
     "FixedCutoff",

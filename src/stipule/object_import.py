@@ -31,9 +31,9 @@ def import_object(reference: str, what: str) -> Any:
     """
     if not is_reference(reference):
         raise RecipeError(f"{what} is {reference!r}; it must be {FORMS}")
-    place, attribute = reference.rsplit(":", 1)
+    source, attribute = reference.rsplit(":", 1)
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     except Exception as cause:  # the code of the user may raise anything
         raise RecipeError(
             f"{what} is {reference!r}, which cannot be imported: {type(cause).__name__}: {cause}; correct the code, "
@@ -43,7 +43,7 @@ def import_object(reference: str, what: str) -> Any:
         public = [name for name, value in vars(module).items() if _is_defined_in(module, value)]
         nearest = ", ".join(difflib.get_close_matches(attribute, public, n=1) or public[:5])
         raise RecipeError(
-            f"{what} is {reference!r}, but {place} has no {attribute}; it has {nearest or 'nothing public'}; "
+            f"{what} is {reference!r}, but {source} has no {attribute}; it has {nearest or 'nothing public'}; "
             "correct the name"
         )
     return getattr(module, attribute)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
+from stipule.atomic_io import make_folder, replace_file
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.errors import RecipeError, StipuleError
 from stipule.models.loading import best_device, load_policy
@@ -15,8 +17,9 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.report.live import LiveRun, stderr_console
 from stipule.report.page.build import write_page
 from stipule.report.page.run_reader import read_json_lines, read_run
+from stipule.training.anchor_source import Watch
 from stipule.training.checkpoint import newest_checkpoint
-from stipule.training.distributed import is_main_process
+from stipule.training.distributed import is_main_process, wait_for_files
 from stipule.training.loop import train as train_in_folder
 from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
@@ -96,12 +99,15 @@ def train(
     *,
     resume: bool = False,
     show_progress: bool = True,
+    watch: Watch = lambda event, data: None,
+    files: Mapping[str, str] | None = None,
 ) -> Run:
     """`stipule train` from Python: the same loop and the same files, so equal recipes give equal runs, bit for bit.
 
     `recipe` is a Recipe, a YAML file, or the name of a shipped recipe; `overrides` are `section.key=value`. Raises
     RecipeError before a model is loaded if the recipe is wrong or `out` contains anything (unless `resume`).
-    Warns of what `stipule train` warns of.
+    Warns of what `stipule train` warns of. `watch` gets each event of the loop (training/loop.py). `files` are texts by
+    their path in `out`, such as the rows of the recipe's dataset; they are written before anything reads them.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe), overrides)
@@ -112,13 +118,23 @@ def train(
         )
     out = Path(out)
     if not is_main_process():
+        wait_for_files([out / name for name in files or ()])
         train_in_folder(recipe, RunFolder.read_only(out))
         return Run(out)
     for warning in startup_warnings(recipe):
         warn(warning, stacklevel=2)
     folder = (RunFolder.reopen if resume else RunFolder.create)(out, dump_recipe(recipe))
+    for name, content in (files or {}).items():
+        make_folder((out / name).parent)
+        replace_file(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
     earlier = folder.read_metrics() if resume else ()
     live = LiveRun(stderr_console(), recipe.training.steps, earlier) if show_progress else None
-    with live or nullcontext(lambda event, data: None) as watch:
-        train_in_folder(recipe, folder, watch)
+
+    def both(event: str, data: Mapping[str, Any]) -> object:
+        if live:
+            live(event, data)
+        return watch(event, data)
+
+    with live or nullcontext():
+        train_in_folder(recipe, folder, both)
     return Run(out)

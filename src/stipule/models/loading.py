@@ -38,6 +38,7 @@ __all__ = [
     "best_device",
     "bundled_models",
     "load_policy",
+    "read_model_files",
     "read_published_config",
     "resolve_model_path",
     "save_policy",
@@ -136,14 +137,9 @@ def load_policy(
     config = ModelConfig(path=config) if isinstance(config, str) else config
     path = resolve_model_path(config.path)
     verify_checksums(Path(path).parent, f"{Path(path).name}/")  # of a checkpoint of a run
-    adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
+    path, adapter, published_config = read_model_files(config)
     adapter_info = read_adapter_info(adapter) if adapter else {}
     base = read_adapter_options(adapter)["base_model_name_or_path"] if adapter else ""
-    if adapter:
-        path = resolve_model_path(base)
-    published_config = with_diffusion_section(
-        read_published_config(path), {**diffusion_section(adapter_info), **config.diffusion_section()}
-    )
     family = family_of(published_config)
     network_config = family.read_config(published_config)
     tokenizer = load_tokenizer(path, network_config)
@@ -167,6 +163,20 @@ def load_policy(
     if config.autocast:
         prepare_autocast(policy, on_cpu=torch.device(device).type == "cpu")
     return policy
+
+
+def read_model_files(config: ModelConfig) -> tuple[str, Path | None, dict[str, Any]]:
+    """The folder or hub name of the weights, the folder of an adapter on them, and config.json with the overrides.
+
+    Raises CheckpointError if there is no model.
+    """
+    path = resolve_model_path(config.path)
+    adapter = Path(path) if (Path(path) / "adapter_config.json").exists() else None
+    adapter_info = read_adapter_info(adapter) if adapter else {}
+    if adapter:
+        path = resolve_model_path(read_adapter_options(adapter)["base_model_name_or_path"])
+    section = {**diffusion_section(adapter_info), **config.diffusion_section()}
+    return path, adapter, with_diffusion_section(read_published_config(path), section)
 
 
 def read_published_config(path: str) -> dict[str, Any]:

@@ -154,6 +154,15 @@ class Pruning:
     temporal: TemporalPruning = field(default_factory=FixedCutoff)
 
 
+def STP(gamma: float = 0.05, t_cutoff: float = 0.05) -> Pruning:
+    """Spatio-Temporal Pruning under the paper's symbols and with its values (table 8): eq. 5 to 9.
+
+    gamma: fraction of the response that anchors fix. t_cutoff: fraction of masks that the last forward pass fills.
+    Raises RecipeError for a fraction outside [0, 1).
+    """
+    return Pruning(spatial=SpatialPruning(ratio=gamma), temporal=FixedCutoff(cutoff=t_cutoff))
+
+
 @dataclass(frozen=True)
 class Anchors:
     """Stage 1 (eq. 5): which tokens of a batch of responses are fixed, and to what. Rows of a group are equal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -24,13 +24,13 @@ class Custom:
     """Problems from the rows of a dataset; the reward functions get every column except `prompt` by its name.
 
     `train` and `test` are files (JSON lines, a JSON array, CSV or Parquet), or names on the hub with an optional split
-    (`owner/name:split`). A prompt in both is an error: it would be trained on and tested. `answer` names the column
-    with the correct answer; anchors then never contain that answer.
+    (`owner/name:split`); without `test` nothing can be evaluated. A prompt in both is an error: it would be trained on
+    and tested. `answer` names the column with the correct answer; anchors then never contain that answer.
     """
 
     reward: Reward
     train: str
-    test: str
+    test: str | None = None
     kind: Literal["custom"] = "custom"
     answer: str | None = None
 
@@ -44,14 +44,10 @@ class Custom:
         Raises RecipeError, with file and line, for a row that cannot be read, and for splits that overlap.
         """
         split = check_split(split)
-        splits = {name: _problems(getattr(self, name)) for name in ("train", "test")}
-        overlap = {p.key for p in splits["train"]} & {p.key for p in splits["test"]}
-        if overlap:
-            raise RecipeError(
-                f"task.train {self.train!r} and task.test {self.test!r} share {len(overlap)} prompts, which would be "
-                "trained on and tested; remove them from one of the two"
-            )
-        self.reward.check(dict.fromkeys(name for rows in splits.values() for row in rows for name in row.data))
+        if split == "test" and self.test is None:
+            raise RecipeError("task.test is not set, so there are no problems to evaluate; give a file of them")
+        splits = {name: _problems(source) for name in ("train", "test") if (source := getattr(self, name)) is not None}
+        check_splits(self, splits["train"], splits.get("test", ()))
         return splits[split]
 
     def grade(self, problem: Problem, response: str) -> Grade:
@@ -74,10 +70,29 @@ class Custom:
         return reference if isinstance(reference, str) else None
 
 
+def check_splits(task: Custom, train: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Raises RecipeError for a prompt in both splits, and for a reward function that needs a column of neither."""
+    overlap = {problem.key for problem in train} & {problem.key for problem in test}
+    if overlap:
+        raise RecipeError(
+            f"task.train {task.train!r} and task.test {task.test!r} share {len(overlap)} prompts, which would be "
+            "trained on and tested; remove them from one of the two"
+        )
+    task.reward.check(dict.fromkeys(name for problem in (*train, *test) for name in problem.data))
+
+
 @lru_cache(maxsize=8)
 def _problems(source: str) -> tuple[Problem, ...]:
+    return problems_of_rows(read_rows(source), source)
+
+
+def problems_of_rows(rows: Iterable[tuple[str, Any]], source: str) -> tuple[Problem, ...]:
+    """The problems of (location, row) pairs.
+
+    Raises RecipeError, with the location, for a row without a prompt, and for one that repeats an earlier prompt.
+    """
     problems: dict[str, Problem] = {}
-    for location, row in read_rows(source):
+    for location, row in rows:
         if not isinstance(row, Mapping) or "prompt" not in row:
             raise RecipeError(
                 f"{location} is not an object with a prompt column; its columns: {column_names(row)}; add or rename one"

@@ -24,7 +24,7 @@ _METRICS = ("mean", "accuracy", "frac_nonzero_std")  # reward/NAME is another me
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """Reward functions of your own, in place of the task's reward.
+    """Reward functions of your own, in source of the task's reward.
 
     Each is called once per batch with the arguments of TRL that it names (docs/rewards.md): `prompts` and
     `completions` (strings, or lists of chat messages if the prompts are), `completion_ids`, `trainer_state`,
@@ -55,8 +55,8 @@ class Reward:
     @property
     def part_names(self) -> tuple[str, ...]:
         """The function's name; with its module where another function or another metric has this name."""
-        places, names = zip(*(name.split(":") for name in self.functions), strict=True)
-        modules = [Path(place).stem if place.endswith(".py") else place for place in places]
+        sources, names = zip(*(name.split(":") for name in self.functions), strict=True)
+        modules = [Path(source).stem if source.endswith(".py") else source for source in sources]
         return tuple(
             f"{module}.{name}" if names.count(name) > 1 or name in _METRICS else name
             for module, name in zip(modules, names, strict=True)
@@ -101,13 +101,12 @@ def reward_grades(
     """Compute grades with the reward functions; the parts have their names.
 
     An exception in a function stops the run, because a silent reward of 0 would be trained on. Raises StipuleError if
-    a function returns the wrong number of rewards or if no function applies to a response.
+    a function does not return a number for each response or if no function applies to one.
     """
     values_per_function = _call_all(reward.load(), _arguments(problems, texts, context), len(texts))
     weights = reward.weights or (1.0,) * len(reward.functions)
     for name, values in zip(reward.functions, values_per_function, strict=True):
-        if len(values) != len(texts):
-            raise StipuleError(f"the reward {name!r} returned {len(values)} rewards for {len(texts)} completions")
+        _check_values(name, values, len(texts))
     grades = []
     for problem, row in zip(problems, zip(*values_per_function, strict=True), strict=True):
         values = [None if value is None else float(value) for value in row]
@@ -117,6 +116,17 @@ def reward_grades(
         parts = {name: value for name, value in zip(reward.part_names, values, strict=True) if value is not None}
         grades.append(Grade(sum(weighted), parts, values[0] is not None and values[0] >= reward.correct_at))
     return grades
+
+
+def _check_values(name: str, values: Any, count: int) -> None:
+    """Raises StipuleError unless there is a number, or None, for each completion."""
+    if not hasattr(values, "__len__") or isinstance(values, str):
+        raise StipuleError(f"the reward {name!r} returned {values!r}; it must return a list, a number per completion")
+    if len(values) != count:
+        raise StipuleError(f"the reward {name!r} returned {len(values)} rewards for {count} completions; give one each")
+    for value in values:
+        if value is not None and not hasattr(value, "__float__"):  # numpy's and torch's numbers have it, texts do not
+            raise StipuleError(f"the reward {name!r} returned {value!r}; a reward is a number, or None if none applies")
 
 
 def _arguments(problems: Sequence[Problem], texts: Sequence[str], context: RewardContext) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from stipule.training.run_folder import RunFolder
 class AlarmMonitor:
     """Holds every line of the run so far, so a resumed run raises the same alarms as the uninterrupted one."""
 
-    def __init__(self, alarms: Alarms, folder: RunFolder, watch: Callable[[str, Mapping[str, Any]], None], step: int):
+    def __init__(self, alarms: Alarms, folder: RunFolder, watch: Callable[[str, Mapping[str, Any]], object], step: int):
         self.alarms, self.folder, self.watch = alarms, folder, watch
         # Another rank may not have removed the lines after the checkpoint yet.
         self.lines = [line for line in folder.read_metrics() if line["step"] <= step]

@@ -23,7 +23,8 @@ from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 from stipule.types import Rollouts
 
-Watch = Callable[[str, Mapping[str, Any]], None]
+# Called with the name and the data of an event. A true value after "step" asks the run to save and end.
+Watch = Callable[[str, Mapping[str, Any]], object]
 
 
 def check_source(spatial: SpatialPruning) -> None:

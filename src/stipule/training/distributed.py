@@ -8,9 +8,11 @@ sums of parts of one global mean. So no result depends on the number of ranks, e
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -214,6 +216,19 @@ def requested_sharding() -> str | None:
 def is_main_process() -> bool:
     """Whether this process writes and prints, known before any process has joined."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_files(paths: Iterable[Path]) -> None:
+    """Waits until the main process has written these files, before any process has joined.
+
+    Raises StipuleError if it has not after BARRIER_TIMEOUT. A main process that fails ends the others by the launcher.
+    """
+    end = time.monotonic() + BARRIER_TIMEOUT.total_seconds()
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() > end:
+                raise StipuleError(f"{path} has not been written by the first process; do all processes see its disk?")
+            time.sleep(0.05)
 
 
 def _number(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -32,11 +33,13 @@ from stipule.training.tracking import Trackers
 
 
 def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: None) -> TrainState:
-    """Runs a recipe in its folder, from the newest checkpoint there. `watch` is called for anchors, steps and saves.
+    """Runs a recipe in its folder, from the newest checkpoint there. `watch` is called for anchors, steps and saves;
+    what it returns after a step can end the run.
 
     Resuming is exact: after a kill at any moment the same weights come out, because a checkpoint is whole or absent and
     all random numbers depend on (seed, step, purpose). Raises RecipeError if another process trains in the folder,
-    Interrupted after a signal (the step is finished and saved), StipuleError if another rank has ended.
+    Interrupted after a signal or if `watch` asks for the end (the step is finished and saved), StipuleError if another
+    rank has ended.
     """
     with folder.sole_writer(), lost_process_reported():
         return _train(recipe, folder, watch)
@@ -44,7 +47,7 @@ def train(recipe: Recipe, folder: RunFolder, watch: Watch = lambda event, data: 
 
 def _train(recipe: Recipe, folder: RunFolder, watch: Watch) -> TrainState:
     settings, problems = recipe.training, recipe.task.problems("train")
-    held_out = recipe.task.problems("test")[: settings.evaluate_problems]
+    held_out = recipe.task.problems("test")[: settings.evaluate_problems] if settings.evaluate_every else ()
     run = start_run(recipe, folder, problems, watch)
     monitor = AlarmMonitor(recipe.alarms, folder, watch, run.state.step)
     trackers = Trackers(recipe.tracking, folder.path, asdict(recipe))
@@ -61,9 +64,10 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch) -> TrainState:
             monitor.check(line)
             folder.append_metrics(line)
             trackers.log(line)
-            watch("step", line)
+            is_to_end = watch("step", line)
             monitor.stop_if_requested()
-            signal_number = run.processes.all_reduce_max(stop_signal())  # of any rank
+            requested = stop_signal() or (signal.SIGINT if is_to_end else 0)
+            signal_number = run.processes.all_reduce_max(requested)  # of any rank
             if run.state.step % settings.save_every == 0 or run.state.step == settings.steps or signal_number:
                 _save(run, folder, monitor)
                 watch("saved", {"step": run.state.step})
