@@ -133,7 +133,7 @@ def test_the_python_api_is_in_the_reference():
             row = re.search(rf"\| `{re.escape(module)}\.{name}` \| (.+) \|", text)
             assert row and len(row[1]) > 10, name
     assert EXAMPLE in text and RUN_EXAMPLE in text
-    assert EXAMPLE in (ROOT / "docs" / "python.md").read_text()
+    assert all(EXAMPLE in page.read_text() for page in (ROOT / "docs" / "python.md", ROOT / "README.md"))
 
 
 def test_the_equations_and_methods_name_code_that_exists():

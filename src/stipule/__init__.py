@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from stipule.trainer.trainer import DiffusionGRPOTrainer
     from stipule.types import LossInputs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     # Recipes and runs

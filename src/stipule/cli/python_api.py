@@ -8,23 +8,25 @@ import inspect
 import stipule
 
 EXAMPLE = """\
+import torch
+
 import stipule
 
+policy, task = stipule.load_policy("tiny/sudoku"), stipule.Sudoku(prompt="compact")
 sampler = stipule.SemiAutoregressiveSampler(gen_length=16, steps=16, block_length=16, remasking="random")
-cutoff = stipule.ConfidenceCutoff(cutoff=0.5)
 estimator, objective = stipule.Elbo(num_samples=3), stipule.Grpo(epsilon=0.2)
-task, policy = stipule.Sudoku(prompt="compact"), stipule.load_policy("tiny/sudoku")
 problems = task.problems("train")[:4]
 
 prompts = policy.encode([problem.messages for problem in problems]).repeat(8)
 noise = sampler.sample_noise(len(problems) * 8, stipule.make_generator(0, 0, "rollouts"))
-rollouts = sampler(policy, prompts, noise, temporal=cutoff)
+rollouts = sampler(policy, prompts, noise, temporal=stipule.ConfidenceCutoff(cutoff=0.5))
 rewards = stipule.grade_responses(policy, task, problems, rollouts)
 advantages = stipule.GroupRelative()(rewards.rewards, 8)
 masks = estimator.sample_masks(rollouts, 1, stipule.make_generator(0, 0, "masks"))[0]
 logps = stipule.estimate_logps(policy, rollouts, masks, estimator, advantages)
 loss = objective(stipule.LossInputs(logps, logps.detach(), None, advantages, masks.normalizer_mask))
 loss.value.backward()
+torch.optim.AdamW(policy.model.parameters(), lr=1e-4).step()
 print(f"{rollouts.nfe.float().mean():.1f} forward passes, mean reward {rewards.rewards.mean():.2f}")
 """
 RUN_EXAMPLE = """\
