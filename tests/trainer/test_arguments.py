@@ -1,7 +1,7 @@
 """Every argument of TRL's GRPOConfig is offered or refused with a reason; what it sets in the recipe."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,9 @@ def test_the_defaults_are_those_of_a_recipe():
     from stipule.config.recipe import parse_recipe
 
     standard, made = parse_recipe({"task": TASK}), recipe()
-    assert made.sampler == standard.sampler and made.estimator == standard.estimator
+    assert made.sampler == standard.sampler and made.model == replace(standard.model, path="tiny/sudoku")
+    assert recipe(estimator="elbo").estimator == standard.estimator
+    assert made.estimator.masks == "exact"  # the one exception, as in the quickstart
     assert (made.objective, made.advantage, made.optimizer) == (
         *(standard.objective, standard.advantage, standard.optimizer),
     )

@@ -46,7 +46,7 @@ def test_two_changed_lines_make_a_script_of_trl_a_run_here(tmp_path, causal_mode
     (tmp_path / "runs").rename(tmp_path / "runs of TRL")
     run(SCRIPT, tmp_path)
     metrics = stipule.Run(tmp_path / "runs" / "script").metrics
-    assert [line["step"] for line in metrics] == [1, 2]  # RL steps of two updates each
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]  # RL steps of one update each
     assert all(line["reward/mean"] > 0.3 for line in metrics)  # as the base; a random answer has 0.25
     assert stipule.load_policy(str(tmp_path / "runs" / "script-model")).mask_id is not None
 

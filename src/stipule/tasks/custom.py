@@ -45,7 +45,7 @@ class Custom:
         """
         split = check_split(split)
         if split == "test" and self.test is None:
-            raise RecipeError("task.test is not set, so there are no problems to evaluate; give a file of them")
+            raise RecipeError("task.test is not set, so there are no problems to evaluate; set it to a file of them")
         splits = {name: _problems(source) for name in ("train", "test") if (source := getattr(self, name)) is not None}
         check_splits(self, splits["train"], splits.get("test", ()))
         return splits[split]

@@ -9,13 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from stipule.errors import RecipeError
 
-CALLED = (
-    *("on_init_end", "on_train_begin", "on_step_end", "on_log", "on_evaluate", "on_save", "on_train_end"),
-)  # fmt: skip
+CALLED = ("on_init_end", "on_train_begin", "on_step_end", "on_log", "on_evaluate", "on_save", "on_train_end")
 
 
 class Callbacks:
-    """Passes the events of a run on to callbacks. `global_step` counts RL steps.
+    """Passes the events of a run on to callbacks, in the main process. `global_step` counts RL steps.
 
     After each RL step `on_step_end`, after an evaluation `on_evaluate`, every `log_every` RL steps `on_log` with the
     step's line of metrics.jsonl, after a checkpoint `on_save`. `control.should_training_stop` ends the run after its

@@ -87,6 +87,8 @@ class DiffusionGRPOConfig:
     remasking: str = "low_confidence"  # the order of unmasking; or random
     confidence_threshold: float | None = None  # also unmask every token of the block that is at least this probable
     pruning: Pruning | None = None  # e.g. STP(gamma=0.05, t_cutoff=0.05); None: none
-    estimator: Estimator | str = "elbo"  # an object, or a kind with its default settings
+    # an object, or a kind with its default settings; None: the ELBO with exact, stratified, cyclic masks, whose weights
+    # are bounded, as in the quickstart
+    estimator: Estimator | str | None = None
     answer_column: str | None = None  # column of the correct answer, which anchors never contain
     overrides: Sequence[str] = ()  # any other setting of a recipe, as section.key=value

@@ -41,11 +41,11 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _comments() -> dict[str, str]:
-    """The comment behind each field in the source, or the comment line above it."""
+    """The comment behind each field in the source, or the comment lines above it."""
     notes, above = {}, ""
     for line in inspect.getsource(DiffusionGRPOConfig).splitlines():
         if comment := re.fullmatch(r"    # (.*)", line):
-            above = comment[1]
+            above = f"{above} {comment[1]}".strip()
         elif field := re.match(r"    (\w+): [^#]*?(?:  # (.*))?$", line):
             notes[field[1]] = field[2] or above
             above = ""

@@ -10,6 +10,8 @@ from typing import Any
 
 from stipule.config.recipe import parse_recipe
 from stipule.errors import RecipeError
+from stipule.estimators.elbo import Elbo
+from stipule.estimators.estimator import Estimator
 from stipule.trainer.config import DiffusionGRPOConfig
 from stipule.training.settings import Recipe
 
@@ -23,7 +25,7 @@ def recipe_of(args: DiffusionGRPOConfig, model: str, task: Mapping[str, Any], nu
         "model": {"path": model, **_model_section(args)},
         "sampler": _sampler_section(args),
         "pruning": asdict(args.pruning) if args.pruning is not None else {},
-        "estimator": {"kind": args.estimator} if isinstance(args.estimator, str) else asdict(args.estimator),  # type: ignore[call-overload]
+        "estimator": _estimator_section(args.estimator),
         "advantage": _advantage_section(args),
         "objective": _objective_section(args),
         "optimizer": {
@@ -70,6 +72,13 @@ def _sampler_section(args: DiffusionGRPOConfig) -> dict[str, Any]:
         "temperature": args.temperature,
         "confidence_threshold": args.confidence_threshold,
     }
+
+
+def _estimator_section(estimator: Estimator | str | None) -> dict[str, Any]:
+    if isinstance(estimator, str):
+        return {"kind": estimator}
+    chosen = estimator or Elbo(masks="exact", timestep_sampling="stratified", subsets="cyclic")
+    return asdict(chosen)  # type: ignore[call-overload]
 
 
 def _advantage_section(args: DiffusionGRPOConfig) -> dict[str, Any]:

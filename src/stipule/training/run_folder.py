@@ -48,7 +48,7 @@ class RunFolder:
         """A new run. Raises RecipeError if the folder contains anything."""
         occupied = RecipeError(
             f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
-            "changed; continue it with --resume, or give another folder with --out"
+            "changed; continue it with --resume (from Python: resume=True), or give another folder"
         )
         if path.exists() and not path.is_dir():
             raise occupied
