@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,9 +33,9 @@ def import_object(reference: str, what: str) -> Any:
     """
     if not is_reference(reference):
         raise RecipeError(f"{what} is {reference!r}; it must be {FORMS}")
-    place, attribute = reference.rsplit(":", 1)
+    source, attribute = reference.rsplit(":", 1)
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
     except Exception as cause:  # the code of the user may raise anything
         raise RecipeError(
             f"{what} is {reference!r}, which cannot be imported: {type(cause).__name__}: {cause}; correct the code, "
@@ -43,7 +45,7 @@ def import_object(reference: str, what: str) -> Any:
         public = [name for name, value in vars(module).items() if _is_defined_in(module, value)]
         nearest = ", ".join(difflib.get_close_matches(attribute, public, n=1) or public[:5])
         raise RecipeError(
-            f"{what} is {reference!r}, but {place} has no {attribute}; it has {nearest or 'nothing public'}; "
+            f"{what} is {reference!r}, but {source} has no {attribute}; it has {nearest or 'nothing public'}; "
             "correct the name"
         )
     return getattr(module, attribute)
@@ -64,6 +66,39 @@ def reference_of(value: Any) -> str | None:
         path = Path(file).resolve()
         return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{name}"
     return f"{module.__name__}:{name}"
+
+
+def kind_of(part: Any) -> str:
+    """The `kind` of a part of a recipe: the name of a built-in part, the reference of a class of your own.
+
+    Raises RecipeError if the class has no name under which it can be imported again.
+    """
+    if _is_built_in(part):
+        return str(part.kind)
+    reference = reference_of(type(part))
+    if reference is None:
+        raise RecipeError(
+            f"the class {type(part).__qualname__} has no name under which it can be imported again; define it at the "
+            "top level of a file"
+        )
+    return reference
+
+
+def settings_of(value: Any) -> Any:
+    """Settings as plain data: `dataclasses.asdict` with lists for tuples, and with the `kind` of parts of your own."""
+    if isinstance(value, Mapping):
+        return {key: settings_of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(settings_of, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    if _is_built_in(value):
+        return {field.name: settings_of(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": kind_of(value)} | {key: settings_of(inner) for key, inner in asdict(value).items() if key != "kind"}
+
+
+def _is_built_in(part: Any) -> bool:
+    return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def source_hash(value: Any) -> str | None:

@@ -55,8 +55,8 @@ class Reward:
     @property
     def part_names(self) -> tuple[str, ...]:
         """The function's name; with its module where another function or another metric has this name."""
-        places, names = zip(*(name.split(":") for name in self.functions), strict=True)
-        modules = [Path(place).stem if place.endswith(".py") else place for place in places]
+        sources, names = zip(*(name.split(":") for name in self.functions), strict=True)
+        modules = [Path(source).stem if source.endswith(".py") else source for source in sources]
         return tuple(
             f"{module}.{name}" if names.count(name) > 1 or name in _METRICS else name
             for module, name in zip(modules, names, strict=True)
