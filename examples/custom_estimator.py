@@ -34,7 +34,6 @@ class MeanOfOneStepAndElbo:
 
     def join(self, *masks):
         """The mask samples of both one after the other; their halved loss weights make the sum a mean."""
-        masked, weights, prompt = (
-            torch.cat([getattr(m, name) for m in masks]) for name in ("masked", "loss_weights", "prompt_masked")
-        )
+        names = ("masked", "loss_weights", "prompt_masked")
+        masked, weights, prompt = (torch.cat([getattr(m, name) for m in masks]) for name in names)
         return MaskSamples(masked, weights / 2, prompt, masks[0].normalizer_mask)

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -53,6 +53,7 @@ def with_custom_parts(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises RecipeError for a name that nothing or more than one thing has, a class that is not a frozen dataclass or
     does not follow the protocol, and settings that it does not have.
     """
+    _check_spatial(data)
     result = dict(data)
     for name, part_type in PART_TYPES.items():
         *parents, key = name.split(".")
@@ -64,6 +65,18 @@ def with_custom_parts(data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and key in section:
             section[key] = _part(name, part_type, section[key])
     return result
+
+
+def _check_spatial(data: Mapping[str, Any]) -> None:
+    """Raises RecipeError, with the settings that may be a class, if spatial pruning as a whole is to be one."""
+    pruning = data.get("pruning")
+    spatial = pruning.get("spatial") if isinstance(pruning, Mapping) else None
+    if isinstance(spatial, Mapping) and is_reference(spatial.get("kind")):
+        raise RecipeError(
+            f"pruning.spatial.kind is {spatial['kind']!r}, but spatial pruning has no kind; set pruning.spatial.keep to "
+            "the class that decides which tokens are fixed, or pruning.spatial.schedule.kind to the one that decides "
+            "how many"
+        )
 
 
 def _part(name: str, part_type: PartType, value: Any) -> Any:
@@ -87,9 +100,12 @@ def _part(name: str, part_type: PartType, value: Any) -> Any:
             f"{setting} is {kind!r}; allowed: {allowed}, or a class of your own: path/to/file.py:Class or "
             "package.module:Class"
         )
-    return kind if part_type.built_in_is_string and not settings else value
+    if part_type.built_in_is_string and settings:
+        raise RecipeError(f"{name} is {kind}, which has no setting {', '.join(map(str, settings))}; remove it")
+    return kind if part_type.built_in_is_string else value
 
 
+@cache
 def _hint(name: str) -> Any:
     """The type of a setting."""
     hint: Any = Recipe
@@ -138,15 +154,15 @@ def _build(name: str, part_type: PartType, reference: str, settings: Mapping[str
         )
     if errors := list(_protocol_errors(cls, part_type.protocol)):
         raise RecipeError(
-            f"{name} is {reference!r}, which does not follow {part_type.protocol.__module__}.{part_type.protocol.__name__}: "
-            f"{'; '.join(errors)}"
+            f"{name} is {reference!r}, which does not follow the protocol {part_type.protocol.__name__} in "
+            f"{part_type.protocol.__module__}: {'; '.join(errors)}"
         )
     try:
         part = validate(cls, settings, f"{name}.")
     except (PydanticUserError, NameError, TypeError) as cause:
         raise RecipeError(
-            f"{name} is {reference!r}, which cannot be made from its settings: {type(cause).__name__}: {cause}; "
-            "correct the types of its fields or its __post_init__"
+            f"{name} is {reference!r}, which cannot be made from its settings: {type(cause).__name__}: "
+            f"{str(cause).splitlines()[0]}; correct the types of its fields or its __post_init__"
         ) from cause
     if not _is_plain(settings_of(part)):
         raise RecipeError(

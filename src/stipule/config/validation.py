@@ -104,7 +104,9 @@ def _kinds(option: Any) -> tuple[Any, ...]:
 
 
 def _explain(error: Any, prefix: str) -> str:
-    path = prefix + ".".join(str(key) for key in error["loc"] if not str(key)[:1].isupper())
+    # The names of the union's members are no settings.
+    keys = (str(key) for key in error["loc"] if not str(key)[:1].isupper() and not str(key).startswith("literal["))
+    path = prefix + ".".join(keys)
     path = path.rstrip(".")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, RecipeError):
