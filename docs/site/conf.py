@@ -43,6 +43,7 @@ MAP = {
             "models",
             "grading",
             "rewards",
+            "custom-parts",
             "plan",
             "gpu",
             "reference",

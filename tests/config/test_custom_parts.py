@@ -199,7 +199,7 @@ BAD = [
      "no method priority\\(log_probs, token, confidence, position_noise\\); add it"),
     (["pruning.temporal.kind=mine.py:Empty"], "it has no attribute planned_cutoff.* it has no method finish_window"),
     (["pruning.spatial.keep=mine.py:Empty"], "AnchorRule.*no method priority\\(token_ids, eligible, confidence, noise"),
-    (["pruning.spatial.kind=mine.py:Empty"], "spatial pruning has no kind; set pruning.spatial.keep"),
+    (["pruning.spatial.kind=mine.py:Empty"], "spatial pruning has none; set pruning.spatial.keep"),
     (["pruning.spatial.ratio=0.1", "pruning.spatial.schedule.kind=mine.py:Empty"], "no attribute uses_accuracy"),
     (["task.kind=mine.py:Empty"], "Task in stipule.tasks.problem: it has no attribute name; .* no method problems"),
     (["objective.kind=mine.py:Loss1"], "its averages_tokens is a method, but is read as an attribute; write @property"),
@@ -222,7 +222,7 @@ BAD = [
      " power"),
     (["estimator=3"], "estimator is 3; it is a section with settings, e.g. estimator.kind=elbo; allowed kinds: elbo, "),
     (["estimator=mine.py:Copy"], "estimator is 'mine.py:Copy'; it is a section with settings, e.g. estimator.kind="),
-    (["estimator.kind=mine.py:Copy", "estimator.num_samples=0"], "estimator.num_samples is 0; it is the number of mask"),
+    (["estimator.kind=mine.py:Copy", "estimator.num_samples=0"], "estimator.num_samples is 0; it is the number of"),
 ]  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def _check_spatial(data: Mapping[str, Any]) -> None:
     spatial = pruning.get("spatial") if isinstance(pruning, Mapping) else None
     if isinstance(spatial, Mapping) and is_reference(spatial.get("kind")):
         raise RecipeError(
-            f"pruning.spatial.kind is {spatial['kind']!r}, but spatial pruning has no kind; set pruning.spatial.keep to "
+            f"pruning.spatial.kind is {spatial['kind']!r}, but spatial pruning has none; set pruning.spatial.keep to "
             "the class that decides which tokens are fixed, or pruning.spatial.schedule.kind to the one that decides "
             "how many"
         )
