@@ -53,7 +53,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
         """A new run. Raises RecipeError if the folder contains anything, or if code of your own cannot be imported."""
-        code = custom_code(_parse_yaml(recipe))
+        code = custom_code(_parse_yaml(recipe or "{}"))
         occupied = RecipeError(
             f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
             "changed; continue it with --resume, or give another folder with --out"
@@ -88,7 +88,7 @@ class RunFolder:
                 "resumed run must repeat it exactly; give the same recipe and overrides, or start again with another "
                 "--out"
             )
-        _check_code(path, _parse_yaml(recipe))
+        _check_code(path, _parse_yaml(recipe or "{}"))
         folder = cls(path)
         with folder.sole_writer():
             replace_file(recipe_path, lambda p: p.write_text(recipe))
