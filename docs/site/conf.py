@@ -44,6 +44,7 @@ MAP = {
             "models",
             "grading",
             "rewards",
+            "custom-parts",
             "plan",
             "gpu",
             "reference",

@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,6 +66,39 @@ def reference_of(value: Any) -> str | None:
         path = Path(file).resolve()
         return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{name}"
     return f"{module.__name__}:{name}"
+
+
+def kind_of(part: Any) -> str:
+    """The `kind` of a part of a recipe: the name of a built-in part, the reference of a class of your own.
+
+    Raises RecipeError if the class has no name under which it can be imported again.
+    """
+    if _is_built_in(part):
+        return str(part.kind)
+    reference = reference_of(type(part))
+    if reference is None:
+        raise RecipeError(
+            f"the class {type(part).__qualname__} has no name under which it can be imported again; define it at the "
+            "top level of a file"
+        )
+    return reference
+
+
+def settings_of(value: Any) -> Any:
+    """Settings as plain data: `dataclasses.asdict` with lists for tuples, and with the `kind` of parts of your own."""
+    if isinstance(value, Mapping):
+        return {key: settings_of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(settings_of, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    if _is_built_in(value):
+        return {field.name: settings_of(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": kind_of(value)} | {key: settings_of(inner) for key, inner in asdict(value).items() if key != "kind"}
+
+
+def _is_built_in(part: Any) -> bool:
+    return type(part).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def source_hash(value: Any) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 
 from stipule import STP, DiffusionGRPOConfig, Elbo
 from stipule.errors import RecipeError
+from stipule.object_import import import_object, settings_of
 from stipule.trainer.arguments import NOT_OFFERED, NOT_OFFERED_BY_THE_TRAINER
 from stipule.trainer.tables import not_offered_table, offered_table
 from stipule.trainer.to_recipe import recipe_of
@@ -78,6 +79,15 @@ def test_arguments_reach_the_setting_of_the_same_meaning():
     assert made.optimizer.warmup_steps == 5
     assert recipe(importance_sampling_level="sequence").objective.kind == "gspo"
     assert recipe(loss_type="bnpo").objective.match_published_code
+
+
+def test_parts_of_your_own_are_named_in_the_recipe():
+    examples = Path(__file__).parents[2] / "examples"
+    margin = import_object(f"{examples}/custom_remasking.py:Margin", "it")(exponent=0.5)
+    mean = import_object(f"{examples}/custom_estimator.py:MeanOfOneStepAndElbo", "it")
+    made = recipe(remasking=margin, estimator=mean(num_samples=4))
+    assert (made.sampler.remasking, made.estimator) == (margin, mean(num_samples=4))
+    assert settings_of(made)["estimator"]["kind"].endswith("custom_estimator.py:MeanOfOneStepAndElbo")
 
 
 def test_the_number_of_processes_raises_the_number_of_prompts(monkeypatch):

@@ -2,12 +2,12 @@
 
 import itertools
 import math
-from typing import get_args
 
 import pytest
 import torch
 
 from stipule.config.recipe import parse_recipe
+from stipule.config.validation import kinds_of
 from stipule.errors import RecipeError
 from stipule.rollouts.pruning import FixedCutoff
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
@@ -23,7 +23,7 @@ FITTING = {"spg": {"block_length": 6}}
 
 
 def kinds(union):
-    return [member.kind for member in get_args(union)]
+    return kinds_of(union)
 
 
 def recipe_data(estimator, advantage, objective, pruned):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +39,7 @@ def evaluate_model(
     from stipule.config.recipe import recipe_for_model
     from stipule.evaluation.evaluation_folder import EvaluationFolder, split_hash
     from stipule.models.loading import best_device, load_policy
+    from stipule.object_import import settings_of
     from stipule.report.progress import bar, parts
     from stipule.training.run_folder import environment
 
@@ -49,13 +49,13 @@ def evaluate_model(
     sampler = resolved.sampler
     request = {
         "model": model,
-        "task": resolved.task.kind,
+        "task": resolved.task.name,
         "split": split,
         "problems": len(problems),
         "split_hash": split_hash(problems),
         "grading": getattr(resolved.task, "grading", None),
         "protocol": rules.identity if rules else None,
-        "settings": asdict(resolved.task),
+        "settings": settings_of(resolved.task),
         "sampler": {
             "gen_length": sampler.gen_length,
             "steps": sampler.steps,
@@ -63,7 +63,7 @@ def evaluate_model(
             "temperature": 0,
         },
     }
-    path = out or unused_path(Path("runs") / f"eval-{Path(model).name}-{resolved.task.kind}")
+    path = out or unused_path(Path("runs") / f"eval-{Path(model).name}-{resolved.task.name}")
     folder = EvaluationFolder(path, request)
     cut = rules is None or rules.stops_at_eos
     with interruptible("the responses so far are kept", f"the same command with --out {path} continues"):
@@ -73,7 +73,7 @@ def evaluate_model(
             result = folder.run(policy, resolved.task, problems, sampler, rows, progress, environment(), cut)
     low, high = result["interval"]
     console.print(
-        f"{model} on {resolved.task.kind} ({split}): {result['solved']} of {result['total']} solved = "
+        f"{model} on {resolved.task.name} ({split}): {result['solved']} of {result['total']} solved = "
         f"{result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}); mean reward {result['reward']:.3f}; "
         f"{result['seconds']:.1f} s, {result['model_calls']:,} model calls; {path}"
     )

@@ -19,9 +19,10 @@ from stipule.atomic_io import replace_file
 from stipule.config.recipe import dump_recipe, load_recipe
 from stipule.evaluation.evaluate import Evaluation, evaluate
 from stipule.models.loading import best_device, load_policy
+from stipule.object_import import kind_of
 from stipule.report.live import LiveRun
 from stipule.report.progress import bar
-from stipule.rollouts.pruning import FixedCutoff
+from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, TemporalPruning
 from stipule.tasks.problem import Problem
 from stipule.training.checkpoint import TrainState, newest_checkpoint
 from stipule.training.cost import step_cost
@@ -40,7 +41,7 @@ def quickstart(overrides: Sequence[str], out: Path, resume: bool, console: Conso
         Panel(
             f"Trains a masked diffusion language model ({recipe.model.path}) to solve 4x4 Sudoku.\n"
             f"GRPO with ELBO likelihoods and Spatio-Temporal Pruning (gamma {spatial.ratio:g}, cutoff "
-            f"{temporal.cutoff:g}{' where confident' if temporal.kind == 'confident' else ''}"
+            f"{_cutoff_label(temporal)}"
             f"{', parallel unmasking' if recipe.sampler.confidence_threshold is not None else ''}), "
             f"{recipe.training.steps} steps on your CPU or GPU.\n"
             f"All files are written to {out}",
@@ -123,6 +124,12 @@ def _print_summary(
         "without pruning\n"
         "  stipule train --help                                    how to train by your own recipe"
     )
+
+
+def _cutoff_label(temporal: TemporalPruning) -> str:
+    if isinstance(temporal, FixedCutoff | ConfidenceCutoff):
+        return f"{temporal.cutoff:g}{' where confident' if isinstance(temporal, ConfidenceCutoff) else ''}"
+    return f"by {kind_of(temporal)}"
 
 
 def _published_nfe(recipe: Recipe) -> float:

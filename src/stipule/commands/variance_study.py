@@ -26,9 +26,10 @@ from stipule.evaluation.elbo_variance import (
 )
 from stipule.models.loading import best_device, load_policy
 from stipule.models.masked_policy import MaskedPolicy
+from stipule.object_import import settings_of
 from stipule.rng import make_generator
 from stipule.rollouts.pregenerate import pregenerate
-from stipule.rollouts.pruning import FixedCutoff, Pruning, SpatialPruning
+from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
 from stipule.rollouts.reward_batch import grade_responses
 from stipule.tasks.problem import Problem
 from stipule.training.context import RunContext
@@ -66,9 +67,15 @@ def variance_study(
     progress("rollouts x masks")
     crossing = variance_by_masks(policy, standard, pruned, estimator, draws, seed)
     progress("forms of the ELBO")
+    spatial, temporal = recipe.pruning.spatial, recipe.pruning.temporal
+    cutoff = temporal.cutoff if isinstance(temporal, FixedCutoff | ConfidenceCutoff) else None
     return {
-        "pruning": {"gamma": recipe.pruning.spatial.ratio, "keep": recipe.pruning.spatial.keep}
-        | {"cutoff": recipe.pruning.temporal.cutoff, "anchors": float((~pruned.sampled_mask).sum(1).float().mean())},
+        "pruning": {
+            "gamma": spatial.ratio,
+            "keep": settings_of(spatial.keep),
+            "cutoff": temporal.planned_cutoff.fraction if cutoff is None else cutoff,
+            "anchors": float((~pruned.sampled_mask).sum(1).float().mean()),
+        },
         "estimator": asdict(_single_sample(estimator)),
         "responses": num_responses,
         "draws": draws,

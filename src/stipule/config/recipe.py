@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from stipule.config.custom_parts import with_custom_parts
 from stipule.config.profiles import read_profile
+from stipule.config.validation import validate
 from stipule.errors import RecipeError
 from stipule.models.loading import resolve_model_path
+from stipule.object_import import settings_of
 from stipule.training.pretrain import PretrainRecipe
 from stipule.training.run_folder import check_format
 from stipule.training.settings import Recipe
@@ -44,13 +45,9 @@ def parse_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), kind: t
     _add_default_kinds(kind, merged)
     merged = _merge(merged, changes)
     _add_default_kinds(kind, merged)
-    selected = _check_keys(kind, merged, "")
-    try:
-        return TypeAdapter(kind).validate_python(merged)
-    except ValidationError as cause:
-        # For a union, pydantic reports the errors of every member: keep those of the member that `kind` selects.
-        errors = [e for e in cause.errors() if {str(p) for p in e["loc"] if str(p)[:1].isupper()} <= selected]
-        raise RecipeError("; ".join(dict.fromkeys(map(_explain, errors)))) from cause
+    if kind is Recipe:
+        merged = with_custom_parts(merged)
+    return validate(kind, merged)
 
 
 def recipe_for_model(
@@ -91,7 +88,7 @@ def recipe_for_model(
 
 def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
     """The recipe as YAML with every setting, defaults included; loading it gives the same recipe."""
-    return yaml.safe_dump(_plain_data(asdict(recipe)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings_of(recipe), sort_keys=False, allow_unicode=True)
 
 
 def find_recipe(path: str) -> Path:
@@ -184,68 +181,3 @@ def _add_default_kinds(kind: Any, data: dict[str, Any]) -> None:
             section.setdefault("kind", default_kind)
         if isinstance(section, dict) and is_dataclass(default):
             _add_default_kinds(type(default), section)
-
-
-def _check_keys(kind: Any, data: Any, prefix: str) -> set[str]:
-    """The names of the dataclasses that the data selects.
-
-    Raises RecipeError for an unknown setting, with the nearest and the allowed ones; pydantic would ignore it.
-    """
-    if not isinstance(data, Mapping):
-        return set()
-    choice = _dataclass_for(kind, data, prefix)
-    if choice is None:
-        return set()
-    selected = {choice.__name__}
-    hints = get_type_hints(choice)
-    allowed = [f.name for f in fields(choice)]
-    for key, value in data.items():
-        if key not in allowed:
-            others = [str(_kind(o)) for o in get_args(kind) if is_dataclass(o) and key in {f.name for f in fields(o)}]
-            if others:
-                hint = f"kind {' or '.join(others)} has it; remove it or change {prefix}kind"
-            else:
-                nearest = difflib.get_close_matches(str(key), allowed, n=1)
-                hint = f"did you mean {nearest[0]}? " if nearest else ""
-                hint += f"allowed: {', '.join(allowed)}"
-            section = " ".join([prefix.rstrip(".") or "a recipe", *([str(data["kind"])] if "kind" in data else [])])
-            raise RecipeError(f"{prefix}{key} is not a setting of {section}; {hint}")
-        selected |= _check_keys(hints[key], value, f"{prefix}{key}.")
-    return selected
-
-
-def _dataclass_for(kind: Any, data: Mapping[str, Any], prefix: str) -> Any:
-    """The dataclass for a mapping; if there are several, the one with the mapping's `kind`."""
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    options = tuple(o for o in options if is_dataclass(o))
-    matching = [o for o in options if "kind" not in data or data["kind"] in _kinds(o)]
-    if options and "kind" in data and not matching:
-        allowed = ", ".join(str(kind) for o in options for kind in _kinds(o))
-        raise RecipeError(f"{prefix}kind is {data['kind']!r}; allowed: {allowed}")
-    if len(matching) > 1:
-        raise RecipeError(f"{prefix}kind is missing; allowed: {', '.join(str(_kind(o)) for o in options)}")
-    return matching[0] if matching else None
-
-
-def _kind(option: Any) -> Any:
-    return next((f.default for f in fields(option) if f.name == "kind"), None)
-
-
-def _kinds(option: Any) -> tuple[Any, ...]:
-    """The kinds of a dataclass: one, or several if it handles several."""
-    hint = get_type_hints(option).get("kind")
-    return get_args(hint) or (_kind(option),)
-
-
-def _explain(error: Any) -> str:
-    path = ".".join(str(key) for key in error["loc"] if not str(key)[:1].isupper())
-    cause = error.get("ctx", {}).get("error")
-    if isinstance(cause, RecipeError):
-        return str(cause)
-    return f"{path or 'the recipe'} is {error['input']!r}: {error['msg'].lower()}"
-
-
-def _plain_data(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain_data(inner) for key, inner in value.items()}
-    return [_plain_data(inner) for inner in value] if isinstance(value, list | tuple) else value

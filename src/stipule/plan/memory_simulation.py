@@ -213,8 +213,13 @@ def _rollout_peak(policy: MaskedPolicy, recipe: Recipe, rows: int, prompt_length
             logits = policy.logits(canvas, mask, canvas.bool(), candidates)
         else:
             logits = policy.lm_head(kv_cache.hidden_states(torch.arange(rows), canvas, mask, canvas.bool(), candidates))
-        is_argmax = torch.zeros(candidates, dtype=torch.bool) if recipe.pruning.temporal.cutoff > 0 else None
+        temporal = recipe.pruning.temporal
+        finishes = temporal.planned_cutoff.fraction > 0 or temporal.finish_window(sampler.gen_length) > 0
+        is_argmax = torch.zeros(candidates, dtype=torch.bool) if finishes else None
+        # A rule of your own reads the log-probabilities of all candidates after the tokens are sampled.
+        log_probs = None if isinstance(sampler.remasking, str) else logits.log_softmax(1)
         sample_tokens(logits, torch.zeros(candidates), sampler.temperature, is_argmax, torch.tensor([policy.mask_id]))
+        del log_probs
     return allocated.peak
 
 

@@ -46,7 +46,7 @@ def expectation_note(recipe: Recipe) -> str:
     if spatial.ratio > 0:
         count = "the scheduled number of" if spatial.schedule else f"{num_anchors(spatial.ratio, sampler.gen_length)}"
         expected.append(f"{count} anchors in each row that has any")
-    uses_confidence = pruning.temporal.kind != "constant" or sampler.confidence_threshold is not None
+    uses_confidence = pruning.temporal.finish_window(sampler.gen_length) > 0 or sampler.confidence_threshold is not None
     if uses_confidence:
         expected.append("no token unmasked early by its confidence")
     unknown = {

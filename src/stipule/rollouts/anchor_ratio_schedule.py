@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from stipule.errors import RecipeError
+
+
+@runtime_checkable
+class AnchorRatioSchedule(Protocol):
+    """How much of gamma is used: `pruning.spatial.schedule`."""
+
+    @property
+    def uses_accuracy(self) -> bool:
+        """Whether `ratio_at` reads the accuracy, which the run then stores for every problem."""
+        ...
+
+    def ratio_at(self, ratio: float, step: int, accuracy: float | None) -> float:
+        """gamma, at most `ratio`, of a problem at an RL step (from 0); None: the problem was never sampled."""
+        ...
+
+    def min_ratio(self, ratio: float) -> float:
+        """The smallest gamma that a problem can get."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from stipule.atomic_io import replace_file
 from stipule.errors import CheckpointError
 from stipule.models.masked_policy import MaskedPolicy
-from stipule.rollouts.pruning import Anchors, SpatialPruning, select_anchors
+from stipule.rollouts.pruning import Anchors, SpatialPruning, anchor_priority, select_anchors
 from stipule.tasks.problem import Problem, Task
 from stipule.types import Rollouts
 
@@ -91,10 +91,10 @@ class AnchorStore:
         if spatial.only_correct:  # otherwise the errors of the base model travel with its anchors
             eligible &= self.table["correct"][rows][:, None]
         confidence = self.table["confidence"][rows]
-        fixed_mask = select_anchors(
-            eligible, confidence, ratios or spatial.ratio, spatial.keep, noise, spatial.ratio_of
-        )
-        return Anchors(self.table["token_ids"][rows].long(), fixed_mask).repeat(num_generations)
+        token_ids = self.table["token_ids"][rows].long()
+        keep = anchor_priority(spatial.keep, token_ids, eligible, confidence, noise)
+        fixed_mask = select_anchors(eligible, confidence, ratios or spatial.ratio, keep, noise, spatial.ratio_of)
+        return Anchors(token_ids, fixed_mask).repeat(num_generations)
 
     def save(self, path: Path, policy: MaskedPolicy, finished: bool = True) -> None:
         """Writes the store to one file, whole or not at all."""

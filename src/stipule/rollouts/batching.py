@@ -23,6 +23,7 @@ from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.pruning import TemporalPruning
 from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, unmask_schedule
+from stipule.rollouts.unmasking import UnmaskingRule
 from stipule.types import Prompts
 
 
@@ -39,7 +40,7 @@ class BatchingOptions(Protocol):
     @property
     def block_schedule(self) -> BlockSchedule: ...
     @property
-    def remasking(self) -> str: ...
+    def remasking(self) -> str | UnmaskingRule: ...
     @property
     def stop_at_eos(self) -> bool: ...
     @property

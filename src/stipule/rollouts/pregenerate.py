@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from stipule.errors import RecipeError
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import is_sharded
+from stipule.object_import import settings_of
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
@@ -88,7 +89,7 @@ def pregenerate(
     check_prompt_lengths(policy, problems, sampler.gen_length)
     store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
     settings = {
-        **asdict(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
+        **settings_of(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
     }  # fmt: skip
     earlier = {"confidence": "when_unmasked", **unfinished_store.settings} if unfinished_store is not None else settings
     if changed := [k for k in settings if earlier.get(k) != settings[k]]:

@@ -4,15 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stipule.errors import RecipeError
-from stipule.rollouts.anchor_ratio_schedule import Annealed, ByDifficulty
+from stipule.errors import RecipeError, StipuleError
+from stipule.object_import import kind_of
+from stipule.rollouts.anchor_ratio_schedule import AnchorRatioSchedule, Annealed, ByDifficulty
 from stipule.rollouts.schedule import Cutoff, Scope, floor_fraction, num_anchors
+from stipule.rollouts.unmasking import rows_above_threshold
+
+
+@runtime_checkable
+class AnchorRule(Protocol):
+    """Which eligible tokens of earlier responses are fixed first: `pruning.spatial.keep` of your own."""
+
+    def priority(
+        self,
+        token_ids: Int[Tensor, "Q L"],
+        eligible: Bool[Tensor, "Q L"],
+        confidence: Float[Tensor, "Q L"],
+        noise: Float[Tensor, "Q L"],
+    ) -> Float[Tensor, "Q L"]:
+        """A number for each token; in each response the eligible tokens with the highest numbers become anchors.
+
+        `pruning.spatial.ratio` decides how many. `noise` is uniform in [0, 1), newly drawn for each RL step; it also
+        decides between equal numbers. All tensors are on the CPU.
+        """
+        ...
+
+
+@runtime_checkable
+class TemporalRule(Protocol):
+    """When one forward pass unmasks all remaining tokens of a row: `pruning.temporal`."""
+
+    @property
+    def planned_cutoff(self) -> Cutoff:
+        """The cutoff that is known before the first forward pass; Cutoff() if none is. The planned cost is its cost."""
+        ...
+
+    def finish_window(self, gen_length: int) -> int:
+        """The most masks that `finishing_rows` may fill in a row; 0: it is never called."""
+        ...
+
+    def finishing_rows(
+        self, confidence: Float[Tensor, " M"], row: Int[Tensor, " M"], rows: Bool[Tensor, " A"]
+    ) -> Bool[Tensor, " A"]:
+        """Of `rows`, which have at most `finish_window` masks, those that their most probable tokens finish now.
+
+        `confidence` is the probability of the most probable token of each mask, `row` the index of its row in `rows`.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +67,9 @@ class SpatialPruning:
     # response: round(gamma L) tokens; eligible: n - floor((1 - gamma) n) of a response's n eligible tokens, as in the
     # authors' code
     ratio_of: Literal["response", "eligible"] = "response"
-    schedule: Annealed | ByDifficulty | None = None  # null: constant, as in the paper
-    keep: Literal["confident", "random"] = "confident"  # which tokens are fixed (table 7)
+    schedule: Annealed | ByDifficulty | AnchorRatioSchedule | None = None  # null: constant, as in the paper
+    # which tokens are fixed (table 7): the most confident ones, random ones, or by a rule of your own
+    keep: Literal["confident", "random"] | AnchorRule = "confident"
     # probability of a token when it was unmasked, or in one forward pass with the whole response masked, as in the
     # authors' code (one more forward pass per problem)
     confidence: Literal["when_unmasked", "fully_masked"] = "when_unmasked"
@@ -67,7 +112,7 @@ class SpatialPruning:
             )
         if self.schedule is not None and self.schedule.min_ratio(self.ratio) >= self.ratio:
             raise RecipeError(
-                f"pruning.spatial.schedule is {self.schedule.kind}, but with ratio {self.ratio} it has no smaller "
+                f"pruning.spatial.schedule is {kind_of(self.schedule)}, but with ratio {self.ratio} it has no smaller "
                 "value to go to; the ratio is the largest fraction that is fixed; raise pruning.spatial.ratio, or "
                 "remove the schedule"
             )
@@ -89,8 +134,6 @@ class FixedCutoff:
     # of the number of masks that are filled in it: floor(t_cutoff L), or ceil as in the authors' code
     rounding: Literal["floor", "ceil"] = "floor"
 
-    threshold: ClassVar[None] = None  # confidence plays no part
-
     def __post_init__(self) -> None:
         if not 0 <= self.cutoff < 1:
             raise RecipeError(
@@ -106,6 +149,12 @@ class FixedCutoff:
     def finish_window(self, gen_length: int) -> int:
         """The number of masks at which confidence may finish a row: none."""
         return 0
+
+    def finishing_rows(
+        self, confidence: Float[Tensor, " M"], row: Int[Tensor, " M"], rows: Bool[Tensor, " A"]
+    ) -> Bool[Tensor, " A"]:
+        """None: the schedule alone decides."""
+        return torch.zeros_like(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +191,14 @@ class ConfidenceCutoff:
         """The number of masks at which confidence may finish a row."""
         return floor_fraction(self.cutoff, gen_length)
 
+    def finishing_rows(
+        self, confidence: Float[Tensor, " M"], row: Int[Tensor, " M"], rows: Bool[Tensor, " A"]
+    ) -> Bool[Tensor, " A"]:
+        """Of `rows`, those whose confidence reaches the threshold at every mask."""
+        return rows_above_threshold(confidence, row, rows, self.threshold)
 
-TemporalPruning = FixedCutoff | ConfidenceCutoff
+
+TemporalPruning = FixedCutoff | ConfidenceCutoff | TemporalRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +239,7 @@ def select_anchors(
     eligible: Bool[Tensor, "B L"],
     confidence: Float[Tensor, "B L"],
     ratio: float | Sequence[float],
-    keep: Literal["confident", "random"],
+    keep: Literal["confident", "random"] | Float[Tensor, "B L"],
     noise: Float[Tensor, "B L"],
     ratio_of: Literal["response", "eligible"] = "response",
 ) -> Bool[Tensor, "B L"]:
@@ -193,8 +248,8 @@ def select_anchors(
     With `ratio_of` eligible m is n - floor((1 - gamma) n), where n is the row's number of eligible positions.
     `ratio` is gamma, one for all rows or one for each. `confident` fixes the most confident tokens and leaves the
     uncertain ones to exploration (table 7); `noise` decides between equal confidences, which float precision makes
-    common at 1.0. The paper writes a Bernoulli e_i; an exact count is what its low-confidence rule and its cost formula
-    need (docs/decisions.md, row 3).
+    common at 1.0. `keep` may also be priorities, in place of the confidences (`anchor_priority`). The paper writes a
+    Bernoulli e_i; an exact count is what its low-confidence rule and its cost formula need (docs/decisions.md, row 3).
     """
     rows, gen_length = eligible.shape
     ratios = [ratio] * rows if isinstance(ratio, int | float) else ratio
@@ -205,11 +260,35 @@ def select_anchors(
         counts = [n - floor_fraction(1 - gamma, n) for gamma, n in zip(ratios, num_eligible, strict=True)]
     count = torch.tensor(counts)
     order = noise.argsort(dim=1, descending=True)
-    if keep == "confident":
-        by_confidence = confidence.gather(1, order).argsort(dim=1, descending=True, stable=True)
+    if not isinstance(keep, str) or keep == "confident":
+        priority = confidence if isinstance(keep, str) else keep
+        by_confidence = priority.gather(1, order).argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, by_confidence)
     # Stable: the eligible positions keep their order.
     eligible_first = eligible.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, eligible_first)
     selected = torch.zeros_like(eligible).scatter(1, order, torch.arange(gen_length) < count[:, None])
     return selected & eligible
+
+
+def anchor_priority(
+    keep: Literal["confident", "random"] | AnchorRule,
+    token_ids: Int[Tensor, "Q L"],
+    eligible: Bool[Tensor, "Q L"],
+    confidence: Float[Tensor, "Q L"],
+    noise: Float[Tensor, "Q L"],
+) -> Literal["confident", "random"] | Float[Tensor, "Q L"]:
+    """`keep` for `select_anchors`: the priorities of a rule of your own.
+
+    Raises StipuleError for a tensor of another shape, or with NaN.
+    """
+    if isinstance(keep, str):
+        return keep
+    priority = keep.priority(token_ids, eligible, confidence, noise)
+    if priority.shape != eligible.shape or bool(priority.isnan().any()):
+        raise StipuleError(
+            f"pruning.spatial.keep: {type(keep).__name__}.priority returned a tensor of shape {tuple(priority.shape)} "
+            f"with {int(priority.isnan().sum())} NaN; it must return a number for each token, in the shape "
+            f"{tuple(eligible.shape)}"
+        )
+    return priority

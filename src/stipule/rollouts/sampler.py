@@ -23,7 +23,7 @@ from stipule.rollouts.prompt_lengths import check_sequence_length
 from stipule.rollouts.pruning import Anchors, FixedCutoff, TemporalPruning
 from stipule.rollouts.schedule import BlockSchedule, check_sizes
 from stipule.rollouts.token_sampling import sample_tokens
-from stipule.rollouts.unmasking import candidate_positions, rows_above_threshold, top_k_positions
+from stipule.rollouts.unmasking import UnmaskingRule, candidate_positions, checked_priority, top_k_positions
 from stipule.types import Prompts, Rollouts
 
 
@@ -68,7 +68,8 @@ class SemiAutoregressiveSampler:
     # fixed: it takes as many as a block without, with fewer tokens each, as in the authors' code.
     block_schedule: BlockSchedule = "carry"
     temperature: float = 0.9  # table 8; 0 is greedy
-    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    # which masked positions are unmasked first: the most confident ones, random ones, or by a rule of your own
+    remasking: Literal["low_confidence", "random"] | UnmaskingRule = "low_confidence"
     # Where the first forward pass of a rollout begins. confident: where the model is most certain, so all rollouts of
     # a group begin alike. random: one of its tokens is at a uniformly random position of the first block.
     first_position: Literal["confident", "random"] = "confident"
@@ -154,6 +155,9 @@ class SemiAutoregressiveSampler:
                     noise.position_noise[call.index], candidates, self.block_length, call.lookahead
                 )
             logits = queue.forward(call, candidates)  # pi_theta(. | x_t)
+            rule = None if isinstance(self.remasking, str) else self.remasking
+            # Before the tokens are sampled, which changes the logits.
+            log_probs = None if rule is None else logits.index_fill(1, excluded_ids, float("-inf")).log_softmax(1)
             row, position = torch.nonzero_static(candidates, size=call.num_candidates).unbind(1)
             uniform = noise.uniform[(call.step % len(noise.uniform))[row], call.index[row], position]
             token, confidence, num_transfer_tokens = self._sample(logits, uniform, row, call, temporal, excluded_ids)
@@ -162,8 +166,12 @@ class SemiAutoregressiveSampler:
             confidences = torch.zeros_like(masked, dtype=torch.float32).masked_scatter(candidates, confidence)
             position_noise = noise.position_noise[call.index]
             is_first_pass = call.step == 0
+            priority = position_noise if self.remasking == "random" else confidences
+            if rule is not None and log_probs is not None:
+                own = checked_priority(rule, log_probs, token, confidence, position_noise[candidates])
+                priority = torch.zeros_like(confidences).masked_scatter(candidates, own)
             unmask = self._choose_positions(
-                masked, candidates, confidences, position_noise, num_transfer_tokens, is_first_pass
+                masked, candidates, confidences, priority, position_noise, num_transfer_tokens, is_first_pass
             )
             canvas.unmask(call, unmask, tokens, confidences)
             queue.advance(call, unmask)
@@ -174,15 +182,15 @@ class SemiAutoregressiveSampler:
         masked: Bool[Tensor, "A L"],
         candidates: Bool[Tensor, "A L"],
         confidences: Float[Tensor, "A L"],
+        priority: Float[Tensor, "A L"],
         position_noise: Float[Tensor, "A L"],
         num_transfer_tokens: Int[Tensor, " A"],
         is_first_pass: Bool[Tensor, " A"],
     ) -> Bool[Tensor, "A L"]:
         """The unmasking rule: which candidates this forward pass unmasks, the positions with m_i = 0 of eq. 6."""
-        priority = position_noise if self.remasking == "random" else confidences
         if self.first_position == "random":
             begins = top_k_positions(position_noise, candidates, self.block_length, is_first_pass.long())
-            priority = priority.masked_fill(begins, 2.0)  # above every confidence
+            priority = priority.masked_fill(begins, 2.0)  # above every confidence and every rank
         unmask = top_k_positions(priority, candidates, self.block_length, num_transfer_tokens)
         if self.confidence_threshold is not None:
             in_reach = candidate_positions(masked, num_transfer_tokens, self.block_length)
@@ -200,18 +208,18 @@ class SemiAutoregressiveSampler:
     ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"], Int[Tensor, " A"]]:
         """Stage 2a: tokens of x_hat ~ pi(. | x_t) (eq. 6, 8). Stage 2b: their argmax, all in one step (eq. 9).
 
-        Also returns how many tokens of each row to unmask. With a confidence cutoff, a row whose remaining argmax
-        tokens all reach the threshold is finished by them.
+        Also returns how many tokens of each row to unmask. With a confidence cutoff, the remaining argmax tokens finish
+        a row if they all reach the threshold.
         """
         finishing = None
-        if temporal.threshold is not None and call.any_may_finish:
+        if call.any_may_finish:
             finishing = sample_tokens(logits, uniform, 0.0, None, excluded_ids)
         is_argmax = call.is_argmax[row] if call.any_argmax else None
         token, confidence = sample_tokens(logits, uniform, self.temperature, is_argmax, excluded_ids)
-        if finishing is None or temporal.threshold is None:
+        if finishing is None:
             return token, confidence, call.num_transfer_tokens
         argmax_token, argmax_confidence = finishing
-        finishes = rows_above_threshold(argmax_confidence, row, call.may_finish, temporal.threshold)
+        finishes = temporal.finishing_rows(argmax_confidence, row, call.may_finish)
         return (
             torch.where(finishes[row], argmax_token, token),
             torch.where(finishes[row], argmax_confidence, confidence),

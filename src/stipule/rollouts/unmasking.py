@@ -2,9 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from stipule.errors import StipuleError
+
+
+@runtime_checkable
+class UnmaskingRule(Protocol):
+    """Which masked positions a forward pass unmasks first: `sampler.remasking` of your own."""
+
+    def priority(
+        self,
+        log_probs: Float[Tensor, "M V"],
+        token: Int[Tensor, " M"],
+        confidence: Float[Tensor, " M"],
+        position_noise: Float[Tensor, " M"],
+    ) -> Float[Tensor, " M"]:
+        """A finite number for each of the M candidates of the rows that share a forward pass.
+
+        In each row those with the highest number are unmasked, as many as the schedule says; of equal ones the first.
+        `log_probs` are those of the model at temperature 1, -inf where a token is never sampled; `token` is the one
+        that would be unmasked, and `confidence` its probability. `position_noise` is uniform in [0, 1), and the same
+        for a position in every forward pass of a rollout. A number must depend on its own candidate only.
+        """
+        ...
+
+
+def checked_priority(
+    rule: UnmaskingRule,
+    log_probs: Float[Tensor, "M V"],
+    token: Int[Tensor, " M"],
+    confidence: Float[Tensor, " M"],
+    position_noise: Float[Tensor, " M"],
+) -> Float[Tensor, " M"]:
+    """The order of a rule's priorities as numbers in [0, 1), which is what `top_k_positions` needs.
+
+    Equal priorities stay equal. Raises StipuleError for another shape, or a number that is not finite.
+    """
+    priority = rule.priority(log_probs, token, confidence, position_noise)
+    if priority.shape != token.shape or not bool(priority.isfinite().all()):
+        values = "" if priority.shape != token.shape else ", not all of them finite"
+        raise StipuleError(
+            f"sampler.remasking: {type(rule).__name__}.priority returned a tensor of shape {tuple(priority.shape)}"
+            f"{values}; it must return a finite number for each of the {len(token)} candidates"
+        )
+    values_in_order, order = priority.sort()
+    rank = (values_in_order.diff(prepend=values_in_order[:1]) != 0).cumsum(0)
+    return torch.zeros_like(confidence).scatter(0, order, rank.to(confidence.dtype) / max(1, len(token)))
 
 
 def candidate_positions(

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from stipule.estimators.estimator import Estimator
 from stipule.rollouts.pruning import Pruning
+from stipule.rollouts.unmasking import UnmaskingRule
 from stipule.trainer.arguments import offered_arguments
 
 Config = TypeVar("Config")
@@ -84,11 +85,11 @@ class DiffusionGRPOConfig:
 
     diffusion_steps: int | None = None  # N, forward passes of a rollout without pruning; None: two tokens in each
     block_length: int | None = None  # tokens; None: 32, or the whole response if 32 does not divide its length
-    remasking: str = "low_confidence"  # the order of unmasking; or random
+    remasking: UnmaskingRule | str = "low_confidence"  # the order of unmasking; random, or a rule of your own
     confidence_threshold: float | None = None  # also unmask every token of the block that is at least this probable
     pruning: Pruning | None = None  # e.g. STP(gamma=0.05, t_cutoff=0.05); None: none
-    # an object, or a kind with its default settings; None: the ELBO with exact, stratified, cyclic masks, whose weights
-    # are bounded, as in the quickstart
+    # an object, or a kind with its default settings (built in, or path/to/file.py:Class); None: the ELBO with exact,
+    # stratified, cyclic masks, whose weights are bounded, as in the quickstart
     estimator: Estimator | str | None = None
     answer_column: str | None = None  # column of the correct answer, which anchors never contain
     overrides: Sequence[str] = ()  # any other setting of a recipe, as section.key=value

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from stipule.config.recipe import parse_recipe
 from stipule.errors import RecipeError
 from stipule.estimators.elbo import Elbo
 from stipule.estimators.estimator import Estimator
+from stipule.object_import import settings_of
 from stipule.trainer.config import DiffusionGRPOConfig
 from stipule.training.settings import Recipe
 
@@ -24,7 +24,7 @@ def recipe_of(args: DiffusionGRPOConfig, model: str, task: Mapping[str, Any], nu
         "task": task,
         "model": {"path": model, **_model_section(args)},
         "sampler": _sampler_section(args),
-        "pruning": asdict(args.pruning) if args.pruning is not None else {},
+        "pruning": settings_of(args.pruning) if args.pruning is not None else {},
         "estimator": _estimator_section(args.estimator),
         "advantage": _advantage_section(args),
         "objective": _objective_section(args),
@@ -68,7 +68,7 @@ def _sampler_section(args: DiffusionGRPOConfig) -> dict[str, Any]:
         "gen_length": length,
         "block_length": block,
         "steps": args.diffusion_steps or (length // block) * max(1, block // 2),
-        "remasking": args.remasking,
+        "remasking": settings_of(args.remasking),
         "temperature": args.temperature,
         "confidence_threshold": args.confidence_threshold,
     }
@@ -78,7 +78,7 @@ def _estimator_section(estimator: Estimator | str | None) -> dict[str, Any]:
     if isinstance(estimator, str):
         return {"kind": estimator}
     chosen = estimator or Elbo(masks="exact", timestep_sampling="stratified", subsets="cyclic")
-    return asdict(chosen)  # type: ignore[call-overload]
+    return dict(settings_of(chosen))
 
 
 def _advantage_section(args: DiffusionGRPOConfig) -> dict[str, Any]:

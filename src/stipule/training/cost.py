@@ -11,7 +11,6 @@ from typing import Any
 from stipule.models.families import family_of
 from stipule.rollouts.schedule import (
     UnmaskSchedule,
-    floor_fraction,
     llada_transfer_schedule,
     masks_per_block,
     num_anchors,
@@ -162,9 +161,7 @@ def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:
     is_random = recipe.sampler.remasking == "random"
     candidates = schedule.num_transfer_tokens if is_random else schedule.num_candidates
     temporal = recipe.pruning.temporal
-    if temporal.kind == "constant":
-        return candidates
-    window = floor_fraction(temporal.cutoff, recipe.sampler.gen_length)
+    window = temporal.finish_window(recipe.sampler.gen_length)
     remaining = [sum(schedule.num_transfer_tokens[step:]) for step in range(schedule.nfe)]
     return tuple(left if left <= window else count for left, count in zip(remaining, candidates, strict=True))
 

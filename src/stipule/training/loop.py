@@ -6,13 +6,13 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from stipule.errors import DivergenceError, RewardError
 from stipule.evaluation.agreement import compute_agreement
+from stipule.object_import import settings_of
 from stipule.rng import make_generator
 from stipule.tasks.problem import Problem
 from stipule.training.alarm_monitor import AlarmMonitor
@@ -50,7 +50,7 @@ def _train(recipe: Recipe, folder: RunFolder, watch: Watch) -> TrainState:
     held_out = recipe.task.problems("test")[: settings.evaluate_problems] if settings.evaluate_every else ()
     run = start_run(recipe, folder, problems, watch)
     monitor = AlarmMonitor(recipe.alarms, folder, watch, run.state.step)
-    trackers = Trackers(recipe.tracking, folder.path, asdict(recipe))
+    trackers = Trackers(recipe.tracking, folder.path, settings_of(recipe))
     with stop_after_step() as stop_signal, closing(trackers):
         for step in range(run.state.step, settings.steps):
             batch = problems_of_step(problems, settings.prompts_per_step, settings.seed, step)

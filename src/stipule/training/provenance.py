@@ -1,10 +1,14 @@
-"""Where a result was computed: the processor and its instruction set, and the commit of the code."""
+"""Where a result was computed: the processor and its instruction set, the commit of the code, and files of your own."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from stipule.object_import import import_object, is_reference, source_hash
 
 # Flags of /proc/cpuinfo: x86 has the first two, ARM the third.
 BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -75,6 +79,30 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
         return None
     head, changed = _git(folder, "rev-parse", "--short=12", "HEAD"), _git(folder, "status", "--porcelain", "-uno")
     return head if not (head and changed) else f"{head}+"
+
+
+def custom_code(recipe: Mapping[str, Any]) -> dict[str, str | None]:
+    """Each class and reward function of your own in a recipe, with the SHA-256 of its file; None if it has no file.
+
+    `recipe` is plain data. Raises RecipeError if one cannot be imported.
+    """
+    return {name: source_hash(import_object(name, setting)) for setting, name in _references(recipe)}
+
+
+def changed_code(before: Mapping[str, Any], now: Mapping[str, str | None]) -> list[str]:
+    """The names whose file is not the recorded one. Files that were not recorded are left out."""
+    return [name for name, sha256 in now.items() if name in before and before[name] != sha256]
+
+
+def _references(value: Any, setting: str = "") -> Iterator[tuple[str, str]]:
+    """Setting and name of each `kind`, and of each item of a list of `functions`, that is the user's own."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _references(inner, f"{setting}.{key}" if setting else str(key))
+    elif isinstance(value, list) and setting.endswith("reward.functions"):
+        yield from ((setting, name) for name in value if is_reference(name))
+    elif setting.endswith(".kind") and is_reference(value):
+        yield setting, value
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -17,7 +17,14 @@ from stipule import __version__
 from stipule.atomic_io import append_text, make_folder, replace_file
 from stipule.errors import CheckpointError, RecipeError
 from stipule.file_lock import LOCK, sole_writer
-from stipule.training.provenance import commit, cpu_flags, instruction_set, processor
+from stipule.training.provenance import (
+    changed_code,
+    commit,
+    cpu_flags,
+    custom_code,
+    instruction_set,
+    processor,
+)
 
 STATE_FILE = "train_state.json"  # in each checkpoint: the state of the run beside weights and optimizer
 FORMAT = 2  # of a run folder; 1 had other names of settings and metrics
@@ -45,7 +52,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: str) -> RunFolder:
-        """A new run. Raises RecipeError if the folder contains anything."""
+        """A new run. Raises RecipeError if the folder contains anything, or if code of your own cannot be imported."""
+        code = custom_code(_parse_yaml(recipe or "{}"))
         occupied = RecipeError(
             f"{path} already holds {'a run' if (path / 'recipe.yaml').exists() else 'other files'}; nothing was "
             "changed; continue it with --resume (from Python: resume=True), or give another folder"
@@ -57,7 +65,8 @@ class RunFolder:
         with folder.sole_writer():
             if any(file.name != LOCK for file in path.iterdir()):
                 raise occupied
-            replace_file(path / "environment.json", lambda p: p.write_text(json.dumps(environment(), indent=2) + "\n"))
+            record = environment() | ({"custom_code": code} if code else {})
+            replace_file(path / "environment.json", lambda p: p.write_text(json.dumps(record, indent=2) + "\n"))
             replace_file(path / "recipe.yaml", lambda p: p.write_text(recipe))
         return folder
 
@@ -79,6 +88,7 @@ class RunFolder:
                 "resumed run must repeat it exactly; give the same recipe and overrides, or start again with another "
                 "--out"
             )
+        _check_code(path, _parse_yaml(recipe or "{}"))
         folder = cls(path)
         with folder.sole_writer():
             replace_file(recipe_path, lambda p: p.write_text(recipe))
@@ -170,6 +180,21 @@ def check_format(path: Path) -> None:
         raise CheckpointError(
             f"{path} was written by an earlier version of stipule, whose settings and metrics had other names "
             "(docs/names.md); start the run again with another --out"
+        )
+
+
+def _check_code(path: Path, recipe: Mapping[str, Any]) -> None:
+    """Raises RecipeError if a file of your own is not as it was when the run was started."""
+    try:
+        saved = json.loads((path / "environment.json").read_text())
+        recorded = dict(saved.get("custom_code", {}))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # the file is missing or damaged
+    if changed := changed_code(recorded, custom_code(recipe)):
+        raise RecipeError(
+            f"{path} was started with other code in {', '.join(changed)}: the file has another SHA-256 than its "
+            "environment.json says; a resumed run must repeat its steps exactly; restore the file, or start again with "
+            "another --out"
         )
 
 

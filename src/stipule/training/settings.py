@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from stipule.errors import RecipeError
 from stipule.estimators.autoregressive import Autoregressive
 from stipule.estimators.coupled import Coupled
 from stipule.estimators.elbo import Elbo
+from stipule.estimators.estimator import Estimator
 from stipule.estimators.mean_log_prob import MeanLogProb
 from stipule.estimators.one_step import OneStep
 from stipule.estimators.spg import Spg
 from stipule.estimators.trajectory import Trajectory
 from stipule.estimators.unigrpo import UniGrpo
 from stipule.models.loading import ModelConfig
-from stipule.objectives.advantage import GroupRelative, Rloo, Wd1Weights
+from stipule.object_import import kind_of
+from stipule.objectives.advantage import AdvantageFunction, GroupRelative, Rloo, Wd1Weights
 from stipule.objectives.grpo import Grpo
 from stipule.objectives.gspo import Gspo
+from stipule.objectives.objective import Objective
 from stipule.objectives.reinforce import Reinforce
 from stipule.rollouts.pruning import Pruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
@@ -25,15 +29,17 @@ from stipule.tasks.countdown import Countdown
 from stipule.tasks.custom import Custom
 from stipule.tasks.gsm8k import Gsm8k
 from stipule.tasks.math import Math
+from stipule.tasks.problem import Task
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.alarms import Alarms
 from stipule.training.tracking import Tracker
 
-# The classes that `kind:` selects from. To add one, add its name here.
-AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom
-AnyEstimator = Elbo | MeanLogProb | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive
-AnyAdvantage = GroupRelative | Rloo | Wd1Weights
-AnyObjective = Grpo | Gspo | Reinforce
+# The classes that `kind:` selects from. To add one, add its name here. The last of each row is the protocol, which a
+# class of your own follows (docs/custom-parts.md).
+AnyTask = Sudoku | Countdown | Gsm8k | Math | Arithmetic | Custom | Task
+AnyEstimator = Elbo | MeanLogProb | OneStep | UniGrpo | Spg | Coupled | Trajectory | Autoregressive | Estimator
+AnyAdvantage = GroupRelative | Rloo | Wd1Weights | AdvantageFunction
+AnyObjective = Grpo | Gspo | Reinforce | Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,9 @@ class Recipe:
     alarms: Alarms = field(default_factory=Alarms)
     tracking: tuple[Tracker, ...] = ()  # trackers that receive a copy of metrics.jsonl
 
+    # Read where a recipe is validated: an instance of a protocol is valid as it is.
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}
+
     def __post_init__(self) -> None:
         if self.sampler.cache is not None and self.model.attention == "flash_attention_2":
             raise RecipeError(
@@ -145,14 +154,15 @@ class Recipe:
         if not self.estimator.depends_on_advantage:
             return
         if not self.advantage.has_both_signs:
+            is_wd1 = isinstance(self.advantage, Wd1Weights)
             raise RecipeError(
-                f"estimator.kind is {self.estimator.kind}, which needs advantages of both signs, but advantage.kind "
-                f"{self.advantage.kind} with positive_only=true gives none below 0; set advantage.positive_only=false, "
-                "or advantage.kind=group_relative"
+                f"estimator.kind is {kind_of(self.estimator)}, which needs advantages of both signs, but "
+                f"advantage.kind {kind_of(self.advantage)}{' with positive_only=true' if is_wd1 else ''} gives none "
+                f"below 0; set {'advantage.positive_only=false, or ' if is_wd1 else ''}advantage.kind=group_relative"
             )
         if self.objective.beta > 0:
             raise RecipeError(
-                f"objective.beta is {self.objective.beta}, but estimator.kind {self.estimator.kind} estimates a "
+                f"objective.beta is {self.objective.beta}, but estimator.kind {kind_of(self.estimator)} estimates a "
                 "different bound for each sign of the advantage, so the KL to the reference would depend on the "
                 "reward; set objective.beta=0, or estimator.kind=elbo"
             )
@@ -175,7 +185,7 @@ class Recipe:
                 "sampler.first_position is random with remasking random, where every position is random; leave "
                 "first_position out, or set sampler.remasking=low_confidence"
             )
-        if self.estimator.kind == "mean_log_prob" and self.objective.kind == "gspo":
+        if isinstance(self.estimator, MeanLogProb) and isinstance(self.objective, Gspo):
             sentences.append(
                 "objective.kind is gspo with estimator.kind mean_log_prob, whose score is no log-likelihood, so its "
                 "ratio of sequences is no ratio of probabilities; set estimator.kind=elbo, or objective.kind=grpo"

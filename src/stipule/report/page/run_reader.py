@@ -112,9 +112,10 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 def planned_cutoff(temporal: Mapping[str, Any]) -> Cutoff:
     """The cutoff in the schedule of a recorded run. Raises KeyError, TypeError or ValueError if the record lacks it.
 
-    With a confidence cutoff it is not known beforehand which rows are cut, so the schedule has no cut.
+    With a confidence cutoff, or a class of your own, it is not known beforehand which rows are cut: the schedule has no
+    cut.
     """
-    if temporal.get("kind") == "confident":
+    if temporal.get("kind", "constant") != "constant":
         return Cutoff()
     tail, rounding = temporal.get("tail", "argmax"), temporal.get("rounding", "floor")
     return Cutoff(float(temporal["cutoff"]), temporal["scope"], tail, rounding)

@@ -55,7 +55,8 @@ def savings(run: Run) -> dict[str, Any] | None:
     temporal, rest = unpruned - spatial - scheduled, scheduled - eos - spent
     has_hints = pruning["spatial"].get("when") == "group_failed"
     hints = max(0.0, -rest) if has_hints else 0.0
-    uses_confidence = pruning["temporal"].get("kind") == "confident" or sampler.get("confidence_threshold") is not None
+    follows_schedule = pruning["temporal"].get("kind", "constant") == "constant"
+    uses_confidence = not follows_schedule or sampler.get("confidence_threshold") is not None
     confidence = rest + hints if uses_confidence else 0.0
     return {
         "unpruned": unpruned,
