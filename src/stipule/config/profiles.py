@@ -11,7 +11,7 @@ from stipule.training.provenance import has_bfloat16_units
 
 
 def fast_profile(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What costs least on the testbeds without a loss of accuracy that five seeds show (docs/results.md).
+    """What costs least on the testbeds without a loss of accuracy that 5 to 10 seeds show (docs/results.md).
 
     Rollouts are approximate, and `training.agreement_every` logs how much they differ. `model`: the model section as
     written; float32 weights are multiplied in bfloat16 where the device has units for it.
