@@ -90,6 +90,7 @@ def test_fractions_are_rounded_as_decimal_numbers():
     assert floor_fraction(0.05, 256) == 12
     assert [num_anchors(g, 256) for g in (0.05, 0.1)] == [13, 26]
     assert num_anchors(0.125, 20) == 3  # 2.5: halves upwards
+    assert [num_anchors(0.05, n, "eligible") for n in (0, 1, 20, 21, 256)] == [0, 1, 1, 2, 13]
 
 
 @pytest.mark.parametrize(

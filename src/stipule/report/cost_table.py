@@ -44,8 +44,10 @@ def expectation_note(recipe: Recipe) -> str:
     spatial = pruning.spatial
     expected = ["rows of full length with an advantage"]
     if spatial.ratio > 0:
-        count = "the scheduled number of" if spatial.schedule else f"{num_anchors(spatial.ratio, sampler.gen_length)}"
-        expected.append(f"{count} anchors in each row that has any")
+        number = num_anchors(spatial.ratio, sampler.gen_length, spatial.ratio_of)
+        count = "the scheduled number of" if spatial.schedule else f"{number}"
+        eligible = " (of all its tokens, fewer where fewer are eligible)" if spatial.ratio_of == "eligible" else ""
+        expected.append(f"{count} anchors{eligible} in each row that has any")
     uses_confidence = pruning.temporal.finish_window(sampler.gen_length) > 0 or sampler.confidence_threshold is not None
     if uses_confidence:
         expected.append("no token unmasked early by its confidence")

@@ -257,7 +257,7 @@ def select_anchors(
         counts = [num_anchors(gamma, gen_length) for gamma in ratios]
     else:
         num_eligible = eligible.sum(1).tolist()
-        counts = [n - floor_fraction(1 - gamma, n) for gamma, n in zip(ratios, num_eligible, strict=True)]
+        counts = [num_anchors(gamma, n, ratio_of) for gamma, n in zip(ratios, num_eligible, strict=True)]
     count = torch.tensor(counts)
     order = noise.argsort(dim=1, descending=True)
     if not isinstance(keep, str) or keep == "confident":

@@ -33,9 +33,15 @@ def floor_fraction(fraction: float, length: int) -> int:
     return int(fraction * length + 1e-9)
 
 
-def num_anchors(ratio: float, gen_length: int) -> int:
-    """m = round(gamma L), halves upwards: the number of tokens that spatial pruning fixes (#S_fixed of section 3.1)."""
-    return floor_fraction(ratio * gen_length + 0.5, 1)
+def num_anchors(ratio: float, length: int, ratio_of: Literal["response", "eligible"] = "response") -> int:
+    """How many tokens spatial pruning fixes (#S_fixed of section 3.1).
+
+    m = round(gamma L), halves upwards, of a response of L tokens; n - floor((1 - gamma) n) of n eligible tokens, as in
+    the authors' code.
+    """
+    if ratio_of == "eligible":
+        return length - floor_fraction(1 - ratio, length)
+    return floor_fraction(ratio * length + 0.5, 1)
 
 
 def masks_per_block(gen_length: int, block_length: int, anchors: int) -> tuple[int, ...]:

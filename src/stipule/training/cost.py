@@ -118,10 +118,13 @@ def sampled_anchors(recipe: Recipe) -> dict[int, float]:
 
 
 def kept_anchors(recipe: Recipe) -> dict[int, float]:
-    """The fraction of rows whose response has each number of anchors: the expected mean over the run."""
+    """The fraction of rows whose response has each number of anchors: the expected mean over the run.
+
+    All tokens count as eligible, which only a response says.
+    """
     spatial, steps = recipe.pruning.spatial, recipe.training.steps
     ratios = [spatial.ratio_at(step, UNKNOWN_FRACTION) for step in range(steps if spatial.schedule else 1)]
-    counts = Counter(num_anchors(ratio, recipe.sampler.gen_length) for ratio in ratios)
+    counts = Counter(num_anchors(ratio, recipe.sampler.gen_length, spatial.ratio_of) for ratio in ratios)
     fractions = {anchors: count / len(ratios) for anchors, count in counts.items()}
     for may_have_none in (spatial.only_correct and spatial.ratio > 0, samples_twice(recipe)):
         if may_have_none:
