@@ -42,6 +42,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     "run": {"errors", "models", "training", "config", "report"},
+    "lm_eval": {"errors", "rng", "models", "rollouts", "evaluation", "config"},
 }
 # The packages that may import a library which is slow to load or which only one part of ours should know.
 OWNERS = {
@@ -52,6 +53,7 @@ OWNERS = {
     "rich": {"report", "cli", "commands"},
     "matplotlib": {"report"},
     "math_verify": {"tasks"},
+    "lm_eval": {"lm_eval"},
 }
 
 
