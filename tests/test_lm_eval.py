@@ -4,8 +4,10 @@ import json
 import math
 import subprocess
 import sys
-from importlib.metadata import entry_points
+import tomllib
+from importlib.metadata import EntryPoint
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,32 +27,13 @@ from stipule.lm_eval import AUTO_BATCH_SIZE, StipuleLM, cut_at
 from tests.toys import ConsistentPolicy, response
 
 PROBLEMS = 24
-TASK = """
-task: sudoku_4x4
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{puzzle}}}}"
-doc_to_target: "{{{{solution}}}}"
-generation_kwargs: {{until: []}}
-metric_list: [{{metric: exact_match}}]
-"""
+ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "examples" / "lm_eval"
 
 
 @pytest.fixture(scope="module")
 def problems():
     return stipule.Sudoku(prompt="compact").problems("test")[:PROBLEMS]
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory, problems):
-    """A folder with the task and its problems as lm_eval reads them."""
-    folder = tmp_path_factory.mktemp("tasks")
-    rows = [{key: problem.data[key] for key in ("puzzle", "solution")} for problem in problems]
-    (folder / "sudoku.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "sudoku.yaml").write_text(TASK.format(file=folder / "sudoku.jsonl"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +55,10 @@ def chat(model, problems):
     return [model.apply_chat_template([{"role": "user", "content": problem.prompt}]) for problem in problems]
 
 
-def test_a_task_of_lm_eval_gives_the_accuracy_and_the_texts_of_stipule_eval(model, tasks, evaluation):
-    manager = TaskManager(include_path=str(tasks))
+def test_a_task_of_lm_eval_gives_the_accuracy_and_the_texts_of_stipule_eval(model, evaluation):
+    manager = TaskManager(include_path=str(TASKS))
     result = lm_eval.simple_evaluate(
-        model, tasks=["sudoku_4x4"], task_manager=manager, apply_chat_template=True, bootstrap_iters=0
+        model, tasks=["sudoku_4x4"], task_manager=manager, apply_chat_template=True, limit=PROBLEMS, bootstrap_iters=0
     )
     assert result["results"]["sudoku_4x4"]["exact_match,none"] == evaluation.solved / PROBLEMS > 0
     texts = [sample["resps"][0][0] for sample in result["samples"]["sudoku_4x4"]]
@@ -83,12 +66,12 @@ def test_a_task_of_lm_eval_gives_the_accuracy_and_the_texts_of_stipule_eval(mode
 
 
 @pytest.mark.slow
-def test_the_command_of_lm_eval_runs_a_task_from_its_folder(tasks, evaluation, tmp_path):
+def test_the_command_of_lm_eval_runs_a_task_from_its_folder(evaluation, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "stipule.lm_eval", "--model", "stipule", "--model_args", "path=tiny/sudoku"),
-            *("--include_path", str(tasks), "--tasks", "sudoku_4x4", "--apply_chat_template", "--batch_size", "auto"),
-            *("--device", "cpu", "--output_path", str(tmp_path / "out")),
+            *("--include_path", str(TASKS), "--tasks", "sudoku_4x4", "--apply_chat_template", "--batch_size", "auto"),
+            *("--limit", str(PROBLEMS), "--output_path", str(tmp_path / "out")),
         ],
         capture_output=True,
         text=True,
@@ -102,8 +85,10 @@ def test_the_command_of_lm_eval_runs_a_task_from_its_folder(tasks, evaluation, t
 
 def test_lm_eval_finds_the_model_by_name_and_by_entry_point():
     assert get_model("stipule") is StipuleLM
-    (entry,) = entry_points(group="lm_eval.models", name="stipule")
-    assert entry.load() is StipuleLM
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (entry,) = project["entry-points"]["lm_eval.models"].items()
+    assert EntryPoint(*entry, group="lm_eval.models").load() is StipuleLM
+    assert entry[0] == "stipule"
 
 
 def test_batch_size_and_other_requests_change_no_text(model, problems, evaluation):
@@ -225,6 +210,7 @@ def test_a_whole_text_is_the_continuation_of_the_first_token_and_long_ones_are_s
         ({"path": "tiny/sudoku", "temperature": -1}, "sampler.temperature is -1"),
         ({"path": "tiny/sudoku", "num_samples": 0}, "num_samples is 0; it must be a whole number, 1 or more"),
         ({"path": "tiny/sudoku", "batch_size": "many"}, "batch_size is 'many'"),
+        ({"path": "tiny/sudoku", "device": "gpu"}, "device is 'gpu', which torch does not know"),
         ({"path": "tiny/sudoku", "dtype": "float8"}, "model.dtype is 'float8'"),
     ],
 )
@@ -233,6 +219,11 @@ def test_bad_input_is_one_sentence_before_the_model_is_loaded(given, message, mo
     with pytest.raises(StipuleError) as error:
         StipuleLM(**given)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_a_gpu_the_device_that_lm_eval_asks_for_is_the_cpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert StipuleLM(path="tiny/sudoku", device="cuda:0").device.type == "cpu"
 
 
 def test_settings_reach_the_sampler_and_the_model():

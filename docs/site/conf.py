@@ -41,6 +41,7 @@ MAP = {
             "report",
             "metrics",
             "models",
+            "lm-eval",
             "grading",
             "rewards",
             "plan",

@@ -7,12 +7,16 @@ every release, `python -m stipule.lm_eval` is the command `lm_eval` with this mo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
+
+# Before torch is imported, as for every command (cli/app.py).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from lm_eval.__main__ import cli_evaluate
@@ -70,7 +74,8 @@ class StipuleLM(TemplateLM):
         self.num_samples, self.seed = _integer("num_samples", num_samples, 1), _integer("seed", seed, 0)
         is_auto = str(batch_size).startswith("auto")
         self.batch_size = AUTO_BATCH_SIZE if is_auto else _integer("batch_size", batch_size, 1)
-        self.policy = load_policy(recipe.model, device=device or best_device())
+        chosen = _device(device)
+        self.policy = load_policy(recipe.model, device=chosen)
         self.tokenizer = self.policy.tokenizer
 
     @property
@@ -228,6 +233,15 @@ def _integer(name: str, value: object, lowest: int) -> int:
     if not text.isdecimal() or int(text) < lowest:
         raise RecipeError(f"{name} is {value!r}; it must be a whole number, {lowest} or more")
     return int(text)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name. lm_eval asks for a GPU by default, also on a machine without one: there, the CPU."""
+    try:
+        device = torch.device(name or best_device())
+    except RuntimeError as cause:
+        raise RecipeError(f"device is {name!r}, which torch does not know; try cuda or cpu") from cause
+    return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager
