@@ -40,8 +40,8 @@ pictures: $(STAMP)  ## make docs/images from two runs of one to two minutes; nee
 	.venv/bin/python docs/images/take.py runs/pictures/stp runs/pictures/unpruned
 
 lint: $(STAMP)  ## check style and types
-	.venv/bin/ruff format --check src tests docs examples
-	.venv/bin/ruff check src tests docs examples
+	.venv/bin/ruff format --check src tests docs benchmarks examples
+	.venv/bin/ruff check src tests docs benchmarks examples
 	.venv/bin/mypy
 
 # To use the installed torch, e.g. on a GPU machine: make SITE=--system-site-packages quickstart

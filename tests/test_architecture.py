@@ -69,6 +69,7 @@ ALLOWED = {
         *("errors", "atomic_io", "object_import", "models", "tasks", "rollouts", "estimators", "evaluation"),
         *("training", "config", "run"),
     },
+    "lm_eval": {"errors", "rng", "models", "rollouts", "evaluation", "config"},
 }
 # The packages that may import a library which is slow to load or which only one part of ours should know.
 OWNERS = {
@@ -79,6 +80,7 @@ OWNERS = {
     "rich": {"report", "cli", "commands"},
     "matplotlib": {"report"},
     "math_verify": {"tasks"},
+    "lm_eval": {"lm_eval"},
 }
 
 

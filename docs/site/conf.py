@@ -42,6 +42,7 @@ MAP = {
             "report",
             "metrics",
             "models",
+            "lm-eval",
             "grading",
             "rewards",
             "custom-parts",

@@ -54,6 +54,11 @@ class Evaluation:
         }
 
 
+def evaluation_sampler(sampler: SemiAutoregressiveSampler, temperature: float = 0.0) -> SemiAutoregressiveSampler:
+    """Low-confidence remasking without approximations, with the sampler's own gen_length, steps and block_length."""
+    return replace(sampler.exact(), temperature=temperature, remasking="low_confidence", first_position="confident")
+
+
 def evaluate(
     policy: MaskedPolicy,
     task: Task,
@@ -71,7 +76,7 @@ def evaluate(
     code. Reward functions get `trainer_state` (rollouts/reward_batch.py).
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
-    greedy = replace(sampler.exact(), temperature=0.0, remasking="low_confidence", first_position="confident")
+    greedy = evaluation_sampler(sampler)
     started = time.perf_counter()
     texts: list[str] = []
     completion_ids: list[list[int]] = []

@@ -102,13 +102,14 @@ class MaskedPolicy:
                 f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
                 "base has only the words of its own task"
             ) from cause
-        return self._pad_left(rows)
+        return self.pad_left(rows)
 
     def encode_raw(self, texts: Sequence[str]) -> Prompts:
         """Encodes texts without a chat template, then pads on the left to the longest."""
-        return self._pad_left([self.tokenizer(text)["input_ids"] for text in texts])
+        return self.pad_left([self.tokenizer(text)["input_ids"] for text in texts])
 
-    def _pad_left(self, rows: Sequence[list[int]]) -> Prompts:
+    def pad_left(self, rows: Sequence[list[int]]) -> Prompts:
+        """Token ids as a batch, padded on the left to the longest."""
         longest = max(map(len, rows))
         prompt_ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rows])
         prompt_mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])

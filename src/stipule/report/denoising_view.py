@@ -22,7 +22,7 @@ def denoising_steps(
     last = max(unmask_step)
     for step in range(last + 1):
         is_cut = cut and step == last
-        line = Text(f"{step + 1:>4}{'*' if is_cut else ' '} ", style="dim")
+        line = Text.assemble((f"{step + 1:>4}{'*' if is_cut else ' '} ", "dim"))  # a style of the line dims all of it
         for text, unmasked_at, probability in zip(token_texts, unmask_step, confidence, strict=True):
             if unmasked_at > step:
                 line.append("·", "dim")
@@ -49,7 +49,7 @@ def animate(console: Console, frames: Sequence[Text], seconds: float = 0.08) -> 
 
 def legend(cut: bool, anchors: bool) -> Text:
     """The meaning of the colours and marks."""
-    line = Text("confidence when unmasked: ", style="dim")
+    line = Text.assemble(("confidence when unmasked: ", "dim"))
     for color, label in zip(COLORS, ("below 0.5", "0.5 to 0.9", "above 0.9"), strict=True):
         line.append(f"{label}  ", color)
     if anchors:
