@@ -153,7 +153,7 @@ def test_variance_needs_enough_draws_for_an_interval():
 
 
 def test_threads_sleep_while_they_wait_unless_the_user_set_it():
-    program = "import os, sys, stipule.cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    program = "import os, sys, stipule; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     plain = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     for environment, expected in ((plain, "PASSIVE"), ({**plain, "OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names once more, for editors and type checkers
@@ -33,6 +34,10 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from stipule.types import LossInputs
 
 __version__ = "0.2.0"
+
+# Read by torch when it is imported. By default its threads spin while they wait for each other, and beside other
+# programs a step takes several times as long (docs/speed.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _MODULES = {
     # Recipes and runs

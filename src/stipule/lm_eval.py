@@ -7,16 +7,12 @@ every release, `python -m stipule.lm_eval` is the command `lm_eval` with this mo
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
-
-# Before torch is imported, as for every command (cli/app.py).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from lm_eval.__main__ import cli_evaluate

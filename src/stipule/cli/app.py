@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from stipule.training.settings import Recipe
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Set before torch is imported. By default the threads of torch spin while they wait for each other, and beside other
-# programs a step takes several times as long (docs/speed.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Reinforcement learning for masked diffusion language models, with Spatio-Temporal Pruning.",
