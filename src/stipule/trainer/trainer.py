@@ -25,6 +25,7 @@ from stipule.trainer.config import DiffusionGRPOConfig
 from stipule.trainer.dataset import dataset_file
 from stipule.trainer.to_recipe import recipe_of, rl_steps
 from stipule.training.checkpoint import newest_checkpoint
+from stipule.training.distributed import is_main_process
 from stipule.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ class DiffusionGRPOTrainer:
         return {"eval/solved": result.solved, "eval/total": result.total, "eval/reward": result.reward}
 
     def save_model(self, output_dir: str | Path) -> None:
-        """Copies the model of the newest checkpoint, or its adapter, to a new folder."""
+        """Copies the model of the newest checkpoint, or its adapter, to a new folder; in the main process only."""
+        if not is_main_process():
+            return
         checkpoint = self.run.checkpoint
         if checkpoint is None:
             raise CheckpointError(f"{self.args.output_dir} has no checkpoint yet; call train first")
