@@ -57,7 +57,7 @@ class ConsistentPolicy:
         self.joint = self.joint.softmax(0).view((words,) * length)
         self.length, self.words = length, words
         self.mask_id = self.eos_id = self.pad_id = words
-        self.vocab_size, self.max_length = words, None
+        self.vocab_size, self.max_length, self.block_length = words, None, None
         self.unsampled_ids = torch.zeros(0, dtype=torch.long)
         self.device = torch.device("cpu")
         self.lm_head_matrix, self.compute_dtype = None, torch.float32

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stipule.errors import RecipeError
 from stipule.estimators.estimator import Estimator
 from stipule.estimators.fused_logps import fused_logps
 from stipule.models.policy import Policy
@@ -34,6 +35,8 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     cost what they hold, and a sample that masks nothing costs nothing. The host waits for the device once, to read how
     many tokens each copy has.
     """
+    if policy.block_length is not None:
+        raise RecipeError("likelihoods of block diffusion models are not computed yet; use a model of full attention")
     num_samples, rows, length = masks.masked.shape
     has_weight = (masks.loss_weights != 0).flatten(0, 1)
     num_targets, prompt_length = (

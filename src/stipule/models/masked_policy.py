@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError, StipuleError
-from stipule.models.attention_mask import full_attention_mask
+from stipule.models.attention_mask import block_causal_mask, full_attention_mask
 from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
@@ -74,6 +74,11 @@ class MaskedPolicy:
     def vocab_size(self) -> int:
         """V, the number of rows of the LM head."""
         return self.unwrapped_model.config.vocab_size
+
+    @property
+    def block_length(self) -> int | None:
+        """Tokens of a block if attention is causal between blocks; None if every token attends to every other one."""
+        return self.family.block_length
 
     @property
     def unsampled_ids(self) -> Int[Tensor, " E"]:
@@ -154,6 +159,7 @@ class MaskedPolicy:
     ) -> Float[Tensor, "M D"]:
         """Last hidden states that predict the positions of `position_mask`, row by row.
 
+        A block model attends to the tokens of the same block and of earlier ones; the first real token begins a block.
         `attention_mask` is True on real tokens; None means that all are real, and lets attention take its fast path.
         `num_positions` is the number of True in `position_mask`; without it the host waits for the GPU to count them.
         `kv_cache` receives the keys and values of every layer (models/kv_cache.py).
@@ -161,9 +167,14 @@ class MaskedPolicy:
         left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
         indices = self.predicting_positions(position_mask, num_positions, left)
         position_ids = self._position_ids(input_ids, attention_mask)
-        if attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
-            attention_mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
-        return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
+        mask: Tensor | None = attention_mask
+        if self.block_length is not None:
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            mask = block_causal_mask(self.unwrapped_model, attention_mask, position_ids, self.block_length)
+        elif attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
+            mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
+        return self.forward(input_ids, mask, position_ids, indices, kv_cache).to(position_mask.device)
 
     def forward(
         self,
@@ -241,7 +252,7 @@ class MaskedPolicy:
         return self.lm_head(self.hidden_states(input_ids, attention_mask, position_mask, num_positions))
 
     def new_kv_cache(self, rows: int, width: int) -> KVCache:
-        """An empty cache of keys and values. Raises RecipeError for a family that does not support one."""
+        """An empty cache of keys and values. Raises RecipeError for a model that does not support one."""
         check_supports_kv_cache(self.family)
         return KVCache(self, rows, width)
 

@@ -21,7 +21,8 @@ Messages = str | Sequence[Mapping[str, str]]
 class Policy(Protocol):
     """A masked language model. Position i of its logits always predicts token i.
 
-    `position_mask` is True at the M positions whose outputs are wanted.
+    `position_mask` is True at the M positions whose outputs are wanted. `block_length` is None where attention is
+    bidirectional over the whole text; else the tokens of a block, between which attention is causal.
     """
 
     mask_id: int
@@ -32,6 +33,8 @@ class Policy(Protocol):
     def device(self) -> torch.device: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def block_length(self) -> int | None: ...
     @property
     def max_length(self) -> int | None: ...
     @property

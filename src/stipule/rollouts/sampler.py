@@ -128,6 +128,8 @@ class SemiAutoregressiveSampler:
         At most `max_batch_size` rows (None: all) share a forward pass; when a row is finished, the next one begins. No
         row depends on the rows that share its forward passes. Raises RecipeError if a prompt is too long.
         """
+        if policy.block_length is not None:
+            raise RecipeError("block diffusion models cannot be sampled yet; use a model of full attention")
         check_sequence_length(policy, prompts.prompt_ids.shape[1], self.gen_length)
         # Sharded weights are gathered for every forward pass; weights gathered in inference mode could not be trained.
         with torch.no_grad() if is_sharded(policy) else torch.inference_mode():
