@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from stipule.errors import CheckpointError, RecipeError
+from stipule.errors import CheckpointError, RecipeError, StipuleError
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.loading import ModelConfig, load_policy, save_policy
+from stipule.plan.shape import shape_of
 from tests.models import published
 from tests.models.block_rendering import block_causal_logits
 
@@ -98,8 +100,6 @@ def test_a_saved_block_model_has_the_published_tensors_and_is_loaded_without_set
     save_policy(policy, tmp_path / "saved", "x")
     saved_config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert {key: saved_config[key] for key in config} == config
-    from safetensors.torch import load_file
-
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert {k: v.shape for k, v in saved.items()} == {k: v.shape for k, v in tensors.items()}
     assert all(torch.equal(saved[key], tensors[key]) for key in tensors)
@@ -187,3 +187,8 @@ def test_a_block_of_one_token_is_a_causal_model(checkpoints):
 def test_caches_are_refused(checkpoints):
     with pytest.raises(RecipeError, match="sampler.cache is set for a block diffusion model"):
         load(checkpoints, "sdar").new_kv_cache(1, 8)
+
+
+def test_a_plan_is_refused(checkpoints):
+    with pytest.raises(StipuleError, match="block length 4.*measure one step instead"):
+        shape_of(checkpoints["sdar"][2])

@@ -18,7 +18,7 @@ def full_attention_mask(model: PreTrainedModel, attention_mask: Bool[Tensor, "N 
     implementation = model.config._attn_implementation
     if "flash" in str(implementation):
         return attention_mask
-    return _for_implementation(model, attention_mask[:, None, None, :].expand(-1, 1, queries, -1))
+    return for_implementation(model, attention_mask[:, None, None, :].expand(-1, 1, queries, -1))
 
 
 def block_causal_mask(
@@ -36,10 +36,10 @@ def block_causal_mask(
     mask = block[:, None, :] <= block[:, :, None]  # N x queries x keys
     if attention_mask is not None:
         mask = mask & attention_mask[:, None, :]
-    return _for_implementation(model, mask[:, None])
+    return for_implementation(model, mask[:, None])
 
 
-def _for_implementation(model: PreTrainedModel, mask: Bool[Tensor, "N 1 Q T"]) -> Tensor:
+def for_implementation(model: PreTrainedModel, mask: Bool[Tensor, "N 1 Q T"]) -> Tensor:
     """Booleans for sdpa; for eager numbers that are added to the attention scores."""
     if model.config._attn_implementation != "eager":
         return mask

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stipule.errors import CheckpointError, StipuleError
+from stipule.errors import CheckpointError
 from stipule.models.attention_mask import block_causal_mask, full_attention_mask
+from stipule.models.block_copies import two_copies
 from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
-from stipule.models.last_layer import compute_only_at, unique_indices
+from stipule.models.last_layer import last_layer_only_at
 from stipule.models.policy import Messages
-from stipule.models.prompt_encoding import encode_messages
+from stipule.models.prompt_encoding import encode_prompts
 from stipule.models.special_tokens import find_special_tokens, ids_without_token
 from stipule.models.upload import upload
 from stipule.rng import generator_devices
@@ -98,16 +99,7 @@ class MaskedPolicy:
         Raises CheckpointError for a conversation if the tokenizer has no chat template, StipuleError for text that the
         tokenizer has no tokens for.
         """
-        try:
-            rows = [encode_messages(self.tokenizer, prompt) for prompt in prompts]
-        except CheckpointError:
-            raise
-        except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
-            raise StipuleError(
-                f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
-                "base has only the words of its own task"
-            ) from cause
-        return self._pad_left(rows)
+        return self._pad_left(encode_prompts(self.tokenizer, prompts))
 
     def encode_raw(self, texts: Sequence[str]) -> Prompts:
         """Encodes texts without a chat template, then pads on the left to the longest."""
@@ -176,6 +168,27 @@ class MaskedPolicy:
             mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
         return self.forward(input_ids, mask, position_ids, indices, kv_cache).to(position_mask.device)
 
+    def block_hidden_states(
+        self,
+        clean_ids: Int[Tensor, "N T"],
+        noisy_ids: Int[Tensor, "N L"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N L"],
+        num_positions: int | None = None,
+    ) -> Float[Tensor, "M D"]:
+        """Last hidden states of a block model that predict positions of a noisy response, all blocks in one pass.
+
+        The last L columns of `clean_ids` are the response. Each block of `noisy_ids` sees the clean tokens before it
+        (models/block_copies.py).
+        """
+        assert self.block_length is not None
+        real = torch.ones_like(clean_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+        copies = two_copies(self.unwrapped_model, clean_ids, noisy_ids, real, position_mask, self.block_length)
+        left = copies.steps_to_left if self.family.shift_logits else None
+        indices = self.predicting_positions(copies.position_mask, num_positions, left)
+        states = self.forward(copies.input_ids, copies.attention_mask, copies.position_ids, indices, None)
+        return states.to(position_mask.device)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -186,24 +199,18 @@ class MaskedPolicy:
     ) -> Float[Tensor, "M D"]:
         """The last hidden states at indices into the flattened tokens."""
         cache = {} if kv_cache is None else {"past_key_values": kv_cache}
-        with self._precision(), self._last_layer(indices, input_ids.numel()):
-            hidden_states = self.unwrapped_model.base_model(
+        base_model = self.unwrapped_model.base_model
+        last_layer = last_layer_only_at(indices, input_ids.numel(), base_model, self.family.position_wise)
+        with self._precision(), last_layer:
+            hidden_states = base_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **cache
             ).last_hidden_state
         return hidden_states.flatten(0, 1).index_select(0, indices.to(hidden_states.device))
 
-    def _last_layer(self, indices: Int[Tensor, " M"], total: int) -> AbstractContextManager[None]:
-        """Computes the last layer only where it is read, unless gradient checkpointing will compute it once more."""
-        layer = getattr(self.unwrapped_model.base_model, "layers", [None])[-1]
-        recomputed = self.model.training and getattr(layer, "gradient_checkpointing", False)
-        if recomputed or not self.family.position_wise or not 0 < len(indices) < total:
-            return nullcontext()
-        return compute_only_at(unique_indices(indices, total), layer, self.family.position_wise)
-
     def predicting_positions(
         self, position_mask: Tensor, num_positions: int | None, left: Tensor | None
     ) -> Int[Tensor, " M"]:
-        """Flattened indices whose states predict these positions; of a shifted model the left neighbours."""
+        """Flattened indices whose states predict these positions; of a shifted model those `left` tokens before."""
         flat = position_mask.flatten()
         index = (flat.nonzero() if num_positions is None else torch.nonzero_static(flat, size=num_positions))[:, 0]
         return index if left is None else index - left.flatten()[index].long()

@@ -52,6 +52,14 @@ class Policy(Protocol):
         position_mask: Bool[Tensor, "N T"],
         num_positions: int | None,
     ) -> Float[Tensor, "M D"]: ...
+    def block_hidden_states(
+        self,
+        clean_ids: Int[Tensor, "N T"],
+        noisy_ids: Int[Tensor, "N L"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N L"],
+        num_positions: int | None,
+    ) -> Float[Tensor, "M D"]: ...
     def lm_head(self, hidden_states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]: ...
     def logits(
         self,
