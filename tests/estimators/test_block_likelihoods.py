@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy
@@ -18,6 +19,7 @@ from stipule.estimators.token_logps import masked_token_logps
 from stipule.estimators.trajectory import Trajectory
 from stipule.estimators.unigrpo import UniGrpo
 from stipule.models.loading import ModelConfig, load_policy
+from stipule.rollouts.pregenerate import token_confidence
 from stipule.types import MaskSamples, Rollouts
 from tests.models import published
 from tests.toys import ConsistentPolicy, response
@@ -109,6 +111,18 @@ def test_the_other_families_and_eager_attention_give_the_same(folders, name, att
     with torch.no_grad():
         difference = masked_token_logps(policy, rollouts, masks) - block_by_block(policy, rollouts, masks)
     assert difference.abs().max() <= 1e-5
+
+
+def test_the_confidence_of_given_texts_is_the_probability_after_clean_earlier_blocks(folders):
+    policy = load(folders, "sdar", 4)
+    rollouts, masks = random_batch(policy, num_samples=1)
+    eligible = masks.masked[0]
+    plain = replace(masks, loss_weights=torch.ones_like(masks.loss_weights), prompt_masked=masks.prompt_masked & False)
+    with torch.no_grad():
+        expected = block_by_block(policy, rollouts, plain)[0].exp()
+    confidence = token_confidence(policy, rollouts, eligible)
+    assert torch.allclose(confidence, expected * eligible, rtol=1e-4, atol=0)
+    assert confidence[eligible].max() > 10 * confidence[eligible].min()
 
 
 def test_all_samples_of_a_batch_are_one_forward_pass(folders):
