@@ -16,7 +16,7 @@ from benchmarks.timing import alternate, table, write
 
 # The replacement that turns a saving off, by the name under which it is read.
 WITHOUT: dict[str, dict[str, Any]] = {
-    "the last layer at all positions": {"stipule.models.masked_policy.compute_only_at": lambda *_: nullcontext()},
+    "the last layer at all positions": {"stipule.models.last_layer.compute_only_at": lambda *_: nullcontext()},
     "the logits in one piece": {"stipule.estimators.token_logps.MAX_LOGITS": 1 << 40},
     "adapters not merged": {
         "benchmarks.rl_step.merged_adapters": nullcontext,

@@ -51,13 +51,13 @@ class ConsistentPolicy:
     Token ids 0 .. V-1 are words, V is the mask. "Hidden states" are log-probabilities; the LM head is the identity.
     """
 
-    def __init__(self, length: int, words: int, seed: int = 0, coupling: float = 2.0):
+    def __init__(self, length: int, words: int, seed: int = 0, coupling: float = 2.0, block_length: int | None = None):
         generator = torch.Generator().manual_seed(seed)
         self.joint = (coupling * torch.randn((words,) * length, generator=generator, dtype=torch.float64)).flatten()
         self.joint = self.joint.softmax(0).view((words,) * length)
         self.length, self.words = length, words
         self.mask_id = self.eos_id = self.pad_id = words
-        self.vocab_size, self.max_length = words, None
+        self.vocab_size, self.max_length, self.block_length = words, None, block_length
         self.unsampled_ids = torch.zeros(0, dtype=torch.long)
         self.device = torch.device("cpu")
         self.lm_head_matrix, self.compute_dtype = None, torch.float32
@@ -81,6 +81,29 @@ class ConsistentPolicy:
             if flag
         ]
         return torch.stack(logps).float() if logps else torch.zeros(0, self.words)
+
+    def block_hidden_states(self, clean_ids, noisy_ids, attention_mask, position_mask, num_positions):
+        """As above, for a block model: clean tokens in earlier blocks, masks in later ones."""
+        real = torch.ones_like(clean_ids) if attention_mask is None else attention_mask.long()
+        block = ((real.cumsum(1) - 1) // self.block_length)[:, -self.length :].tolist()
+        rows = zip(
+            clean_ids[:, -self.length :].tolist(), noisy_ids.tolist(), block, position_mask.tolist(), strict=True
+        )
+        logps = [
+            self.block_conditional(clean, noisy, blocks, position)
+            for clean, noisy, blocks, flags in rows
+            for position, flag in enumerate(flags)
+            if flag
+        ]
+        return torch.stack(logps).float() if logps else torch.zeros(0, self.words)
+
+    def block_conditional(self, clean, noisy, blocks, position: int) -> torch.Tensor:
+        """log p(x_position | clean tokens of earlier blocks, noisy ones of its own), `blocks` of all tokens."""
+        own = blocks[position]
+        row = [
+            (c if b < own else n if b == own else self.mask_id) for c, n, b in zip(clean, noisy, blocks, strict=True)
+        ]
+        return self.conditional(tuple(row), position)
 
     def lm_head(self, hidden_states):
         return hidden_states

@@ -83,6 +83,14 @@ def test_a_stock_export_is_loaded_by_plain_transformers(run, tmp_path):
 
 # peft reads an attribute that transformers has deprecated.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_block_model_is_not_exported_in_the_stock_layout(tmp_path):
+    published.write("sdar", tmp_path / "sdar")
+    with pytest.raises(RecipeError, match="block length 4.*leave --layout out"):
+        export(str(tmp_path / "sdar"), tmp_path / "out", merge=False, layout="stock")
+    export(str(tmp_path / "sdar"), tmp_path / "out", merge=False)
+    assert load_policy(ModelConfig(path=str(tmp_path / "out"))).block_length == 4
+
+
 def test_an_adapter_is_exported_without_its_base(run, tmp_path):
     name, folder, policy = run
     assert "an adapter on" in export(folder, tmp_path / "out", merge=False)

@@ -24,7 +24,9 @@ NAMES = (
     "roberta",
     "modernbert",
 )
-SHIFTED = ("dream", "a2d_llama")
+BLOCK_NAMES = ("sdar", "sdar_moe", "fast_dllm_v2", "a2d_block")  # block diffusion models
+BLOCK_LENGTH = 4
+SHIFTED = ("dream", "a2d_llama", "fast_dllm_v2")
 
 
 @cache
@@ -38,7 +40,8 @@ def settings(name):
     """The settings of `model` that a recipe needs besides the path."""
     if not name.startswith("a2d"):
         return {}
-    return {"family": "a2d", "mask_id": 1, "shift_logits": name in SHIFTED}
+    block_length = {"block_length": BLOCK_LENGTH} if name == "a2d_block" else {}
+    return {"family": "a2d", "mask_id": 1, "shift_logits": name in SHIFTED, **block_length}
 
 
 def write(name: str, folder: Path, seed: int = 0):
@@ -93,6 +96,25 @@ def _config(name):
             "rope_theta": 1000000.0, "rope_scaling": None, "use_sliding_window": False, "sliding_window": None,
             "max_window_layers": 28, "use_mrope": False, "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
         }  # fmt: skip
+    window = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 28, "rope_scaling": None}
+    if name in ("sdar", "sdar_moe"):
+        sdar = causal | window | {
+            "model_type": name, "architectures": ["SDARForCausalLM"], "block_size": BLOCK_LENGTH, "mask_token_id": 1,
+            "head_dim": 16, "attention_bias": False, "fuse_cross_entropy": True, "pad_token_id": 0,
+            "auto_map": {"AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM"},
+        }  # fmt: skip
+        if name == "sdar":
+            return sdar
+        return sdar | {
+            "num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
+            "decoder_sparse_step": 1, "mlp_only_layers": [],
+        }  # fmt: skip
+    if name == "fast_dllm_v2":
+        return causal | window | {
+            "model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": BLOCK_LENGTH,
+            "layer_types": ["full_attention"] * LAYERS, "mask_token_id": 1, "pad_token_id": 0,
+            "auto_map": {"AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM"},
+        }  # fmt: skip
     if name == "llada_moe":
         moe = causal | {
             "model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_key_value_heads": HEADS,
@@ -108,7 +130,7 @@ def _config(name):
         return causal | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "eos_token_id": [7, 0]}
     if name == "a2d_qwen2":
         return causal | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}
-    if name == "a2d_qwen3":
+    if name in ("a2d_qwen3", "a2d_block"):
         tied = {"tie_word_embeddings": True, "head_dim": 16, "attention_bias": False}
         return causal | tied | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
     masked = {
@@ -128,6 +150,9 @@ def _config(name):
         "eos_token_id": 0, "sep_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "attention_dropout": 0.0,
         "embedding_dropout": 0.0, "mlp_dropout": 0.0, "classifier_dropout": 0.0, "classifier_pooling": "mean",
     }  # fmt: skip
+
+
+_QWEN3 = ("a2d_qwen3", "a2d_block", "sdar", "sdar_moe")
 
 
 def _shapes(name, v):
@@ -150,10 +175,10 @@ def _shapes(name, v):
             block |= {"mlp_norm": (d,)} | ({"attn_norm": (d,)} if n else {})
             shapes |= {f"model.layers.{n}.{key}.weight": shape for key, shape in block.items()}
         return shapes
-    head_dim = 16 if name == "a2d_qwen3" else d // HEADS
+    head_dim = 16 if name in _QWEN3 else d // HEADS
     kv_heads = HEADS if name == "llada_moe" else KV_HEADS
     shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
-    if name != "a2d_qwen3":  # its LM head is tied to the embedding
+    if name not in ("a2d_qwen3", "a2d_block"):  # its LM head is tied to the embedding
         shapes["lm_head.weight"] = (v, d)
     for n in range(LAYERS):
         block = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
@@ -161,12 +186,12 @@ def _shapes(name, v):
         attention = {"q_proj": (HEADS * head_dim, d), "k_proj": key_value, "v_proj": key_value}
         block |= {f"self_attn.{key}.weight": shape for key, shape in attention.items()}
         block["self_attn.o_proj.weight"] = (d, HEADS * head_dim)
-        if name in ("dream", "a2d_qwen2"):
+        if name in ("dream", "a2d_qwen2", "fast_dllm_v2"):
             block |= {f"self_attn.{key}.bias": shape[:1] for key, shape in attention.items()}
-        if name in ("llada_moe", "a2d_qwen3"):
+        if name in ("llada_moe", *_QWEN3):
             block |= {f"self_attn.{key}_norm.weight": (head_dim,) for key in "qk"}
         mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
-        if name == "llada_moe":
+        if name in ("llada_moe", "sdar_moe"):
             block["mlp.gate.weight"] = (EXPERTS, d)
             for e in range(EXPERTS):
                 block |= {f"mlp.experts.{e}.{k}.weight": tuple(16 if x == f else x for x in s) for k, s in mlp.items()}

@@ -64,7 +64,7 @@ def test_an_invalid_family_shift_or_token_id_is_refused(root, name, settings, me
     ("name", "fields", "message"),
     [
         ("llada", {"model_type": "gpt2"}, "model_type = 'gpt2'.*docs/models.md"),
-        ("llada", {"model_type": "sdar"}, "needs its own code.*never run here"),
+        ("llada", {"model_type": "llada2_moe"}, "needs its own code.*never run here"),
         ("llada_moe", {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size = 64"),
         ("llada_moe", {"moe_router_score_function": "sigmoid"}, "needs 'softmax'"),
         ("dream", {"block_size": 32}, "block_size = 32.*needs None"),

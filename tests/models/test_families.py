@@ -15,7 +15,7 @@ from stipule.training.loop import train
 from stipule.training.run_folder import RunFolder
 from tests.models import published
 
-FAMILIES = pytest.mark.parametrize("name", published.NAMES)
+FAMILIES = pytest.mark.parametrize("name", (*published.NAMES, *published.BLOCK_NAMES))
 TASK = {"kind": "countdown", "prompt": "compact", "operations": "+-*", "largest": 20, "target": [1, 60]}
 PROMPTS = ["3,7,12=33", "1,2=3", "20,20,20=60"]
 
@@ -24,7 +24,9 @@ PROMPTS = ["3,7,12=33", "1,2=3", "20,20,20=60"]
 def checkpoints(tmp_path_factory):
     """For each family: the folder of a checkpoint, its tensors and its configuration."""
     root = tmp_path_factory.mktemp("published")
-    return {name: (root / name, *published.write(name, root / name)) for name in published.NAMES}
+    return {
+        name: (root / name, *published.write(name, root / name)) for name in (*published.NAMES, *published.BLOCK_NAMES)
+    }
 
 
 def load(checkpoints, name, lora=None):
@@ -40,7 +42,12 @@ def logits(policy, seed=0):
         return policy.logits(input_ids, attention_mask, attention_mask)
 
 
-@FAMILIES
+def blocks(name):
+    """The sampler's settings for a block model."""
+    return {"block_schedule": "separate"} if name in published.BLOCK_NAMES else {}
+
+
+@pytest.mark.parametrize("name", published.NAMES)  # for block models: test_block_attention.py
 def test_logits_are_those_of_the_stock_class_shifted_if_the_family_is(checkpoints, name):
     policy = load(checkpoints, name)
     input_ids = torch.randint(4, policy.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -96,7 +103,7 @@ def test_it_trains_and_the_trained_model_is_loaded_again(checkpoints, name, lora
                 "path": str(checkpoints[name][0]), "lora": {"rank": 2, "alpha": 4} if lora else None,
                 **published.settings(name),
             },
-            "sampler": {"gen_length": 8, "steps": 4, "block_length": 4, "temperature": 1.0},
+            "sampler": {"gen_length": 8, "steps": 4, "block_length": 4, "temperature": 1.0, **blocks(name)},
             "estimator": {"masks": "exact"},
             "optimizer": {"learning_rate": 1e-2},
             "advantage": {"scale_rewards": False},
@@ -139,7 +146,7 @@ def _by_length(grade):
 @FAMILIES
 def test_all_checks_pass(checkpoints, name):
     policy = load(checkpoints, name, LoRA(rank=2, alpha=4))
-    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0)
+    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0, **blocks(name))
     checks = {check.name: check for check in run_checks(policy, sampler, PROMPTS)}
     failed = {name: check.measured for name, check in checks.items() if check.ok is False}
     assert not failed

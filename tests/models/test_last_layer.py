@@ -31,7 +31,7 @@ def checkpoints(tmp_path_factory):
 
 def hidden_states_and_gradients(policy, full_layer, monkeypatch):
     if full_layer:
-        monkeypatch.setattr("stipule.models.masked_policy.compute_only_at", lambda *_: nullcontext())
+        monkeypatch.setattr("stipule.models.last_layer.compute_only_at", lambda *_: nullcontext())
     policy.model.zero_grad()
     hidden_states = policy.hidden_states(INPUT_IDS, ATTENTION_MASK, POSITION_MASK, int(POSITION_MASK.sum()))
     weights = torch.randn(hidden_states.shape, generator=torch.Generator().manual_seed(2))

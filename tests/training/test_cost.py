@@ -1,6 +1,7 @@
 """The planned forward passes: real runs never need more, and the expected number follows from the schedule."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -149,7 +150,10 @@ def test_the_fewest_forward_passes_are_those_of_a_model_that_is_confident_of_eve
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
-@pytest.mark.parametrize(("scope", "block_schedule"), [("global", "carry"), ("block", "carry"), ("global", "fixed")])
+@pytest.mark.parametrize(
+    ("scope", "block_schedule"),
+    [("global", "carry"), ("block", "carry"), ("global", "fixed"), ("global", "separate"), ("block", "separate")],
+)
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planned(
     blocks, scope, block_schedule, rounding
@@ -169,6 +173,44 @@ def test_no_placement_of_anchors_needs_more_forward_passes_or_logits_than_planne
         for masks in itertools.product(range(block_length + 1), repeat=blocks):
             schedule = schedule_of_masks(recipe, masks)
             assert schedule.nfe <= nfe and max(schedule.num_candidates, default=0) <= candidates
+
+
+@pytest.mark.parametrize("spatial", [0.0, 0.5])
+@pytest.mark.parametrize(("cutoff", "scope"), [(0.0, "global"), (0.25, "global"), (0.5, "global"), (0.5, "block")])
+@pytest.mark.parametrize("steps", [3, 6, 9, 12])
+def test_separate_blocks_cost_the_mean_over_prompts_and_at_most_their_largest(steps, cutoff, scope, spatial):
+    """Against the schedules of every prompt's remainder, and of every placement of anchors."""
+    sampler = SemiAutoregressiveSampler(gen_length=12, steps=steps, block_length=4, block_schedule="separate")
+    pruning = Pruning(spatial=SpatialPruning(ratio=spatial), temporal=FixedCutoff(cutoff=cutoff, scope=scope))
+    recipe = Recipe(task=COUNTDOWN, sampler=sampler, pruning=pruning)
+    largest, unpruned = 0, []
+    for remainder in range(4):
+        blocks = [(remainder + i) // 4 for i in range(12)]
+        masks = tuple(blocks.count(b) for b in sorted(set(blocks)))
+        unpruned.append(sum(math.ceil(count * steps / 12) for count in masks))
+        smaller = itertools.product(*(range(count + 1) for count in masks)) if spatial else [masks]
+        largest = max(largest, *(schedule_of_masks(recipe, m).nfe for m in smaller))
+    assert step_cost(recipe).unpruned == sum(unpruned) / 4
+    if spatial == cutoff == 0:
+        assert step_cost(recipe).nfe_per_rollout == sum(unpruned) / 4
+    most = max_step_cost(recipe).nfe_per_rollout
+    assert most >= largest if spatial and cutoff and scope == "global" else most == largest
+    assert step_cost(recipe).nfe_per_rollout <= most
+
+
+def test_expected_forward_passes_of_separate_blocks_by_hand():
+    sizes = {"gen_length": 12, "steps": 6, "block_length": 4, "block_schedule": "separate"}
+    recipe = parse_recipe({"task": {"kind": "countdown"}, "sampler": sizes})
+    # Two tokens a pass. Blocks of 4 4 4, 3 4 4 1, 2 4 4 2 and 1 4 4 3 tokens: 6, 7, 6 and 7 passes.
+    assert (step_cost(recipe).nfe_per_rollout, max_step_cost(recipe).nfe_per_rollout) == (6.5, 7)
+    # Three anchors at 0, 4 and 8: 3 3 3, 2 3 3 1, 1 3 3 2 and 0 3 3 3 masks: 6, 6, 6 and 6 passes
+    anchored = parse_recipe({"task": {"kind": "countdown"}, "sampler": sizes}, ["pruning.spatial.ratio=0.25"])
+    assert step_cost(anchored).nfe_per_rollout == 6
+    confident = parse_recipe({"task": {"kind": "countdown"}, "sampler": sizes}, ["sampler.confidence_threshold=0.5"])
+    assert min_nfe(confident) == 3
+    window = ["pruning.temporal.kind=confident", "pruning.temporal.cutoff=0.5"]
+    # 12 and 10 and 8 masks are above the window of 6; then the rest of the second block, and the third
+    assert min_nfe(parse_recipe({"task": {"kind": "countdown"}, "sampler": sizes}, window)) == 5
 
 
 DATA = {

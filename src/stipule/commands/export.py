@@ -53,6 +53,11 @@ def export(run: str, out: Path, merge: bool, layout: Layout = "published") -> st
     base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"] if is_adapter else None
     plain = replace(config, quantize=None, gradient_checkpointing=False, path=run)
     policy = load_policy(plain, device=best_device())
+    if layout == "stock" and policy.block_length is not None:
+        raise RecipeError(
+            f"--layout is stock, but this is a block diffusion model (block length {policy.block_length}); a stock "
+            "class has no attention that is causal between blocks; leave --layout out"
+        )
     merge_change = _merge(policy, config) if is_adapter and merge else None
     summary = (
         f"an adapter on {base}"

@@ -38,6 +38,10 @@ class Elbo:
     1/(K k q(k)) (`importance_sampling.py`). `fitted` measures these losses in earlier RL steps, without a forward pass;
     the first step draws every count equally often.
 
+    On a block diffusion model the mean is the sum over blocks of the ELBO of each block given the clean tokens before
+    it: a lower bound of log p too. One t (or k) is drawn for the whole response, and the weights are the same, because
+    the masks inside a block have the distribution of a block masked alone (docs/decisions.md).
+
     The masks of all inner updates are drawn at once and shared by the new, old and reference policy (common random
     numbers), so the ratio is 1 where the policy has not changed.
     """

@@ -33,6 +33,9 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     A sample without weight in a row is not computed (`MaskSamples.needs_forward`). So trajectories of different lengths
     cost what they hold, and a sample that masks nothing costs nothing. The host waits for the device once, to read how
     many tokens each copy has.
+
+    A block diffusion model predicts each block from the clean tokens before it: x_t is noisy in i's own block only
+    (models/block_copies.py). Masked prompt tokens are masked for all blocks.
     """
     num_samples, rows, length = masks.masked.shape
     has_weight = (masks.loss_weights != 0).flatten(0, 1)
@@ -53,15 +56,20 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     prompt_mask = rollouts.prompt_mask[row, rollouts.prompt_ids.shape[1] - longest :]
     targets = rollouts.completion_ids[row]
 
-    input_ids = torch.cat([prompt_ids, targets.masked_fill(masked, policy.mask_id)], 1)
+    noisy_ids = targets.masked_fill(masked, policy.mask_id)
     attention_mask = torch.cat([prompt_mask, torch.ones_like(masked)], 1) if has_padding else None
-    position_mask = torch.cat([torch.zeros_like(prompt_mask), targets_mask], 1)
-    logps = torch.zeros(0, device=input_ids.device)
+    logps = torch.zeros(0, device=noisy_ids.device)
     if len(copies):
-        hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, total)
+        if policy.block_length is None:
+            input_ids = torch.cat([prompt_ids, noisy_ids], 1)
+            position_mask = torch.cat([torch.zeros_like(prompt_mask), targets_mask], 1)
+            hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, total)
+        else:
+            clean_ids = torch.cat([prompt_ids, targets], 1)
+            hidden_states = policy.block_hidden_states(clean_ids, noisy_ids, attention_mask, targets_mask, total)
         index = torch.nonzero_static(targets_mask.flatten(), size=total)[:, 0]
         logps = target_logps(policy, hidden_states, targets.flatten()[index])
-    result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=input_ids.device)
+    result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=noisy_ids.device)
     result = result.index_copy(0, copies, result[copies].masked_scatter(targets_mask, logps))
     return result.view(num_samples, rows, length)
 

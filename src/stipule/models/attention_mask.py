@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,8 +18,30 @@ def full_attention_mask(model: PreTrainedModel, attention_mask: Bool[Tensor, "N 
     implementation = model.config._attn_implementation
     if "flash" in str(implementation):
         return attention_mask
-    mask = attention_mask[:, None, None, :].expand(-1, 1, queries, -1)
-    if implementation != "eager":
+    return for_implementation(model, attention_mask[:, None, None, :].expand(-1, 1, queries, -1))
+
+
+def block_causal_mask(
+    model: PreTrainedModel,
+    attention_mask: Bool[Tensor, "N T"] | None,
+    position_ids: Int[Tensor, "N T"],
+    block_length: int,
+) -> Tensor:
+    """Each token attends to the real tokens of its own block and of earlier blocks, N x 1 x T x T.
+
+    `position_ids` count real tokens from 0, so padding does not move the grid of blocks. Padding has position 0, so it
+    attends to real tokens too, and no row of the mask is empty.
+    """
+    block = position_ids // block_length
+    mask = block[:, None, :] <= block[:, :, None]  # N x queries x keys
+    if attention_mask is not None:
+        mask = mask & attention_mask[:, None, :]
+    return for_implementation(model, mask[:, None])
+
+
+def for_implementation(model: PreTrainedModel, mask: Bool[Tensor, "N 1 Q T"]) -> Tensor:
+    """Booleans for sdpa; for eager numbers that are added to the attention scores."""
+    if model.config._attn_implementation != "eager":
         return mask
     dtype = model.get_input_embeddings().weight.dtype
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

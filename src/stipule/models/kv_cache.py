@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def check_supports_kv_cache(family: Family) -> None:
-    """Raises RecipeError for a family whose layers do not return their keys and values."""
+    """Raises RecipeError for layers that do not return their keys and values, and for block models."""
+    if family.block_length is not None:
+        raise RecipeError(
+            f"sampler.cache is set for a block diffusion model (block length {family.block_length}), whose caches are "
+            "not supported yet; leave sampler.cache out"
+        )
     if not family.supports_kv_cache:
         raise RecipeError(
             f"sampler.cache is set for a model of family {family.name}, whose stock classes keep no keys and values as "

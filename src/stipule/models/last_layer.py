@@ -8,12 +8,26 @@ and its MLP act on each position alone. They are about five sixths of the layer:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+
+
+def last_layer_only_at(
+    indices: Int[Tensor, " M"], total: int, base_model: nn.Module, module_names: Sequence[str]
+) -> AbstractContextManager[None]:
+    """Inside, the last layer is computed only at these of `total` indices.
+
+    It is computed everywhere if the family names no modules, or if gradient checkpointing will compute it once more.
+    """
+    layer = getattr(base_model, "layers", [None])[-1]  # type: ignore[index]
+    recomputed = base_model.training and getattr(layer, "gradient_checkpointing", False)
+    if recomputed or not module_names or not 0 < len(indices) < total:
+        return nullcontext()
+    return compute_only_at(unique_indices(indices, total), layer, module_names)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from stipule.models.adapters import (
 )
 from stipule.models.autocast import prepare_autocast
 from stipule.models.bidirectional import check_bidirectional
-from stipule.models.families import DIFFUSION, diffusion_section, family_of
+from stipule.models.families import DIFFUSION, check_attention, diffusion_section, family_of
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.special_tokens import find_special_tokens
 from stipule.models.tokenizer_loading import load_tokenizer
@@ -59,8 +59,11 @@ class ModelConfig:
     autocast: bool = False  # compute float32 weights in bfloat16
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     # The default comes from config.json; only causal checkpoints converted to diffusion models (a2d) must set it.
-    family: Literal["llada", "dream", "llada_moe", "a2d", "masked_lm"] | None = None
+    family: Literal["llada", "dream", "llada_moe", "sdar", "fast_dllm_v2", "a2d", "masked_lm"] | None = None
     shift_logits: bool | None = None  # a2d: whether position i-1 predicts token i, as in the causal model
+    # tokens of a block of a block diffusion model (sdar, fast_dllm_v2; a2d becomes one by it); the default comes from
+    # config.json
+    block_length: int | None = None
     mask_id: int | None = None  # id of the mask token; the default comes from config.json or the tokenizer
     eos_id: int | None = None  # the token that ends a response, if config.json and the tokenizer disagree
     quantize: Literal["nf4"] | None = None  # the frozen base in 4 bits, under LoRA (bitsandbytes: stipule[quant])
@@ -94,6 +97,7 @@ class ModelConfig:
             "shift_logits": self.shift_logits,
             "mask_token_id": self.mask_id,
             "eos_token_id": self.eos_id,
+            "block_length": self.block_length,
         }
         return {key: value for key, value in section.items() if value is not None}
 
@@ -141,6 +145,7 @@ def load_policy(
     adapter_info = read_adapter_info(adapter) if adapter else {}
     base = read_adapter_options(adapter)["base_model_name_or_path"] if adapter else ""
     family = family_of(published_config)
+    check_attention(family, config.attention)
     network_config = family.read_config(published_config)
     tokenizer = load_tokenizer(path, network_config)
     find_special_tokens(published_config, tokenizer, family, network_config.vocab_size)  # before gigabytes are read

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stipule.errors import CheckpointError, StipuleError
-from stipule.models.attention_mask import full_attention_mask
+from stipule.errors import CheckpointError
+from stipule.models.attention_mask import block_causal_mask, full_attention_mask
+from stipule.models.block_copies import two_copies
 from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
-from stipule.models.last_layer import compute_only_at, unique_indices
+from stipule.models.last_layer import last_layer_only_at
 from stipule.models.policy import Messages
-from stipule.models.prompt_encoding import encode_messages
+from stipule.models.prompt_encoding import encode_prompts
 from stipule.models.special_tokens import find_special_tokens, ids_without_token
 from stipule.models.upload import upload
 from stipule.rng import generator_devices
@@ -76,6 +77,11 @@ class MaskedPolicy:
         return self.unwrapped_model.config.vocab_size
 
     @property
+    def block_length(self) -> int | None:
+        """Tokens of a block if attention is causal between blocks; None if every token attends to every other one."""
+        return self.family.block_length
+
+    @property
     def unsampled_ids(self) -> Int[Tensor, " E"]:
         """Ids that the sampler never draws: the mask, and rows of the LM head for which there is no token."""
         return upload(self._unsampled_ids, self.device)
@@ -93,16 +99,7 @@ class MaskedPolicy:
         Raises CheckpointError for a conversation if the tokenizer has no chat template, StipuleError for text that the
         tokenizer has no tokens for.
         """
-        try:
-            rows = [encode_messages(self.tokenizer, prompt) for prompt in prompts]
-        except CheckpointError:
-            raise
-        except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
-            raise StipuleError(
-                f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny "
-                "base has only the words of its own task"
-            ) from cause
-        return self.pad_left(rows)
+        return self.pad_left(encode_prompts(self.tokenizer, prompts))
 
     def encode_raw(self, texts: Sequence[str]) -> Prompts:
         """Encodes texts without a chat template, then pads on the left to the longest."""
@@ -155,6 +152,7 @@ class MaskedPolicy:
     ) -> Float[Tensor, "M D"]:
         """Last hidden states that predict the positions of `position_mask`, row by row.
 
+        A block model attends to the tokens of the same block and of earlier ones; the first real token begins a block.
         `attention_mask` is True on real tokens; None means that all are real, and lets attention take its fast path.
         `num_positions` is the number of True in `position_mask`; without it the host waits for the GPU to count them.
         `kv_cache` receives the keys and values of every layer (models/kv_cache.py).
@@ -162,9 +160,35 @@ class MaskedPolicy:
         left = self.has_left_neighbour(input_ids, attention_mask) if self.family.shift_logits else None
         indices = self.predicting_positions(position_mask, num_positions, left)
         position_ids = self._position_ids(input_ids, attention_mask)
-        if attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
-            attention_mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
-        return self.forward(input_ids, attention_mask, position_ids, indices, kv_cache).to(position_mask.device)
+        mask: Tensor | None = attention_mask
+        if self.block_length is not None:
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            mask = block_causal_mask(self.unwrapped_model, attention_mask, position_ids, self.block_length)
+        elif attention_mask is not None and self.family.supports_kv_cache:  # of others some have sliding windows
+            mask = full_attention_mask(self.unwrapped_model, attention_mask, input_ids.shape[1])
+        return self.forward(input_ids, mask, position_ids, indices, kv_cache).to(position_mask.device)
+
+    def block_hidden_states(
+        self,
+        clean_ids: Int[Tensor, "N T"],
+        noisy_ids: Int[Tensor, "N L"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N L"],
+        num_positions: int | None = None,
+    ) -> Float[Tensor, "M D"]:
+        """Last hidden states of a block model that predict positions of a noisy response, all blocks in one pass.
+
+        The last L columns of `clean_ids` are the response. Each block of `noisy_ids` sees the clean tokens before it
+        (models/block_copies.py).
+        """
+        assert self.block_length is not None
+        real = torch.ones_like(clean_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+        copies = two_copies(self.unwrapped_model, clean_ids, noisy_ids, real, position_mask, self.block_length)
+        left = copies.steps_to_left if self.family.shift_logits else None
+        indices = self.predicting_positions(copies.position_mask, num_positions, left)
+        states = self.forward(copies.input_ids, copies.attention_mask, copies.position_ids, indices, None)
+        return states.to(position_mask.device)
 
     def forward(
         self,
@@ -176,24 +200,18 @@ class MaskedPolicy:
     ) -> Float[Tensor, "M D"]:
         """The last hidden states at indices into the flattened tokens."""
         cache = {} if kv_cache is None else {"past_key_values": kv_cache}
-        with self._precision(), self._last_layer(indices, input_ids.numel()):
-            hidden_states = self.unwrapped_model.base_model(
+        base_model = self.unwrapped_model.base_model
+        last_layer = last_layer_only_at(indices, input_ids.numel(), base_model, self.family.position_wise)
+        with self._precision(), last_layer:
+            hidden_states = base_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **cache
             ).last_hidden_state
         return hidden_states.flatten(0, 1).index_select(0, indices.to(hidden_states.device))
 
-    def _last_layer(self, indices: Int[Tensor, " M"], total: int) -> AbstractContextManager[None]:
-        """Computes the last layer only where it is read, unless gradient checkpointing will compute it once more."""
-        layer = getattr(self.unwrapped_model.base_model, "layers", [None])[-1]
-        recomputed = self.model.training and getattr(layer, "gradient_checkpointing", False)
-        if recomputed or not self.family.position_wise or not 0 < len(indices) < total:
-            return nullcontext()
-        return compute_only_at(unique_indices(indices, total), layer, self.family.position_wise)
-
     def predicting_positions(
         self, position_mask: Tensor, num_positions: int | None, left: Tensor | None
     ) -> Int[Tensor, " M"]:
-        """Flattened indices whose states predict these positions; of a shifted model the left neighbours."""
+        """Flattened indices whose states predict these positions; of a shifted model those `left` tokens before."""
         flat = position_mask.flatten()
         index = (flat.nonzero() if num_positions is None else torch.nonzero_static(flat, size=num_positions))[:, 0]
         return index if left is None else index - left.flatten()[index].long()
@@ -242,7 +260,7 @@ class MaskedPolicy:
         return self.lm_head(self.hidden_states(input_ids, attention_mask, position_mask, num_positions))
 
     def new_kv_cache(self, rows: int, width: int) -> KVCache:
-        """An empty cache of keys and values. Raises RecipeError for a family that does not support one."""
+        """An empty cache of keys and values. Raises RecipeError for a model that does not support one."""
         check_supports_kv_cache(self.family)
         return KVCache(self, rows, width)
 
@@ -271,9 +289,8 @@ class MaskedPolicy:
         """
         self.model.train()
         try:
-            with torch.random.fork_rng(
-                generator_devices(self.device)
-            ):  # dropout reads the global generator; it is restored afterwards
+            # Dropout reads the global generator; it is restored afterwards.
+            with torch.random.fork_rng(generator_devices(self.device)):
                 torch.random.manual_seed(generator.initial_seed())
                 yield
         finally:

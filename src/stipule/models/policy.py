@@ -21,7 +21,8 @@ Messages = str | Sequence[Mapping[str, str]]
 class Policy(Protocol):
     """A masked language model. Position i of its logits always predicts token i.
 
-    `position_mask` is True at the M positions whose outputs are wanted.
+    `position_mask` is True at the M positions whose outputs are wanted. `block_length` is None where attention is
+    bidirectional over the whole text; else the tokens of a block, between which attention is causal.
     """
 
     mask_id: int
@@ -32,6 +33,8 @@ class Policy(Protocol):
     def device(self) -> torch.device: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def block_length(self) -> int | None: ...
     @property
     def max_length(self) -> int | None: ...
     @property
@@ -47,6 +50,14 @@ class Policy(Protocol):
         input_ids: Int[Tensor, "N T"],
         attention_mask: Bool[Tensor, "N T"] | None,
         position_mask: Bool[Tensor, "N T"],
+        num_positions: int | None,
+    ) -> Float[Tensor, "M D"]: ...
+    def block_hidden_states(
+        self,
+        clean_ids: Int[Tensor, "N T"],
+        noisy_ids: Int[Tensor, "N L"],
+        attention_mask: Bool[Tensor, "N T"] | None,
+        position_mask: Bool[Tensor, "N L"],
         num_positions: int | None,
     ) -> Float[Tensor, "M D"]: ...
     def lm_head(self, hidden_states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]: ...

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
-from stipule.errors import CheckpointError
+from stipule.errors import CheckpointError, StipuleError
 from stipule.models.policy import Messages
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[list[int]]:
+    """The token ids of each prompt.
+
+    Raises CheckpointError for a conversation if the tokenizer has no chat template, StipuleError for text that the
+    tokenizer has no tokens for.
+    """
+    try:
+        return [encode_messages(tokenizer, prompt) for prompt in prompts]
+    except CheckpointError:
+        raise
+    except Exception as cause:  # a tokenizer without a token for unknown words raises a plain Exception
+        raise StipuleError(
+            f"the prompt {str(prompts[0])[:60]!r} ... cannot be encoded by the model's tokenizer: {cause}; a tiny base "
+            "has only the words of its own task"
+        ) from cause
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> list[int]:

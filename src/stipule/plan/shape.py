@@ -89,9 +89,14 @@ class NetworkShape:
 def shape_of(config_json: Mapping[str, Any], lora: LoRA | None = None) -> NetworkShape:
     """Counts the network on the meta device, so no weights are allocated.
 
-    Raises CheckpointError if the family is unknown, StipuleError for a mixture of experts.
+    Raises CheckpointError if the family is unknown, StipuleError for a mixture of experts or a block model.
     """
     family = family_of(config_json)
+    if family.block_length is not None:
+        raise StipuleError(
+            f"the network is a block diffusion model (block length {family.block_length}); stipule plan counts models "
+            "of full attention only; measure one step instead: stipule train RECIPE training.steps=1"
+        )
     config = family.read_config(config_json)
     with torch.device("meta"):
         network = family.model_class(config)

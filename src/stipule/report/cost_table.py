@@ -32,7 +32,7 @@ def cost_table(recipe: Recipe) -> Group:
     for column in ("phase", "expected", "at most"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     nfe = (f"{cost.nfe_per_rollout:g} ({cost.nfe_per_rollout / cost.unpruned:.0%})" for cost in (expected, most))
-    table.add_row(f"per rollout ({expected.unpruned} unpruned)", *nfe)
+    table.add_row(f"per rollout ({expected.unpruned:g} unpruned)", *nfe)
     for name in ("rollout", "logps", "update", "total"):
         table.add_row(name, f"{getattr(expected, name):,}", f"{getattr(most, name):,}")
     return Group(table, Text(expectation_note(recipe), style="dim"), _memory_table(recipe))
@@ -48,6 +48,8 @@ def expectation_note(recipe: Recipe) -> str:
         count = "the scheduled number of" if spatial.schedule else f"{number}"
         eligible = " (of all its tokens, fewer where fewer are eligible)" if spatial.ratio_of == "eligible" else ""
         expected.append(f"{count} anchors{eligible} in each row that has any")
+    if sampler.block_schedule == "separate":
+        expected.append("prompts of every remainder by the block length alike")
     uses_confidence = pruning.temporal.finish_window(sampler.gen_length) > 0 or sampler.confidence_threshold is not None
     if uses_confidence:
         expected.append("no token unmasked early by its confidence")
@@ -60,8 +62,8 @@ def expectation_note(recipe: Recipe) -> str:
     bounds = ["no row with anchors"] * (spatial.ratio > 0) + ["hints for every group"] * samples_twice(recipe)
     lines = [f"expected: {', '.join(expected)}"] + [f"at most: {', '.join(bounds)}"] * bool(bounds)
     if uses_confidence:
-        nfe = min_nfe(recipe, max(kept_anchors(recipe)))
-        lines.append(f"with confidence in every token: {nfe} forward passes per rollout, of {sampler.steps} unpruned")
+        nfe, unpruned = min_nfe(recipe, max(kept_anchors(recipe))), step_cost(recipe).unpruned
+        lines.append(f"with confidence in every token: {nfe} forward passes per rollout, of {unpruned:g} unpruned")
     return "\n".join([*lines, ""])
 
 

@@ -70,8 +70,11 @@ class BatchProgress:
         num_unmasked: Int[Tensor, " A"],
         num_calls: Int[Tensor, " A"] | None,
         finish_window: int,
+        within_block: bool = False,
     ) -> NextCall:
         """The next forward pass of unfinished rows. Rows with at most `finish_window` masks read all of them.
+
+        `within_block`: no forward pass reads beyond the first unfinished block.
 
         `num_calls` forward passes followed the schedule; None: confidence may have unmasked more than scheduled. A row
         then continues with the first forward pass of the schedule that unmasks something.
@@ -86,7 +89,10 @@ class BatchProgress:
         may_finish = num_masked <= finish_window
         lookahead = torch.where(may_finish, num_masked, num_transfer_tokens)
         block_index = (cumulative_masks <= num_unmasked[:, None]).sum(1)
-        inside_block = num_unmasked + lookahead <= cumulative_masks.gather(1, block_index[:, None])[:, 0]
+        end_of_block = cumulative_masks.gather(1, block_index[:, None])[:, 0]
+        if within_block:
+            lookahead = lookahead.minimum(end_of_block - num_unmasked)
+        inside_block = num_unmasked + lookahead <= end_of_block
         return NextCall(
             num_transfer_tokens, self.is_argmax[rows, step[:, 0]], num_masked, may_finish, lookahead, block_index,
             inside_block,

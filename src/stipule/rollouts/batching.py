@@ -19,6 +19,7 @@ from stipule.models.policy import Policy
 from stipule.models.sharding import any_rank_active, dummy_forward
 from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import BatchProgress, NextCall
+from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
 from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.pruning import TemporalPruning
@@ -95,14 +96,16 @@ class DenoisingQueue:
         def schedule_of(masks: tuple[int, ...]) -> UnmaskSchedule:
             return unmask_schedule(masks, gen_length, options.steps, block_length, cutoff, options.block_schedule)
 
-        masks = canvas.masked.unflatten(1, (-1, block_length)).sum(2)
+        self.is_block_model = policy.block_length is not None
+        grid = gen_length, block_length, self.is_block_model
+        self.block_index = block_grid(prompts.prompt_mask, *grid)
+        masks = count_masks(canvas.masked, self.block_index, num_blocks(*grid))
         counts = torch.cat([prompts.prompt_mask.sum(1, keepdim=True), masks], 1).cpu()
         self.prompt_length = counts[:, 0]
         self.progress = BatchProgress.from_masks(counts[:, 1:], schedule_of)
         rows, prompt_width = prompts.prompt_ids.shape
         self.num_unmasked = torch.zeros(rows, dtype=torch.long)
         self.num_calls = torch.zeros(rows, dtype=torch.long)
-        self.block_of = torch.arange(gen_length, device=canvas.masked.device) // block_length
         self.cache = None
         if options.cache is not None:
             width = prompt_width + gen_length
@@ -124,7 +127,9 @@ class DenoisingQueue:
         rows = self.waiting[: self.max_batch_size]
         self._later, self._postponed = self.waiting[len(rows) :], rows[:0]
         num_calls = self.num_calls[rows] if self.follows_schedule else None
-        plan = self.progress.next_call(rows, self.num_unmasked[rows], num_calls, self.finish_window)
+        plan = self.progress.next_call(
+            rows, self.num_unmasked[rows], num_calls, self.finish_window, self.is_block_model
+        )
         if self.cache is not None:
             shared = self.cache.can_share_call(rows, plan)
             rows, plan, self._postponed = rows[shared], plan[shared], rows[~shared]
@@ -154,11 +159,21 @@ class DenoisingQueue:
         attention_mask = torch.cat([prompt_mask, torch.ones_like(candidates)], 1) if has_padding else None
         position_mask = torch.cat([torch.zeros_like(prompt_mask), candidates], 1)
         input_ids = torch.cat([prompt_ids, self.canvas.completion_ids[call.index]], 1)
+        if self.is_block_model:  # later blocks are not seen
+            total = longest + self._num_columns(call)
+            input_ids, position_mask = input_ids[:, :total], position_mask[:, :total]
+            attention_mask = None if attention_mask is None else attention_mask[:, :total]
         if self.cache is not None:
             return self.cache.logits(
                 call.rows, call.plan, input_ids, attention_mask, position_mask, call.num_candidates
             )
         return self.policy.logits(input_ids, attention_mask, position_mask, call.num_candidates)
+
+    def _num_columns(self, call: Call) -> int:
+        """The columns of the response up to the end of the last block that one of the rows is in."""
+        block_length = self.options.block_length
+        ends = (call.plan.block_index + 1) * block_length - self.prompt_length[call.rows] % block_length
+        return min(int(ends.max()), self.options.gen_length)
 
     def advance(self, call: Call, unmask: Bool[Tensor, "A L"]) -> None:
         """Counts what a forward pass has unmasked, and takes finished rows out of the queue."""
@@ -170,7 +185,7 @@ class DenoisingQueue:
         completed = self.progress.num_completed_blocks(rows, self.num_unmasked[rows])
         completed_before = self.progress.num_completed_blocks(rows, call.num_unmasked)
         if self.options.stop_at_eos and bool((completed > completed_before).any()):
-            finished_columns = self.block_of < upload(completed, call.index.device)[:, None]
+            finished_columns = self.block_index[call.index] < upload(completed, call.index.device)[:, None]
             finished |= self.canvas.fill_after_eos(call, finished_columns).cpu()
         if self.cache is not None:
             self.cache.free_rows(rows[finished])

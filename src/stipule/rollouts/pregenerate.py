@@ -219,13 +219,19 @@ def token_confidence(
 ) -> Float[Tensor, "B L"]:
     """Probability of each eligible token with all eligible tokens masked; 0 elsewhere.
 
-    `attended`: the positions of the response that the forward pass reads; None: all.
+    `attended`: the positions of the response that the forward pass reads; None: all. In a block diffusion model those
+    of its own block are masked, after the tokens of earlier blocks.
     """
     masked_ids = rollouts.completion_ids.masked_fill(eligible, policy.mask_id)
-    position_mask = torch.cat([torch.zeros_like(rollouts.prompt_mask), eligible], 1)
     attention_mask = torch.cat([rollouts.prompt_mask, torch.ones_like(eligible) if attended is None else attended], 1)
     with torch.no_grad() if is_sharded(policy) else torch.inference_mode():  # as the sampler
-        logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
+        if policy.block_length is None:
+            position_mask = torch.cat([torch.zeros_like(rollouts.prompt_mask), eligible], 1)
+            logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
+        else:
+            clean_ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)
+            states = policy.block_hidden_states(clean_ids, masked_ids, attention_mask, eligible)
+            logits = policy.lm_head(states)
         probability = logits.softmax(1).gather(1, rollouts.completion_ids[eligible][:, None])[:, 0]
     return torch.zeros(eligible.shape, device=eligible.device).masked_scatter(eligible, probability.clone())
 

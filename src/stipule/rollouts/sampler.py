@@ -17,6 +17,7 @@ from stipule.models.policy import Policy
 from stipule.models.sharding import is_sharded
 from stipule.models.upload import upload
 from stipule.rollouts.batching import Call, DenoisingQueue
+from stipule.rollouts.block_grid import check_blocks
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.prompt_lengths import check_sequence_length
@@ -66,6 +67,8 @@ class SemiAutoregressiveSampler:
     block_length: int = 32  # tokens (SPG's; the paper does not say)
     # What happens in a block with anchors. carry: it takes fewer forward passes, L/N tokens each (eq. 10).
     # fixed: it takes as many as a block without, with fewer tokens each, as in the authors' code.
+    # separate: for block diffusion models. No forward pass unmasks tokens of two blocks, and the first token of the
+    # prompt begins the first block, as in the model's training.
     block_schedule: BlockSchedule = "carry"
     temperature: float = 0.9  # table 8; 0 is greedy
     # which masked positions are unmasked first: the most confident ones, random ones, or by a rule of your own
@@ -109,6 +112,8 @@ class SemiAutoregressiveSampler:
     def sample_noise(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many rollouts."""
         most_calls = self.steps + (self.block_schedule == "fixed")  # the finish may come after the last pass
+        if self.block_schedule == "separate":  # a response may begin inside a block, and each block may have a finish
+            most_calls = min(self.gen_length, self.steps + 1 + self.gen_length // self.block_length)
         resamples = most_calls if self.resample_noise else 1
         return Noise(
             torch.rand(resamples, rows, self.gen_length, generator=generator),
@@ -127,8 +132,10 @@ class SemiAutoregressiveSampler:
         """Denoises a batch with exactly the scheduled forward passes per row, or fewer where a row ends early.
 
         At most `max_batch_size` rows (None: all) share a forward pass; when a row is finished, the next one begins. No
-        row depends on the rows that share its forward passes. Raises RecipeError if a prompt is too long.
+        row depends on the rows that share its forward passes. Raises RecipeError if a prompt is too long, or if the
+        blocks are not those of the model.
         """
+        check_blocks(self.block_length, self.block_schedule, policy.block_length)
         check_sequence_length(policy, prompts.prompt_ids.shape[1], self.gen_length)
         # Sharded weights are gathered for every forward pass; weights gathered in inference mode could not be trained.
         with torch.no_grad() if is_sharded(policy) else torch.inference_mode():
@@ -149,11 +156,10 @@ class SemiAutoregressiveSampler:
         excluded_ids = policy.unsampled_ids
         for call in queue.calls():
             masked = canvas.masked[call.index]  # x_t of the rows that share this forward pass
-            candidates = candidate_positions(masked, call.lookahead, self.block_length)
+            block_index = queue.block_index[call.index]
+            candidates = candidate_positions(masked, call.lookahead, block_index)
             if self.remasking == "random":  # the positions are known beforehand: only they need logits
-                candidates = top_k_positions(
-                    noise.position_noise[call.index], candidates, self.block_length, call.lookahead
-                )
+                candidates = top_k_positions(noise.position_noise[call.index], candidates, block_index, call.lookahead)
             logits = queue.forward(call, candidates)  # pi_theta(. | x_t)
             rule = None if isinstance(self.remasking, str) else self.remasking
             # Before the tokens are sampled, which changes the logits.
@@ -171,7 +177,14 @@ class SemiAutoregressiveSampler:
                 own = checked_priority(rule, log_probs, token, confidence, position_noise[candidates])
                 priority = torch.zeros_like(confidences).masked_scatter(candidates, own)
             unmask = self._choose_positions(
-                masked, candidates, confidences, priority, position_noise, num_transfer_tokens, is_first_pass
+                masked,
+                candidates,
+                confidences,
+                priority,
+                position_noise,
+                num_transfer_tokens,
+                is_first_pass,
+                block_index,
             )
             canvas.unmask(call, unmask, tokens, confidences)
             queue.advance(call, unmask)
@@ -186,14 +199,15 @@ class SemiAutoregressiveSampler:
         position_noise: Float[Tensor, "A L"],
         num_transfer_tokens: Int[Tensor, " A"],
         is_first_pass: Bool[Tensor, " A"],
+        block_index: Int[Tensor, "A L"],
     ) -> Bool[Tensor, "A L"]:
         """The unmasking rule: which candidates this forward pass unmasks, the positions with m_i = 0 of eq. 6."""
         if self.first_position == "random":
-            begins = top_k_positions(position_noise, candidates, self.block_length, is_first_pass.long())
+            begins = top_k_positions(position_noise, candidates, block_index, is_first_pass.long())
             priority = priority.masked_fill(begins, 2.0)  # above every confidence and every rank
-        unmask = top_k_positions(priority, candidates, self.block_length, num_transfer_tokens)
+        unmask = top_k_positions(priority, candidates, block_index, num_transfer_tokens)
         if self.confidence_threshold is not None:
-            in_reach = candidate_positions(masked, num_transfer_tokens, self.block_length)
+            in_reach = candidate_positions(masked, num_transfer_tokens, block_index)
             unmask |= in_reach & candidates & (confidences >= self.confidence_threshold)
         return unmask
 

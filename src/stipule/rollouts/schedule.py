@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from stipule.errors import RecipeError
 
 Scope = Literal["global", "block"]
-BlockSchedule = Literal["carry", "fixed"]
+BlockSchedule = Literal["carry", "fixed", "separate"]
 
 
 class Cutoff(NamedTuple):
@@ -48,6 +48,26 @@ def masks_per_block(gen_length: int, block_length: int, anchors: int) -> tuple[i
     """Masks at the start of each block if this many anchors are spread evenly over the blocks."""
     blocks = gen_length // block_length
     return tuple(block_length - (anchors * (b + 1) // blocks - anchors * b // blocks) for b in range(blocks))
+
+
+def masks_of_rows(
+    gen_length: int, block_length: int, anchors: int, blocks: BlockSchedule = "carry"
+) -> list[tuple[int, ...]]:
+    """Masks at the start of each block of the rows whose anchors are spread evenly.
+
+    One row, unless the first block begins at the prompt (`separate`). Then there is one row for each remainder of the
+    prompt's length by the block length, from 0 on: the first block lacks that many tokens.
+    """
+    if blocks != "separate":
+        return [masks_per_block(gen_length, block_length, anchors)]
+    fixed = {gen_length * i // anchors for i in range(anchors)}
+    rows = []
+    for remainder in range(block_length):
+        masks = [0] * ((remainder + gen_length - 1) // block_length + 1)
+        for position in range(gen_length):
+            masks[(remainder + position) // block_length] += position not in fixed
+        rows.append(tuple(masks))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,12 @@ def unmask_schedule(
     the same forward pass also unmasks tokens of the next block. Stage 2b finishes with one forward pass as soon as at
     most the fraction `cutoff` is masked: of the whole response (`global`), or of each block (`block`). With scope
     `global` that is ceil((L - m - floor(t_cut L)) / (L/N)) + 1[anything left] forward passes (eq. 10;
-    docs/decisions.md, row 15). `fixed`: see `fixed_block_schedule`.
+    docs/decisions.md, row 15). `fixed` and `separate`: see the functions of
+    these names.
     """
-    if blocks == "fixed":
+    if blocks == "separate":
+        num_transfer_tokens, finishes = separate_block_schedule(masks, gen_length, steps, block_length, cutoff)
+    elif blocks == "fixed":
         num_transfer_tokens, finishes = fixed_block_schedule(masks, gen_length, steps, cutoff)
     else:
         num_transfer_tokens, finishes = [], []
@@ -162,6 +185,31 @@ def fixed_block_schedule(
     while num_transfer_tokens and num_transfer_tokens[-1] == 0:
         num_transfer_tokens.pop()
     return num_transfer_tokens, [False] * len(num_transfer_tokens)
+
+
+def separate_block_schedule(
+    masks: tuple[int, ...], gen_length: int, steps: int, block_length: int, cutoff: Cutoff
+) -> tuple[list[int], list[bool]]:
+    """Tokens per forward pass where none unmasks tokens of two blocks, and which passes finish a block.
+
+    A block diffusion model predicts a block from finished earlier blocks only. So block b with m_b masks takes
+    ceil((m_b - h_b) / (L/N)) + 1[h_b > 0] forward passes; h_b of its masks are filled in one of them. With scope
+    `global` these are the last masks of the response, floor(t_cut L) in all blocks together; with scope `block` the
+    last ones of every block.
+    """
+    steps_per_block = steps * block_length // gen_length
+    left = cutoff.num_masks(gen_length)
+    last = []
+    for count in reversed(masks):
+        last.append(min(count, left if cutoff.scope == "global" else cutoff.num_masks(block_length)))
+        left -= last[-1]
+    num_transfer_tokens: list[int] = []
+    finishes: list[bool] = []
+    for count, filled in zip(masks, reversed(last), strict=True):
+        stage_2a = transfer_schedule(count - filled, block_length, steps_per_block, block_length)
+        num_transfer_tokens += stage_2a + [filled] * (filled > 0)
+        finishes += [False] * len(stage_2a) + [True] * (filled > 0)
+    return num_transfer_tokens, finishes
 
 
 def _num_candidates(masks: tuple[int, ...], num_transfer_tokens: list[int]) -> tuple[int, ...]:

@@ -56,19 +56,23 @@ def checked_priority(
 
 
 def candidate_positions(
-    masked: Bool[Tensor, "A L"], lookahead: Int[Tensor, " A"], block_length: int
+    masked: Bool[Tensor, "A L"], lookahead: Int[Tensor, " A"], block_index: Int[Tensor, "A L"]
 ) -> Bool[Tensor, "A L"]:
     """The masked positions of the first unfinished block, and of as many more blocks as `lookahead` tokens need."""
-    masked_in_block = masked.unflatten(1, (-1, block_length)).sum(2)  # A x blocks
-    masked_before = masked_in_block.cumsum(1) - masked_in_block
-    return masked & (masked_before < lookahead[:, None]).repeat_interleave(block_length, 1)
+    masked_before = masked.long().cumsum(1) - masked.long()  # of each token, then of its block: that of its first token
+    begins_block = torch.ones_like(masked)
+    begins_block[:, 1:] = block_index[:, 1:] != block_index[:, :-1]
+    masked_before = masked_before.masked_fill(~begins_block, 0).cummax(1).values
+    return masked & (masked_before < lookahead[:, None])
 
 
 def top_k_positions(
-    priority: Float[Tensor, "A L"], candidates: Bool[Tensor, "A L"], block_length: int, k: Int[Tensor, " A"]
+    priority: Float[Tensor, "A L"],
+    candidates: Bool[Tensor, "A L"],
+    block_index: Int[Tensor, "A L"],
+    k: Int[Tensor, " A"],
 ) -> Bool[Tensor, "A L"]:
     """The k candidates of each row with the highest priority; earlier blocks come first."""
-    block_index = torch.arange(candidates.shape[1], device=candidates.device) // block_length
     # float64 holds a float32 priority and the block index without loss, so blocks never mix and ties stay ties.
     key = (priority.double() - 2.0 * block_index).masked_fill(~candidates, float("-inf"))
     rank = key.argsort(dim=1, descending=True, stable=True).argsort(1)

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import ceil
 from typing import Any
 
 from stipule.models.families import family_of
 from stipule.rollouts.schedule import (
     UnmaskSchedule,
     llada_transfer_schedule,
+    masks_of_rows,
     masks_per_block,
     num_anchors,
     unmask_schedule,
@@ -28,7 +30,7 @@ class StepCost:
     """Forward passes of one RL step, as rows x passes, if no row ends early and every row has an advantage."""
 
     nfe_per_rollout: float  # forward passes to denoise one response, all attempts together
-    unpruned: int  # the same without pruning: N
+    unpruned: float  # the same without pruning: N, or its mean over the places where separate blocks begin
     rollout: int
     old_logps: int
     ref_logps: int
@@ -46,14 +48,15 @@ class StepCost:
 def step_cost(recipe: Recipe) -> StepCost:
     """The expected cost: the mean over the steps of the run, with round(gamma L) anchors wherever anchors are used.
 
-    Anchors are spread evenly over the blocks, and no confidence finishes a row. See `UNKNOWN_FRACTION` for the rest.
+    Anchors are spread evenly over the blocks, and no confidence finishes a row. Where separate blocks begin at the
+    prompt, every remainder of its length by the block length counts alike. See `UNKNOWN_FRACTION` for the rest.
     """
     gen_length = recipe.sampler.gen_length
     return _step_cost(
         recipe,
-        sum(fraction * schedule_of(recipe, n).nfe for n, fraction in sampled_anchors(recipe).items()),
+        sum(fraction * expected_nfe(recipe, n) for n, fraction in sampled_anchors(recipe).items()),
         sum(
-            fraction * recipe.estimator.num_masks(gen_length, schedule_of(recipe, n).nfe)
+            fraction * recipe.estimator.num_masks(gen_length, ceil(expected_nfe(recipe, n)))
             for n, fraction in kept_anchors(recipe).items()
         ),
     )
@@ -70,8 +73,14 @@ def max_nfe(recipe: Recipe) -> int:
     """The most forward passes of one response.
 
     Where blocks carry on, fewer masks in a block never need more of them, so no placement of anchors needs more than
-    none. A fixed block schedule has N, and the finish.
+    none. A fixed block schedule has N, and the finish. Of separate blocks the one in which a cutoff of the whole
+    response begins has one forward pass more, and anchors may move that cutoff into any block.
     """
+    if recipe.sampler.block_schedule == "separate":
+        masks, cutoff = _masks_of_rows(recipe), recipe.pruning.temporal.planned_cutoff
+        if recipe.pruning.spatial.ratio > 0 and cutoff.scope == "global" and cutoff.fraction > 0:
+            return max(unmask_schedule(m, *_sizes(recipe), blocks="separate").nfe for m in masks) + 1
+        return max(schedule_of_masks(recipe, m).nfe for m in masks)
     if recipe.sampler.block_schedule == "fixed":
         return recipe.sampler.steps + (recipe.pruning.temporal.planned_cutoff.fraction > 0)
     return schedule_of(recipe).nfe
@@ -80,9 +89,12 @@ def max_nfe(recipe: Recipe) -> int:
 def min_nfe(recipe: Recipe, anchors: int = 0) -> int:
     """The fewest forward passes of a response of full length: the model is confident of every token.
 
-    Parallel unmasking then needs one for each block that has masks, and a cutoff by confidence ends as early as it may.
+    Parallel unmasking then needs one for each block that has masks, and a cutoff by confidence ends as early as it may
+    (in each block, if blocks are separate).
     """
     sampler, temporal = recipe.sampler, recipe.pruning.temporal
+    if sampler.block_schedule == "separate":
+        return min(_min_nfe_of_separate_blocks(recipe, masks) for masks in _masks_of_rows(recipe, anchors))
     tokens, window = schedule_of(recipe, anchors).num_transfer_tokens, temporal.finish_window(sampler.gen_length)
     if sampler.confidence_threshold is not None:
         tokens = masks_per_block(sampler.gen_length, sampler.block_length, anchors)
@@ -91,6 +103,20 @@ def min_nfe(recipe: Recipe, anchors: int = 0) -> int:
     left = list(accumulate(tokens, lambda masks, count: masks - count, initial=sum(tokens)))
     passes = [masks for masks, count in zip(left[:-1], tokens, strict=True) if count]
     return sum(masks > window for masks in passes) + any(masks <= window for masks in passes)
+
+
+def _min_nfe_of_separate_blocks(recipe: Recipe, masks: tuple[int, ...]) -> int:
+    if recipe.sampler.confidence_threshold is not None:
+        return sum(count > 0 for count in masks)
+    window, passes, left = recipe.pruning.temporal.finish_window(recipe.sampler.gen_length), 0, sum(masks)
+    for tokens in schedule_of_masks(recipe, masks).num_transfer_tokens:
+        if left <= window:
+            break
+        passes, left = passes + 1, left - tokens
+    for count in reversed(masks):  # confidence finishes one block at a time
+        if left > 0 and count > 0:
+            passes, left = passes + 1, left - count
+    return passes
 
 
 def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
@@ -103,7 +129,7 @@ def _step_cost(recipe: Recipe, nfe: float, num_masks: float) -> StepCost:
         old, ref = 0, min(ref, 1)
     return StepCost(
         nfe,
-        recipe.sampler.steps,
+        _unpruned_nfe(recipe),
         round(rows * nfe),
         round(rows * num_masks * old),
         round(rows * num_masks * ref),
@@ -142,16 +168,43 @@ def _add(fractions: Mapping[int, float], others: Mapping[int, float], weight: fl
     return {k: fractions.get(k, 0.0) + weight * others.get(k, 0.0) for k in dict.fromkeys([*fractions, *others])}
 
 
+def expected_nfe(recipe: Recipe, anchors: int = 0) -> float:
+    """The forward passes of a row with this many anchors, a mean over the places where its first block may begin."""
+    return _mean([schedule_of_masks(recipe, masks).nfe for masks in _masks_of_rows(recipe, anchors)])
+
+
+def _unpruned_nfe(recipe: Recipe) -> float:
+    if recipe.sampler.block_schedule != "separate":
+        return recipe.sampler.steps
+    return _mean([unmask_schedule(m, *_sizes(recipe), blocks="separate").nfe for m in _masks_of_rows(recipe)])
+
+
+def _mean(numbers: list[int]) -> float:
+    mean = sum(numbers) / len(numbers)
+    return int(mean) if mean.is_integer() else mean  # a whole number is printed as one
+
+
+def _masks_of_rows(recipe: Recipe, anchors: int = 0) -> list[tuple[int, ...]]:
+    sampler = recipe.sampler
+    return masks_of_rows(sampler.gen_length, sampler.block_length, anchors, sampler.block_schedule)
+
+
+def _sizes(recipe: Recipe) -> tuple[int, int, int]:
+    return recipe.sampler.gen_length, recipe.sampler.steps, recipe.sampler.block_length
+
+
 def schedule_of(recipe: Recipe, anchors: int = 0) -> UnmaskSchedule:
-    """The schedule of a row with this many anchors, spread evenly over the blocks; without any it is the longest."""
-    return schedule_of_masks(recipe, masks_per_block(recipe.sampler.gen_length, recipe.sampler.block_length, anchors))
+    """The schedule of a row with this many anchors, spread evenly over the blocks; without any it is the longest.
+
+    Of separate blocks it is that of a row whose prompt ends with a block.
+    """
+    return schedule_of_masks(recipe, _masks_of_rows(recipe, anchors)[0])
 
 
 def schedule_of_masks(recipe: Recipe, masks: tuple[int, ...]) -> UnmaskSchedule:
     """The schedule of a row whose blocks start with these numbers of masks."""
-    sampler, cutoff = recipe.sampler, recipe.pruning.temporal.planned_cutoff
-    sizes = sampler.gen_length, sampler.steps, sampler.block_length
-    return unmask_schedule(masks, *sizes, cutoff, sampler.block_schedule)
+    cutoff = recipe.pruning.temporal.planned_cutoff
+    return unmask_schedule(masks, *_sizes(recipe), cutoff, recipe.sampler.block_schedule)
 
 
 def candidates_per_call(recipe: Recipe, anchors: int = 0) -> tuple[int, ...]:

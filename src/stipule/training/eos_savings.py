@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
 from stipule.training.cost import schedule_of_masks
 from stipule.training.settings import Recipe
 from stipule.types import Rollouts
@@ -16,7 +17,10 @@ def nfe_saved_by_eos(recipe: Recipe, rollouts: Rollouts) -> int:
     has saved before the end is not counted.
     """
     filled = (rollouts.sampled_mask & (rollouts.confidence == 0)).sum(1).tolist()
-    masks = rollouts.sampled_mask.unflatten(1, (-1, recipe.sampler.block_length)).sum(2).tolist()
+    sampler = recipe.sampler
+    grid = sampler.gen_length, sampler.block_length, sampler.block_schedule == "separate"
+    block_index = block_grid(rollouts.prompt_mask, *grid)
+    masks = count_masks(rollouts.sampled_mask, block_index, num_blocks(*grid)).tolist()
     saved = 0
     for row_masks, num_filled in zip(masks, filled, strict=True):
         if num_filled:

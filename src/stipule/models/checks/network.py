@@ -14,12 +14,17 @@ from stipule.types import Prompts
 
 
 def bidirectional(probe: Probe) -> Check:
-    """The logits of the first position depend on the last token."""
+    """The logits of the first position depend on the last token; of a block model, of its own block only."""
+    block_length = probe.policy.block_length
     try:
         check_bidirectional(probe.policy)
         ok, measured = True, "the first logits change with the last token"
-    except CheckpointError:
+        if block_length is not None:
+            measured += f" of their block of {block_length}, and not with the next block"
+    except CheckpointError as cause:
         ok, measured = False, "the first logits do not change with the last token"
+        if block_length is not None:
+            measured = str(cause)
     return Check(
         "bidirectional",
         ok,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from stipule.errors import CheckpointError
+from stipule.models.families.block import block_length_of, check_attention
 from stipule.models.families.family import (
     DIFFUSION,
     Family,
@@ -23,12 +24,13 @@ from stipule.models.families.family import (
 )
 from stipule.models.families.llada import LLADA, write_llada_config
 from stipule.models.families.masked_lm import is_masked_lm, masked_lm_family
-from stipule.models.families.qwen import A2D, DREAM, LLADA_MOE
+from stipule.models.families.qwen import A2D, DREAM, FAST_DLLM_V2, LLADA_MOE, SDAR
 
 __all__ = [
     "DIFFUSION",
     "NAMES",
     "Family",
+    "check_attention",
     "diffusion_section",
     "family_of",
     "max_positions",
@@ -38,7 +40,7 @@ __all__ = [
     "write_llada_config",
 ]
 
-NAMES = ("llada", "dream", "llada_moe", "a2d", "masked_lm")
+NAMES = ("llada", "dream", "llada_moe", "sdar", "fast_dllm_v2", "a2d", "masked_lm")
 # dllm's model types of converted causal models: `a2d-llama`, `a2d-qwen2`, `a2d-qwen3`.
 _A2D_PREFIX = "a2d-"
 
@@ -46,8 +48,8 @@ _A2D_PREFIX = "a2d-"
 def family_of(published_config: Mapping[str, Any]) -> Family:
     """The family of a published `config.json`: from its `diffusion` section if it has one, else from its `model_type`.
 
-    Raises CheckpointError for an unsupported type, a family that does not fit the type, a `shift_logits` that the
-    family does not allow, or an unknown key in the `diffusion` section.
+    Raises CheckpointError for an unsupported type, a family that does not fit the type, a `shift_logits` or
+    `block_length` that the family does not allow, or an unknown key in the `diffusion` section.
     """
     model_type = str(published_config.get("model_type"))
     section = diffusion_section(published_config)
@@ -65,7 +67,11 @@ def family_of(published_config: Mapping[str, Any]) -> Family:
             f"{'always shifted by one' if family.shift_logits else 'never shifted'}; only a2d allows both; leave "
             "model.shift_logits out"
         )
-    return family if shift_logits is None else replace(family, shift_logits=shift_logits)
+    return replace(
+        family,
+        shift_logits=family.shift_logits if shift_logits is None else shift_logits,
+        block_length=block_length_of(family, published_config),
+    )
 
 
 def _family_of_type(model_type: str, published_config: Mapping[str, Any], requested: str | None) -> Family:
@@ -74,6 +80,10 @@ def _family_of_type(model_type: str, published_config: Mapping[str, Any], reques
         return LLADA_MOE if "expert_intermediate_size" in published_config else LLADA
     if model_type.lower() == "dream":
         return DREAM
+    if model_type in SDAR:
+        return SDAR[model_type]
+    if model_type.lower() == "fast_dllm_qwen":
+        return FAST_DLLM_V2
     if model_type.startswith(_A2D_PREFIX) and model_type.removeprefix(_A2D_PREFIX) in A2D:
         return A2D[model_type.removeprefix(_A2D_PREFIX)]
     if model_type in A2D:
@@ -94,6 +104,6 @@ def _family_of_type(model_type: str, published_config: Mapping[str, Any], reques
     )
     raise CheckpointError(
         f"config.json has model_type = {model_type!r}{custom_code}; supported are llada (dense and MoE), Dream, "
-        f"{', '.join(A2D)} with model.family=a2d, and masked language models such as bert, roberta, modernbert; see "
-        "docs/models.md, and CONTRIBUTING.md for how to add a family"
+        f"SDAR, Fast-dLLM v2, {', '.join(A2D)} with model.family=a2d, and masked language models such as bert, "
+        "roberta, modernbert; see docs/models.md, and CONTRIBUTING.md for how to add a family"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,7 +17,7 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 # values act on each position too, but attention reads them everywhere.
 POSITION_WISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 DIFFUSION = "diffusion"  # our section of config.json, for what the published fields do not say
-DIFFUSION_KEYS = ("family", "shift_logits", "mask_token_id", "eos_token_id")
+DIFFUSION_KEYS = ("family", "shift_logits", "mask_token_id", "eos_token_id", "block_length")
 
 
 def output_embeddings(model: PreTrainedModel, hidden_states: Tensor) -> Tensor:
@@ -36,6 +36,11 @@ class Family:
     lora_parameters: tuple[str, ...] = ()  # stacked expert weights, which are parameters, not modules
     lm_head_modules: tuple[str, ...] = ("lm_head",)  # without adapters
     shift_logits: bool = False  # True: position i-1 of the network predicts token i
+    # Block diffusion: attention is bidirectional inside a block of this many tokens and causal between blocks. None:
+    # every token attends to every other one.
+    block_length: int | None = None
+    block_attention: Literal["never", "optional", "always"] = "never"  # whether its models are block models
+    block_length_fields: tuple[str, ...] = ()  # fields of the published config.json that state the block length
     supports_kv_cache: bool = True  # whether layers return keys and values, so that a later forward pass can use them
     position_wise: tuple[str, ...] = POSITION_WISE  # modules that can be computed at some positions only
     lm_head: Callable[[PreTrainedModel, Tensor], Tensor] = output_embeddings

@@ -1,4 +1,4 @@
-"""Families with the tensor names of a stock causal class: Dream, LLaDA-MoE, and converted causal models (a2d)."""
+"""Families with the tensor names of a stock causal class: Dream, LLaDA-MoE, SDAR, Fast-dLLM v2, and a2d."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def _reader(
     return read
 
 
-# With a sliding window tokens would not attend to the whole text; block diffusion needs another attention mask and
-# another likelihood.
-_FULL_ATTENTION = {"use_sliding_window": False, "block_size": None, "use_mrope": False}
+# With a sliding window, tokens would not attend to the whole text (or to all earlier blocks).
+_NO_WINDOW = {"use_sliding_window": False, "use_mrope": False}
+_FULL_ATTENTION = {**_NO_WINDOW, "block_size": None}
+_BLOCK_LENGTH_FIELDS = ("block_size", "block_length", "bd_size")
 
 DREAM = Family(
     name="dream",
@@ -115,15 +116,52 @@ LLADA_MOE = Family(
 )
 
 
+def _sdar_family(
+    config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str, like: Family = DREAM
+) -> Family:
+    return Family(
+        name="sdar",
+        model_class=model_class,
+        read_config=_reader(config_class, f"an {name} checkpoint", _NO_WINDOW),
+        lora_targets=like.lora_targets,
+        lora_parameters=like.lora_parameters,
+        block_attention="always",
+        block_length_fields=_BLOCK_LENGTH_FIELDS,
+        mask_token_names=("<|MASK|>",),
+    )
+
+
+# SDAR (Cheng et al. 2025, arXiv 2510.06303), by model_type: Qwen3 with block-causal attention and logits in place. Its
+# published generate code lays the grid of blocks from the first token of the prompt.
+SDAR: Mapping[str, Family] = {
+    "sdar": _sdar_family(Qwen3Config, Qwen3ForCausalLM, "SDAR"),
+    "sdar_moe": _sdar_family(Qwen3MoeConfig, Qwen3MoeForCausalLM, "SDAR-MoE", like=LLADA_MOE),
+}
+
+# Fast-dLLM v2 (Wu et al. 2025, arXiv 2509.26328): Qwen2 that still predicts the next token.
+FAST_DLLM_V2 = Family(
+    name="fast_dllm_v2",
+    model_class=Qwen2ForCausalLM,
+    read_config=_reader(Qwen2Config, "a Fast-dLLM v2 checkpoint", _NO_WINDOW),
+    lora_targets=TARGETS,
+    shift_logits=True,
+    block_attention="always",
+    block_length_fields=_BLOCK_LENGTH_FIELDS,
+    mask_token_names=("|<MASK>|",),
+)
+
+
 def _a2d_family(
     config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], name: str, like: Family = DREAM
 ) -> Family:
     return Family(
         name="a2d",
         model_class=model_class,
-        read_config=_reader(config_class, f"a {name} checkpoint converted to a diffusion model", _FULL_ATTENTION),
+        read_config=_reader(config_class, f"a {name} checkpoint converted to a diffusion model", _NO_WINDOW),
         lora_targets=like.lora_targets,
         lora_parameters=like.lora_parameters,
+        block_attention="optional",
+        block_length_fields=_BLOCK_LENGTH_FIELDS,
         mask_token_names=("<|mask|>",),
     )
 

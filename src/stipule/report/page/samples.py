@@ -155,6 +155,8 @@ def _cut_passes(unmask_step: Sequence[int], run: Run) -> list[int]:
         starts = range(0, gen_length, block_length)
         num_masked = tuple(sum(v >= 0 for v in unmask_step[start : start + block_length]) for start in starts)
         blocks = sampler.get("block_schedule", "carry")
+        if blocks == "separate":  # the schedule depends on the length of the prompt, which is not recorded
+            return []
         finishes = unmask_schedule(num_masked, gen_length, steps, block_length, cutoff, blocks).finishes
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return []

@@ -26,6 +26,8 @@ def savings(run: Run) -> dict[str, Any] | None:
         check_sizes(gen_length, steps, block_length)
     except (KeyError, TypeError, ValueError, RecipeError):
         return None
+    if blocks == "separate":  # the schedule of a row depends on the length of its prompt, which is not recorded
+        return None
     rows = run.rows_per_step
     lines = [line for line in run.metrics if line.keys() >= LOGGED]
     if not lines or rows is None:
