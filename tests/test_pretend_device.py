@@ -115,12 +115,12 @@ def test_each_kind_of_wait_is_counted(device, waits, run):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    for name in published.NAMES:
+    for name in (*published.NAMES, *published.BLOCK_NAMES):
         published.write(name, root / name)
     return root
 
 
-@pytest.mark.parametrize("name", published.NAMES)
+@pytest.mark.parametrize("name", (*published.NAMES, *published.BLOCK_NAMES))
 def test_every_family_loads_onto_the_device_and_computes_the_same_there(name, checkpoints, device):
     config = ModelConfig(path=str(checkpoints / name), lora=LoRA(rank=4, alpha=4), **published.settings(name))
     input_ids = torch.randint(4, 20, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -188,6 +188,34 @@ def test_scoring_a_micro_batch_waits_once(device, rollouts_on_cpu):
     logps.sum().backward()
     assert device.total == 1, device.waits
     assert torch.allclose(logps.detach().cpu(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
+@pytest.mark.parametrize("cache", [None, CacheConfig(kind="finished_blocks")])
+def test_a_block_model_rolls_out_and_scores_on_the_device_without_waiting(name, cache, checkpoints, device):
+    sampler = SemiAutoregressiveSampler(
+        gen_length=12, steps=12, block_length=4, block_schedule="separate", stop_at_eos=False, cache=cache
+    )
+    noise = sampler.sample_noise(ROWS, torch.Generator().manual_seed(0))
+    rollouts, logps = {}, {}
+    for target in ("cpu", "cuda"):
+        policy = load_policy(ModelConfig(path=str(checkpoints / name)), device=target)
+        sampler(policy, prompts(policy, ROWS), noise, None, FixedCutoff(cutoff=0.25))  # tables are sent once
+        waits_before = []
+        hook = policy.unwrapped_model.base_model.register_forward_pre_hook(
+            lambda *_, before=waits_before: before.append(device.total)
+        )
+        device.waits.clear()
+        rollouts[target] = sampler(policy, prompts(policy, ROWS), noise, None, FixedCutoff(cutoff=0.25))
+        hook.remove()
+        masks = Elbo(num_samples=3).sample_masks(rollouts[target], 1, torch.Generator().manual_seed(0))[0]
+        assert waits_before[0] <= 3 and waits_before[-1] == waits_before[0], device.waits
+        device.waits.clear()
+        logps[target] = masked_token_logps(policy, rollouts[target], masks).detach()
+        assert device.total <= 1, device.waits
+    for field in ("completion_ids", "unmask_step", "nfe"):
+        assert torch.equal(getattr(rollouts["cuda"], field).cpu(), getattr(rollouts["cpu"], field))
+    assert torch.allclose(logps["cuda"].cpu(), logps["cpu"], atol=1e-4)
 
 
 PER_MICRO_BATCH = ("estimators/token_logps", "estimators/fused_logps", "objectives/", "models/")

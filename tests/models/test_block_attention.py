@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stipule.errors import CheckpointError, RecipeError, StipuleError
+from stipule.errors import CheckpointError, StipuleError
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.loading import ModelConfig, load_policy, save_policy
 from stipule.plan.shape import shape_of
@@ -182,11 +182,6 @@ def test_a_block_of_one_token_is_a_causal_model(checkpoints):
     input_ids = random_ids(policy, 1, 6)
     plain = block_causal_logits(policy.unwrapped_model, input_ids[0].tolist(), 1)
     assert (all_logits(policy, input_ids) - plain).abs().max() <= 1e-5
-
-
-def test_caches_are_refused(checkpoints):
-    with pytest.raises(RecipeError, match="sampler.cache is set for a block diffusion model"):
-        load(checkpoints, "sdar").new_kv_cache(1, 8)
 
 
 def test_a_plan_is_refused(checkpoints):

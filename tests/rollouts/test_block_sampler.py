@@ -1,18 +1,24 @@
 """The sampler on block diffusion models: against a plain version of SDAR's published loop, and against its schedule."""
 
+import io
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
+from stipule.config.recipe import dump_recipe, parse_recipe
 from stipule.errors import RecipeError
 from stipule.estimators.token_logps import masked_token_logps
 from stipule.estimators.trajectory import Trajectory
 from stipule.models.loading import ModelConfig, load_policy
+from stipule.report.cost_table import cost_table
 from stipule.rollouts.pruning import Anchors, ConfidenceCutoff, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
 from stipule.training.eos_savings import nfe_saved_by_eos
+from stipule.training.loop import train
+from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 from stipule.types import Prompts
 from tests.models import published
@@ -249,6 +255,23 @@ def test_other_blocks_than_those_of_the_model_are_refused(policies, settings, me
     sampler = replace(SAMPLER, **settings)
     with pytest.raises(RecipeError, match=message):
         sampler(policies["sdar"], random_prompts(policies["sdar"]), noise_of(sampler, len(LENGTHS)))
+
+
+def test_check_prints_the_mean_over_prompts_and_refuses_other_blocks_before_loading(tmp_path):
+    published.write("sdar", tmp_path / "sdar")
+    (tmp_path / "sdar" / "model.safetensors").unlink()
+    sizes = ["sampler.gen_length=12", "sampler.steps=6", "sampler.block_length=4"]
+    data = {"task": {"kind": "countdown"}, "model": {"path": str(tmp_path / "sdar")}}
+    recipe = parse_recipe(data, [*sizes, "sampler.block_schedule=separate"])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(cost_table(recipe))
+    text = console.export_text()
+    assert "per rollout (6.5 unpruned)" in text and "7 (108%)" in text and "prompts of every remainder" in text
+    other = parse_recipe(data, sizes)
+    with pytest.raises(RecipeError, match="sampler.block_schedule=separate"):
+        cost_table(other)
+    with pytest.raises(RecipeError, match="sampler.block_schedule=separate"):
+        train(other, RunFolder.create(tmp_path / "run", dump_recipe(other)))
 
 
 def test_a_model_of_full_attention_refuses_separate_blocks(tmp_path):

@@ -100,7 +100,7 @@ def approximations(sampler: SemiAutoregressiveSampler) -> dict[str, SemiAutoregr
     if sampler.confidence_threshold is not None:
         name = f"parallel {sampler.confidence_threshold:g}"
         samplers[name] = replace(exact, confidence_threshold=sampler.confidence_threshold)
-    if sampler.cache is not None:
+    if sampler.cache is not None and sampler.cache != exact.cache:
         samplers[f"{sampler.cache.kind} cache"] = replace(exact, cache=sampler.cache)
     return samplers if len(samplers) < 2 else {**samplers, "both": sampler}
 

@@ -26,14 +26,16 @@ def block_causal_mask(
     attention_mask: Bool[Tensor, "N T"] | None,
     position_ids: Int[Tensor, "N T"],
     block_length: int,
+    columns: Int[Tensor, "N W"] | None = None,
 ) -> Tensor:
-    """Each token attends to the real tokens of its own block and of earlier blocks, N x 1 x T x T.
+    """Each token attends to the real tokens of its own block and of earlier blocks, N x 1 x queries x T.
 
-    `position_ids` count real tokens from 0, so padding does not move the grid of blocks. Padding has position 0, so it
-    attends to real tokens too, and no row of the mask is empty.
+    The queries are all tokens, or those of `columns`. `position_ids` count real tokens from 0, so padding does not move
+    the grid of blocks. Padding has position 0, so it attends to real tokens too, and no row of the mask is empty.
     """
     block = position_ids // block_length
-    mask = block[:, None, :] <= block[:, :, None]  # N x queries x keys
+    query_block = block if columns is None else block.expand(len(columns), -1).gather(1, columns)
+    mask = block[:, None, :] <= query_block[:, :, None]  # N x queries x keys
     if attention_mask is not None:
         mask = mask & attention_mask[:, None, :]
     return for_implementation(model, mask[:, None])

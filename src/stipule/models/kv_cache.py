@@ -1,7 +1,8 @@
 """Keys and values of earlier forward passes, so that a forward pass may compute only a part of its tokens.
 
 In a bidirectional model the keys and values of every token depend on every other token, so a partial forward pass is an
-approximation. Only the sampler uses it; likelihoods, losses and evaluations never do.
+approximation. Only the sampler uses it; likelihoods, losses and evaluations never do. In a block diffusion model they
+depend on no later block, so those of finished blocks are exact; evaluations may use them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stipule.errors import RecipeError
-from stipule.models.attention_mask import full_attention_mask
+from stipule.models.attention_mask import block_causal_mask, full_attention_mask
 from stipule.models.families import Family
 
 if TYPE_CHECKING:
@@ -21,24 +22,20 @@ if TYPE_CHECKING:
 
 
 def check_supports_kv_cache(family: Family) -> None:
-    """Raises RecipeError for layers that do not return their keys and values, and for block models."""
-    if family.block_length is not None:
-        raise RecipeError(
-            f"sampler.cache is set for a block diffusion model (block length {family.block_length}), whose caches are "
-            "not supported yet; leave sampler.cache out"
-        )
+    """Raises RecipeError for a family whose layers do not return their keys and values."""
     if not family.supports_kv_cache:
         raise RecipeError(
             f"sampler.cache is set for a model of family {family.name}, whose stock classes keep no keys and values as "
-            "encoders; llada, dream, llada_moe and a2d do; leave sampler.cache out (sampler.confidence_threshold works "
-            "with all)"
+            "encoders; llada, dream, llada_moe, a2d and block models do; leave sampler.cache out "
+            "(sampler.confidence_threshold works with all)"
         )
 
 
 class KVCache:
     """Keys and values of every layer for some rows, from their last full forward passes.
 
-    transformers gives each layer's new keys and values to `update` and attends to what it returns.
+    For a block model partial forward passes are stored too. transformers gives each layer's new keys and values to
+    `update` and attends to what it returns.
     """
 
     def __init__(self, policy: MaskedPolicy, rows: int, width: int):
@@ -47,7 +44,7 @@ class KVCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._slots = torch.zeros(0, dtype=torch.long)
         self._columns: Tensor | None = None
-        self._total = 0
+        self._start = self._total = 0  # where the canvas begins in the cache, and its width
 
     @property
     def shift_logits(self) -> bool:
@@ -62,20 +59,26 @@ class KVCache:
         position_mask: Bool[Tensor, "N T"],
         num_positions: int,
         columns: Int[Tensor, "N W"] | None = None,
+        start: int | None = None,
     ) -> Float[Tensor, "M D"]:
         """Last hidden states of the M positions of `position_mask`, as `policy.hidden_states` returns them.
 
         `slots` are the rows of this cache for the N rows of tokens. Without `columns` every token is computed and
         stored; with them only these columns, which must contain the positions of `position_mask`. For a shifted model
-        the first column is the left neighbour that predicts; it is not in `position_mask`.
+        the first column is the left neighbour that predicts; it is not in `position_mask`. `start` is the column of the
+        cache at which the canvas begins; None: its last columns are those of the cache.
         """
         policy = self.policy
         self._slots, self._columns, self._total = slots, columns, input_ids.shape[1]
+        self._start = self.width - self._total if start is None else start
         if columns is None:
             return policy.hidden_states(input_ids, attention_mask, position_mask, num_positions, self)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
         position_ids = (real.long().cumsum(1) - 1).clamp(min=0) + policy.first_position
-        mask = full_attention_mask(policy.unwrapped_model, real, columns.shape[1])
+        if policy.block_length is None:
+            mask = full_attention_mask(policy.unwrapped_model, real, columns.shape[1])
+        else:
+            mask = block_causal_mask(policy.unwrapped_model, real, position_ids, policy.block_length, columns)
         left = policy.has_left_neighbour(input_ids, attention_mask).gather(1, columns) if self.shift_logits else None
         indices = policy.predicting_positions(position_mask.gather(1, columns), num_positions, left)
         return policy.forward(input_ids.gather(1, columns), mask, position_ids.gather(1, columns), indices, self)
@@ -88,12 +91,16 @@ class KVCache:
                 shape = (self.rows, key.shape[1], self.width)
                 self.layers[layer] = (key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3]))
             for stored, new in zip(self.layers[layer], (key, value), strict=True):
-                stored[slots, :, self.width - new.shape[2] :] = new
+                stored[slots, :, self._start : self._start + new.shape[2]] = new
             return key, value
         columns, total = self._columns.to(key.device), self._total
         combined = []
         for stored, new in zip(self.layers[layer], (key, value), strict=True):
-            row = stored[slots, :, self.width - total :]
+            if self.policy.block_length is not None:
+                stored[slots[:, None], :, self._start + columns] = new.transpose(1, 2)
+                combined.append(stored[slots, :, self._start : self._start + total])
+                continue
+            row = stored[slots, :, self._start : self._start + total]
             index = columns[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
             combined.append(row.scatter(2, index, new))
         return combined[0], combined[1]

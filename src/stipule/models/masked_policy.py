@@ -260,7 +260,7 @@ class MaskedPolicy:
         return self.lm_head(self.hidden_states(input_ids, attention_mask, position_mask, num_positions))
 
     def new_kv_cache(self, rows: int, width: int) -> KVCache:
-        """An empty cache of keys and values. Raises RecipeError for a model that does not support one."""
+        """An empty cache of keys and values. Raises RecipeError for a family that does not support one."""
         check_supports_kv_cache(self.family)
         return KVCache(self, rows, width)
 

@@ -9,7 +9,9 @@ from rich.text import Text
 from stipule.errors import CheckpointError
 from stipule.models.families import family_of
 from stipule.models.kv_cache import check_supports_kv_cache
+from stipule.models.loading import with_diffusion_section
 from stipule.plan.shape import published_config
+from stipule.rollouts.block_grid import check_blocks
 from stipule.rollouts.schedule import num_anchors
 from stipule.training.cost import (
     UNKNOWN_FRACTION,
@@ -72,9 +74,11 @@ def _memory_table(recipe: Recipe) -> Table:
     table.add_column("part")
     table.add_column("amount", justify="right")
     try:
-        published = published_config(recipe.model.path)[0]
-        if recipe.sampler.cache is not None:
-            check_supports_kv_cache(family_of(published))
+        published = with_diffusion_section(published_config(recipe.model.path)[0], recipe.model.diffusion_section())
+        family, sampler = family_of(published), recipe.sampler
+        check_blocks(sampler.block_length, sampler.block_schedule, family.block_length)
+        if sampler.cache is not None:
+            check_supports_kv_cache(family)
         memory = static_memory(recipe, published)
     except CheckpointError:
         table.add_row("memory", f"not known: {recipe.model.path} is not on this machine")

@@ -22,6 +22,7 @@ from stipule.rollouts.batch_progress import BatchProgress, NextCall
 from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
 from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
+from stipule.rollouts.finished_block_cache import FinishedBlockCache
 from stipule.rollouts.pruning import TemporalPruning
 from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, unmask_schedule
 from stipule.rollouts.unmasking import UnmaskingRule
@@ -106,9 +107,13 @@ class DenoisingQueue:
         rows, prompt_width = prompts.prompt_ids.shape
         self.num_unmasked = torch.zeros(rows, dtype=torch.long)
         self.num_calls = torch.zeros(rows, dtype=torch.long)
-        self.cache = None
-        if options.cache is not None:
-            width = prompt_width + gen_length
+        self.cache: BlockKVCache | FinishedBlockCache | None = None
+        width = prompt_width + gen_length
+        if options.cache is not None and options.cache.is_exact:
+            self.cache = FinishedBlockCache(
+                policy, self.prompt_length, max_batch_size, prompt_width, gen_length, block_length
+            )
+        elif options.cache is not None:
             self.cache = BlockKVCache(options.cache, policy, rows, max_batch_size, width, gen_length, block_length)
         # Prompts of similar length share forward passes, so that little is padded.
         waiting = self.prompt_length.argsort(descending=True, stable=True)

@@ -18,13 +18,16 @@ from stipule.errors import RecipeError
 from stipule.models.policy import Policy
 from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import NextCall
+from stipule.rollouts.schedule import BlockSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """What a forward pass after the first of a block takes from earlier ones, and how old that may become."""
 
-    kind: Literal["prefix", "dual"] = "prefix"  # prefix: all before the block; dual: all around it
+    # prefix: all before the block; dual: all around it; finished_blocks: for block diffusion models, all before the
+    # block, which is exact
+    kind: Literal["prefix", "dual", "finished_blocks"] = "prefix"
     refresh: int = 0  # forward passes from one full one to the next; 0: only the first of each block is full
 
     def __post_init__(self) -> None:
@@ -34,6 +37,30 @@ class CacheConfig:
                 "next: 2 or more, or 0 for one at each block's start; for full forward passes only leave sampler.cache "
                 "out"
             )
+        if self.is_exact and self.refresh:
+            raise RecipeError(
+                f"sampler.cache.refresh is {self.refresh} with kind finished_blocks, whose keys and values stay exact; "
+                "leave sampler.cache.refresh out"
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether rollouts are those without a cache."""
+        return self.kind == "finished_blocks"
+
+
+def check_cache(cache: CacheConfig | None, block_schedule: BlockSchedule) -> None:
+    """Raises RecipeError for a cache that does not fit the kind of model that the block schedule is for."""
+    if cache is not None and cache.is_exact != (block_schedule == "separate"):
+        remedy = (
+            "sampler.cache.kind=finished_blocks, whose rollouts are exact"
+            if block_schedule == "separate"
+            else "sampler.cache.kind=prefix or dual, or sampler.block_schedule=separate for a block diffusion model"
+        )
+        raise RecipeError(
+            f"sampler.cache.kind is {cache.kind} with block_schedule {block_schedule}; finished_blocks is for block "
+            f"diffusion models (block_schedule separate), prefix and dual are for all others; set {remedy}"
+        )
 
 
 class BlockKVCache:

@@ -18,7 +18,7 @@ from stipule.models.sharding import is_sharded
 from stipule.models.upload import upload
 from stipule.rollouts.batching import Call, DenoisingQueue
 from stipule.rollouts.block_grid import check_blocks
-from stipule.rollouts.block_kv_cache import CacheConfig
+from stipule.rollouts.block_kv_cache import CacheConfig, check_cache
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.prompt_lengths import check_sequence_length
 from stipule.rollouts.pruning import Anchors, FixedCutoff, TemporalPruning
@@ -81,12 +81,14 @@ class SemiAutoregressiveSampler:
     # sampled again until they look confident, which lowers the effective temperature (docs/decisions.md).
     resample_noise: bool = False
     stop_at_eos: bool = True  # a row leaves the batch once its finished blocks contain an end-of-text token
-    # Approximate, so off by default; `stipule doctor` measures what they change, docs/speed.md what they save.
+    # Approximate (but for cache.kind finished_blocks), so off by default; `stipule doctor` measures what they change,
+    # docs/speed.md what they save.
     confidence_threshold: float | None = None  # also unmask every token of the block that is at least this probable
     cache: CacheConfig | None = None  # keys and values from earlier forward passes
 
     def __post_init__(self) -> None:
         check_sizes(self.gen_length, self.steps, self.block_length)
+        check_cache(self.cache, self.block_schedule)
         if self.temperature < 0:
             raise RecipeError(f"sampler.temperature is {self.temperature}; it must be 0 (greedy) or more; try 0.9")
         if self.confidence_threshold is not None and not 0 < self.confidence_threshold <= 1:
@@ -103,11 +105,15 @@ class SemiAutoregressiveSampler:
     @property
     def approximate(self) -> bool:
         """Whether rollouts differ from those of full forward passes that unmask L/N tokens each."""
-        return self.confidence_threshold is not None or self.cache is not None
+        return self.confidence_threshold is not None or (self.cache is not None and not self.cache.is_exact)
 
     def exact(self) -> SemiAutoregressiveSampler:
         """The same sampler without approximations."""
-        return replace(self, confidence_threshold=None, cache=None)
+        return replace(
+            self,
+            confidence_threshold=None,
+            cache=self.cache if self.cache is not None and self.cache.is_exact else None,
+        )
 
     def sample_noise(self, rows: int, generator: torch.Generator) -> Noise:
         """The noise for this many rollouts."""

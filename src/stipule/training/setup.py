@@ -12,9 +12,11 @@ from stipule.errors import RecipeError
 from stipule.models.adapter_tf32 import allow_tf32_in_adapters
 from stipule.models.adapters import read_adapter_options
 from stipule.models.bidirectional import check_bidirectional
-from stipule.models.loading import load_policy, resolve_model_path
+from stipule.models.families import family_of
+from stipule.models.loading import load_policy, read_model_files, resolve_model_path
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import parameter_groups, shard_model
+from stipule.rollouts.block_grid import check_blocks
 from stipule.rollouts.prompt_lengths import check_prompt_lengths
 from stipule.tasks.problem import Problem
 from stipule.training.anchor_source import Watch, anchors_change, check_source, load_or_build_anchors
@@ -50,6 +52,8 @@ def start_run(recipe: Recipe, folder: RunFolder, problems: Sequence[Problem], wa
     if sharding:
         _check_sharding(recipe)
     sharded = sharding is not None and processes.world_size > 1
+    family = family_of(read_model_files(recipe.model)[2])  # before gigabytes are read
+    check_blocks(recipe.sampler.block_length, recipe.sampler.block_schedule, family.block_length)
     policy = _load_policy(recipe, checkpoint, accelerator.device, sharded)
     if recipe.sampler.cache is not None:
         policy.new_kv_cache(0, 0)  # raises for a family that supports none
