@@ -27,7 +27,7 @@ PROMPTS = ["3,7,12=33", "1,2=3", "20,20,20=60"]
 def main() -> None:
     print(f"{'family':<12} {'padding':>9} {'batch':>9} {'rollouts':>10} {'merged':>9} {'saved':>9}  checks")
     with tempfile.TemporaryDirectory() as root:
-        for name in published.NAMES:
+        for name in (*published.NAMES, *published.BLOCK_NAMES):
             print(line(name, Path(root)))
 
 
@@ -35,7 +35,8 @@ def line(name: str, root: Path) -> str:
     """The measurements of one family."""
     published.write(name, root / name)
     policy = load_policy(ModelConfig(path=str(root / name), lora=LoRA(rank=2, alpha=4), **published.settings(name)))
-    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0)
+    schedule = "separate" if name in published.BLOCK_NAMES else "carry"
+    sampler = SemiAutoregressiveSampler(gen_length=8, steps=4, block_length=4, temperature=1.0, block_schedule=schedule)
     checks = {check.name: check for check in run_checks(policy, sampler, PROMPTS)}
     trained = logits(policy)
     policy.model = policy.model.merge_and_unload()

@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stipule.errors import CheckpointError, StipuleError
+from stipule.errors import CheckpointError
 from stipule.models.bidirectional import check_bidirectional
 from stipule.models.loading import ModelConfig, load_policy, save_policy
-from stipule.plan.shape import shape_of
 from tests.models import published
 from tests.models.block_rendering import block_causal_logits
 
@@ -182,8 +181,3 @@ def test_a_block_of_one_token_is_a_causal_model(checkpoints):
     input_ids = random_ids(policy, 1, 6)
     plain = block_causal_logits(policy.unwrapped_model, input_ids[0].tolist(), 1)
     assert (all_logits(policy, input_ids) - plain).abs().max() <= 1e-5
-
-
-def test_a_plan_is_refused(checkpoints):
-    with pytest.raises(StipuleError, match="block length 4.*measure one step instead"):
-        shape_of(checkpoints["sdar"][2])

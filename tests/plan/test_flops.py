@@ -5,15 +5,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stipule.config.recipe import parse_recipe
+from stipule.errors import RecipeError
 from stipule.estimators.token_logps import masked_token_logps
 from stipule.models.loading import LoRA
 from stipule.plan.devices import FORWARD_EFFICIENCY, UPDATE_EFFICIENCY, device_named
 from stipule.plan.dummy_model import dummy_policy, even_anchors, full_length_rollouts, mask_samples_of_step, prompts_of
 from stipule.plan.flops import count_flops, forward_flops
+from stipule.plan.forecast import PlanOptions, forecast
 from stipule.plan.shape import PUBLISHED, published_config, shape_of
 from stipule.plan.speed import from_data_sheet
 from stipule.rng import make_generator
 from stipule.training.cost import step_cost
+from tests.models import published
 
 SIZES = [
     "model.path=tiny/sudoku", "model.attention=eager", "sampler.gen_length=32", "sampler.block_length=16",
@@ -47,6 +50,39 @@ def test_operations_equal_those_that_torch_counts():
     noise = recipe.sampler.sample_noise(len(rollouts), make_generator(0, 0, "x"))
     rollout = torch_flops(lambda: recipe.sampler(policy, prompts_of(rollouts), noise))
     assert flops.rollout.operations == rollout
+
+
+@pytest.mark.parametrize("prompt_length", [3, 20, 22])
+@pytest.mark.parametrize("pruning", [(), ("pruning.spatial.ratio=0.125", "pruning.temporal.cutoff=0.125")])
+def test_operations_of_a_block_model_equal_those_that_torch_counts(prompt_length, pruning, tmp_path):
+    """Each forward pass of a rollout ends with its block; a likelihood has two copies of the response."""
+    published.write("sdar", tmp_path / "sdar")
+    settings = [
+        f"model.path={tmp_path / 'sdar'}", "model.attention=eager", "sampler.gen_length=16", "sampler.block_length=4",
+        "sampler.steps=8", "sampler.block_schedule=separate", "sampler.stop_at_eos=false",
+        "training.num_iterations=2", "training.prompts_per_step=1", "estimator.masks=exact",
+    ]  # fmt: skip
+    recipe = parse_recipe({"task": {"kind": "countdown"}}, [*settings, *pruning])
+    config_json, _ = published_config(recipe.model.path)
+    flops = count_flops(recipe, shape_of(config_json, recipe.model.lora), prompt_length)
+    policy, anchors = dummy_policy(config_json, recipe.model, "cpu"), 2 if pruning else 0
+    rollouts = full_length_rollouts(recipe, prompt_length, padded=False, anchors=anchors)
+    mask_samples = mask_samples_of_step(recipe, rollouts)
+    with torch.no_grad():
+        assert flops.old_logps.operations == torch_flops(lambda: masked_token_logps(policy, rollouts, mask_samples[1]))
+    update = torch_flops(lambda: [masked_token_logps(policy, rollouts, m).sum().backward() for m in mask_samples])
+    assert flops.update.operations == update
+    noise = recipe.sampler.sample_noise(len(rollouts), make_generator(0, 0, "x"))
+    fixed = even_anchors(recipe, len(rollouts), anchors) if anchors else None
+    arguments = policy, prompts_of(rollouts), noise, fixed, recipe.pruning.temporal
+    assert flops.rollout.operations == torch_flops(lambda: recipe.sampler(*arguments))
+
+
+def test_a_plan_of_other_blocks_than_those_of_the_model_is_refused(tmp_path):
+    published.write("sdar", tmp_path / "sdar")
+    recipe = small(f"model.path={tmp_path / 'sdar'}")
+    with pytest.raises(RecipeError, match="set sampler.block_length=4 and sampler.block_schedule=separate"):
+        forecast(recipe, PlanOptions())
 
 
 def test_with_lora_the_backward_pass_counts_one_product_for_the_backbone_and_two_for_adapters():

@@ -5,12 +5,13 @@ import torch
 
 from stipule.config.recipe import parse_recipe
 from stipule.errors import RecipeError
-from stipule.estimators.token_logps import target_logps
+from stipule.estimators.token_logps import masked_token_logps, target_logps
 from stipule.plan.devices import bytes_of, device_named
 from stipule.plan.dummy_model import dummy_policy, full_length_rollouts, mask_samples_of_step
 from stipule.plan.memory_budget import needed_memory, remedy
 from stipule.plan.memory_simulation import AllocatedBytes, simulate_memory
 from stipule.plan.shape import published_config
+from tests.models import published
 
 SMALL = [
     "model.path=tiny/sudoku", "sampler.gen_length=32", "sampler.block_length=16", "sampler.steps=16",
@@ -62,6 +63,21 @@ def test_an_update_needs_the_simulated_memory(name):
     policy.model.train()
     measured = peaks.weights + peaks.adapters + peaks.optimizer + allocator_peak(update)
     assert peaks.update == pytest.approx(measured, rel=0.02)
+
+
+def test_an_update_of_a_block_model_needs_the_simulated_memory(tmp_path):
+    """Two copies of the response, and the mask of queries and keys."""
+    published.write("sdar", tmp_path / "sdar")
+    blocks = ["sampler.block_length=4", "sampler.block_schedule=separate", "model.attention=eager"]
+    recipe = small(f"model.path={tmp_path / 'sdar'}", *blocks)
+    config_json, _ = published_config(recipe.model.path)
+    peaks = simulate_memory(recipe, config_json, 16, padded=False, accelerator=False)
+    policy, rollouts = dummy_policy(config_json, recipe.model, "cpu"), full_length_rollouts(recipe, 16, padded=False)
+    (masks,) = mask_samples_of_step(recipe, rollouts)
+    policy.model.train()
+    allocated = allocator_peak(lambda: masked_token_logps(policy, rollouts, masks).sum().backward())
+    measured = peaks.weights + peaks.adapters + peaks.optimizer + allocated
+    assert peaks.update == pytest.approx(measured, rel=0.03)
 
 
 def test_checkpointing_lowers_the_peak_and_four_bits_lower_the_weights():

@@ -18,6 +18,7 @@ from stipule.models.loading import ModelConfig
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.tiny_tokenizer import build_tokenizer
 from stipule.rng import generator_devices, make_generator
+from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
 from stipule.rollouts.pruning import Anchors
 from stipule.rollouts.schedule import unmask_schedule
 from stipule.training.settings import Recipe
@@ -80,7 +81,7 @@ def full_length_rollouts(
         completion_ids=torch.full((rows, length), 2),
         sampled_mask=~fixed_mask,
         completion_mask=torch.ones(rows, length, dtype=torch.bool),
-        unmask_step=_unmask_steps(recipe, fixed_mask),
+        unmask_step=_unmask_steps(recipe, fixed_mask, prompt_length),
         confidence=torch.ones(rows, length),
         nfe=torch.ones(rows, dtype=torch.long),
     ).map(lambda tensor: tensor.to(device))
@@ -111,10 +112,12 @@ def trainable_parameters(policy: MaskedPolicy) -> list[nn.Parameter]:
     return list(policy.trainable_parameters().values())
 
 
-def _unmask_steps(recipe: Recipe, fixed_mask: torch.Tensor) -> torch.Tensor:
+def _unmask_steps(recipe: Recipe, fixed_mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
     """The forward pass that unmasks each token, if blocks are filled from left to right."""
     sampler = recipe.sampler
-    masks = tuple((~fixed_mask[0]).unflatten(0, (-1, sampler.block_length)).sum(1).tolist())
+    grid = sampler.gen_length, sampler.block_length, sampler.block_schedule == "separate"
+    block_index = block_grid(torch.ones(1, prompt_length, dtype=torch.bool), *grid)
+    masks = tuple(count_masks(~fixed_mask[:1], block_index, num_blocks(*grid))[0].tolist())
     num_transfer_tokens = unmask_schedule(
         masks,
         sampler.gen_length,

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 from stipule.plan.dummy_model import full_length_rollouts, mask_samples_of_step
 from stipule.plan.shape import NetworkShape
-from stipule.training.cost import candidates_per_call, kept_anchors, sampled_anchors, schedule_of
+from stipule.rollouts.schedule import masks_of_rows
+from stipule.training.cost import (
+    candidates_per_call,
+    kept_anchors,
+    sampled_anchors,
+    schedule_of,
+    schedule_of_masks,
+)
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples
 
@@ -62,9 +70,8 @@ def count_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int) -> Step
     They are a mean over the numbers of anchors that a row may have (`training.cost.kept_anchors`).
     """
     rows = recipe.training.prompts_per_step * recipe.training.num_generations
-    row_length = prompt_length + recipe.sampler.gen_length
     rollouts = [
-        (fraction, _rollout_flops(recipe, shape, rows, row_length, anchors))
+        (fraction, _rollout_flops(recipe, shape, rows, prompt_length, anchors))
         for anchors, fraction in sampled_anchors(recipe).items()
     ]
     others = [
@@ -75,16 +82,47 @@ def count_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int) -> Step
     return StepFlops(_mean(rollouts), *map(_mean, phases))
 
 
-def _rollout_flops(recipe: Recipe, shape: NetworkShape, rows: int, row_length: int, anchors: int) -> PhaseFlops:
+def _rollout_flops(recipe: Recipe, shape: NetworkShape, rows: int, prompt_length: int, anchors: int) -> PhaseFlops:
+    if shape.block_length is not None:
+        return _block_rollout_flops(recipe, shape, rows, prompt_length, anchors)
     head_tokens = rows * sum(candidates_per_call(recipe, anchors))
+    row_length = prompt_length + recipe.sampler.gen_length
     return forward_flops(shape, rows * schedule_of(recipe, anchors).nfe, row_length, head_tokens)
+
+
+def _block_rollout_flops(
+    recipe: Recipe, shape: NetworkShape, rows: int, prompt_length: int, anchors: int
+) -> PhaseFlops:
+    """Of a block diffusion model, whose forward passes compute the tokens up to the end of their block."""
+    sampler = recipe.sampler
+    remainder = prompt_length % sampler.block_length
+    masks = masks_of_rows(sampler.gen_length, sampler.block_length, anchors, "separate")[remainder]
+    schedule = schedule_of_masks(recipe, masks)
+    read = schedule.num_transfer_tokens if sampler.remasking == "random" else schedule.num_candidates
+    ends = accumulate(masks)
+    block, end, unmasked, passes = 0, next(ends), 0, []
+    for tokens, candidates in zip(schedule.num_transfer_tokens, read, strict=True):
+        while unmasked >= end:
+            block, end = block + 1, next(ends)
+        unmasked += tokens
+        columns = min(sampler.gen_length, (block + 1) * sampler.block_length - remainder)
+        passes.append((1.0, forward_flops(shape, rows, prompt_length + columns, rows * candidates)))
+    return _mean(passes)
+
+
+def _scored_length(shape: NetworkShape, prompt_length: int, gen_length: int) -> int:
+    """Tokens of a row of a likelihood: prompt and response, and of a block model the noisy copy of the response."""
+    row_length = prompt_length + gen_length
+    if shape.block_length is None:
+        return row_length
+    return row_length + min(row_length, gen_length + shape.block_length - 1)
 
 
 def _policy_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int, anchors: int) -> dict[str, PhaseFlops]:
     """The phases after the rollout, if every row has this many anchors."""
     rollouts = full_length_rollouts(recipe, prompt_length, padded=False, anchors=anchors)
     mask_samples = mask_samples_of_step(recipe, rollouts)
-    row_length = prompt_length + recipe.sampler.gen_length
+    row_length = _scored_length(shape, prompt_length, recipe.sampler.gen_length)
     uses_old, uses_ref = recipe.objective.uses_old_policy, recipe.objective.beta > 0
     later = [masks for masks in mask_samples[1:] if masks is not mask_samples[0]] if uses_old else []
     return {

@@ -12,7 +12,7 @@ import torch
 
 from stipule.errors import RecipeError, StipuleError
 from stipule.models.families import family_of
-from stipule.models.loading import resolve_model_path
+from stipule.models.loading import resolve_model_path, with_diffusion_section
 from stipule.models.tokenizer_loading import load_tokenizer
 from stipule.plan.devices import DEVICES, Device
 from stipule.plan.dummy_model import dummy_policy
@@ -22,6 +22,7 @@ from stipule.plan.memory_simulation import PeakMemory, simulate_memory
 from stipule.plan.scaling import ENGINES, Engine, ScalingForecast, check_division, forecast_scaling, scaling_curve
 from stipule.plan.shape import NetworkShape, published_config, shape_of
 from stipule.plan.speed import StepSeconds, from_data_sheet, matmul_rate, measure_seconds
+from stipule.rollouts.block_grid import check_blocks
 from stipule.tasks.problem import Problem
 from stipule.training.cost import StepCost, max_step_cost
 from stipule.training.settings import Recipe
@@ -89,7 +90,9 @@ def forecast(recipe: Recipe, options: PlanOptions, progress: Callable[[str], Non
     if devices > 1:
         check_division(recipe, devices)
     config_json, source = published_config(recipe.model.path, options.config)
+    config_json = with_diffusion_section(config_json, recipe.model.diffusion_section())
     shape = shape_of(config_json, recipe.model.lora)
+    check_blocks(recipe.sampler.block_length, recipe.sampler.block_schedule, shape.block_length)
     progress("reading prompts")
     prompt_shape = prompt_shape_of(recipe, config_json, options.prompt)
     progress("counting operations")

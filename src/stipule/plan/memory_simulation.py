@@ -191,7 +191,13 @@ def _logps_peak(
         policy.model.train(backward)  # as in `policy.update_mode`: dropout of adapters, checkpointing
         for _ in range(1 + twice):
             canvas = torch.zeros(rows, prompt_length + gen_length, dtype=torch.long)
-            hidden_states = policy.hidden_states(canvas, _attention_mask(canvas, padded), canvas.bool(), targets)
+            mask = _attention_mask(canvas, padded)
+            if policy.block_length is None:
+                hidden_states = policy.hidden_states(canvas, mask, canvas.bool(), targets)
+            else:
+                noisy = torch.zeros(rows, gen_length, dtype=torch.long)
+                hidden_states = policy.block_hidden_states(canvas, noisy, mask, noisy.bool(), targets)
+                del noisy
             logps = target_logps(policy, hidden_states, torch.zeros(targets, dtype=torch.long), max_logits)
             if backward:
                 logps.sum().backward()

@@ -80,6 +80,7 @@ class NetworkShape:
     adapters: int  # in the LoRA matrices; 0 for full fine-tuning
     position_wise: int  # of `backbone`: matrices that the last layer computes only for tokens that need logits
     adapters_position_wise: int  # of `adapters`: the same
+    block_length: int | None = None  # of a block diffusion model
 
     @property
     def trained(self) -> int:
@@ -89,14 +90,9 @@ class NetworkShape:
 def shape_of(config_json: Mapping[str, Any], lora: LoRA | None = None) -> NetworkShape:
     """Counts the network on the meta device, so no weights are allocated.
 
-    Raises CheckpointError if the family is unknown, StipuleError for a mixture of experts or a block model.
+    Raises CheckpointError if the family is unknown, StipuleError for a mixture of experts.
     """
     family = family_of(config_json)
-    if family.block_length is not None:
-        raise StipuleError(
-            f"the network is a block diffusion model (block length {family.block_length}); stipule plan counts models "
-            "of full attention only; measure one step instead: stipule train RECIPE training.steps=1"
-        )
     config = family.read_config(config_json)
     with torch.device("meta"):
         network = family.model_class(config)
@@ -123,4 +119,5 @@ def shape_of(config_json: Mapping[str, Any], lora: LoRA | None = None) -> Networ
         adapters=lora.rank * sum(adapted.values()) if lora else 0,
         position_wise=sum(linear[n].weight.numel() for n in position_wise),
         adapters_position_wise=lora.rank * sum(adapted[n] for n in position_wise & set(adapted)) if lora else 0,
+        block_length=family.block_length,
     )
