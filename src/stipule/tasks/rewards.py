@@ -24,7 +24,7 @@ _METRICS = ("mean", "accuracy", "frac_nonzero_std")  # reward/NAME is another me
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """Reward functions of your own, in source of the task's reward.
+    """Reward functions of your own, in place of the task's reward.
 
     Each is called once per batch with the arguments of TRL that it names (docs/rewards.md): `prompts` and
     `completions` (strings, or lists of chat messages if the prompts are), `completion_ids`, `trainer_state`,
