@@ -18,6 +18,7 @@ from stipule.errors import RecipeError
 from stipule.models.policy import Policy
 from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import NextCall
+from stipule.rollouts.cache_slots import CacheSlots
 from stipule.rollouts.schedule import BlockSchedule
 
 
@@ -82,10 +83,8 @@ class BlockKVCache:
         block_length: int,
     ):
         self.config, self.policy, self.gen_length, self.block_length = config, policy, gen_length, block_length
-        slots = min(rows, max_batch_size or rows)
-        self.kv_cache = policy.new_kv_cache(slots, width)
-        self._free_slots = list(range(slots))
-        self._slot = torch.full((rows,), -1)
+        self._slots = CacheSlots(rows, max_batch_size)
+        self.kv_cache = policy.new_kv_cache(self._slots.count, width)
         self._block = torch.full((rows,), -1)  # the block that the last full forward pass began; -1: none
         self._age = torch.zeros(rows, dtype=torch.long)  # forward passes since then
 
@@ -114,15 +113,14 @@ class BlockKVCache:
         """Logits of the positions of `position_mask`. All rows must be able to share the forward pass."""
         columns = None
         if bool(self._is_full(rows, call)[0]):
-            for row in rows[self._slot[rows] < 0].tolist():
-                self._slot[row] = self._free_slots.pop()
+            self._slots.take(rows)
             # A forward pass that reads beyond its block is not kept: the next block begins with a full one.
             self._block[rows] = torch.where(call.inside_block, call.block_index, -1)
             self._age[rows] = 1
         else:
             self._age[rows] += 1
             columns = upload(self._columns(call.block_index, input_ids.shape[1]), input_ids.device)
-        slots = upload(self._slot[rows], input_ids.device)
+        slots = upload(self._slots[rows], input_ids.device)
         hidden_states = self.kv_cache.hidden_states(
             slots, input_ids, attention_mask, position_mask, num_positions, columns
         )
@@ -137,5 +135,4 @@ class BlockKVCache:
 
     def free_rows(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""
-        self._free_slots += self._slot[rows][self._slot[rows] >= 0].tolist()
-        self._slot[rows] = -1
+        self._slots.free(rows)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stipule.models.policy import Policy
 from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import NextCall
+from stipule.rollouts.cache_slots import CacheSlots
 
 
 class FinishedBlockCache:
@@ -31,10 +32,8 @@ class FinishedBlockCache:
         self.policy, self.prompt_length, self.prompt_width = policy, prompt_length, prompt_width
         self.gen_length, self.block_length = gen_length, block_length
         rows = len(prompt_length)
-        slots = min(rows, max_batch_size or rows)
-        self.kv_cache = policy.new_kv_cache(slots, prompt_width + gen_length)
-        self._free_slots = list(range(slots))
-        self._slot = torch.full((rows,), -1)
+        self._slots = CacheSlots(rows, max_batch_size)
+        self.kv_cache = policy.new_kv_cache(self._slots.count, prompt_width + gen_length)
         self._block = torch.full((rows,), -1)  # of the last forward pass; all before it are finished. -1: none yet
 
     def can_share_call(self, rows: Int[Tensor, " A"], call: NextCall) -> Bool[Tensor, " A"]:
@@ -55,12 +54,11 @@ class FinishedBlockCache:
         longest = int(self.prompt_length[rows].max())
         columns = None
         if bool(self._block[rows[0]] < 0):
-            for row in rows.tolist():
-                self._slot[row] = self._free_slots.pop()
+            self._slots.take(rows)
         else:
             columns = upload(self._columns(rows, call, longest), input_ids.device)
         self._block[rows] = call.block_index
-        slots = upload(self._slot[rows], input_ids.device)
+        slots = upload(self._slots[rows], input_ids.device)
         start = self.prompt_width - longest  # prompts end at the same column of the cache
         hidden_states = self.kv_cache.hidden_states(
             slots, input_ids, attention_mask, position_mask, num_positions, columns, start
@@ -83,5 +81,4 @@ class FinishedBlockCache:
 
     def free_rows(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""
-        self._free_slots += self._slot[rows][self._slot[rows] >= 0].tolist()
-        self._slot[rows] = -1
+        self._slots.free(rows)
