@@ -135,4 +135,4 @@ class BlockKVCache:
 
     def free_rows(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""
-        self._slots.free(rows)
+        self._slots.release(rows)

@@ -20,7 +20,7 @@ class CacheSlots:
         for row in rows[self._slot[rows] < 0].tolist():
             self._slot[row] = self._free.pop()
 
-    def free(self, rows: Int[Tensor, " A"]) -> None:
+    def release(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""
         self._free += self._slot[rows][self._slot[rows] >= 0].tolist()
         self._slot[rows] = -1

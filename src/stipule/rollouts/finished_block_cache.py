@@ -81,4 +81,4 @@ class FinishedBlockCache:
 
     def free_rows(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""
-        self._slots.free(rows)
+        self._slots.release(rows)
