@@ -121,6 +121,7 @@ def finished(policy: MaskedPolicy, batch: Prompts, tokens: Tensor) -> Rollouts:
         unmask_step=torch.zeros_like(tokens),
         confidence=torch.zeros_like(tokens, dtype=torch.float32),
         nfe=torch.zeros(len(tokens), dtype=torch.long),
+        nfe_tokens=torch.zeros(len(tokens), dtype=torch.long),
     )
 
 

@@ -39,6 +39,7 @@ def rollouts_of(policy, with_anchors, with_ends):
         unmask_step=torch.zeros_like(tokens),
         confidence=torch.ones(ROWS, LENGTH),
         nfe=torch.ones(ROWS, dtype=torch.long),
+        nfe_tokens=torch.ones(ROWS, dtype=torch.long),
     )
 
 

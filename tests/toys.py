@@ -155,4 +155,5 @@ def response(
         unmask_step=torch.zeros_like(tokens),
         confidence=torch.ones_like(tokens, dtype=torch.float32),
         nfe=torch.ones(len(tokens), dtype=torch.long),
+        nfe_tokens=torch.ones(len(tokens), dtype=torch.long),
     )

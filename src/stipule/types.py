@@ -46,6 +46,7 @@ class Rollouts:
     unmask_step: Int[Tensor, "B L"]  # the forward pass (from 0) that unmasked each token; -1: anchor
     confidence: Float[Tensor, "B L"]  # probability of the token when it was unmasked; 0 on anchors and filled-up ends
     nfe: Int[Tensor, " B"]  # forward passes spent on each row
+    nfe_tokens: Int[Tensor, " B"]  # tokens that these computed, without padding; with a cache fewer than prompt and L
 
     @property
     def loss_mask(self) -> Bool[Tensor, "B L"]:

@@ -62,6 +62,7 @@ def random_batch(policy, prompt_lengths=(1, 4, 5, 7, 9), length=6, num_samples=2
         completion_ids=torch.randint(4, policy.vocab_size, (rows, length), generator=generator),
         sampled_mask=every, completion_mask=every, unmask_step=every.long(), confidence=every.float(),
         nfe=every[:, 0].long(),
+        nfe_tokens=every[:, 0].long(),
     )  # fmt: skip
     masked = torch.rand(shape, generator=generator) < 0.5
     weights = torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.8)

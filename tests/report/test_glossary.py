@@ -28,7 +28,7 @@ def test_every_key_that_the_code_logs_is_explained():
 
 def test_a_family_covers_its_members_and_nothing_else():
     assert explain("time/rollout").key == "time/{rollout,logps,update,reward}"
-    assert explain("time/total").key == "{nfe,time}/total"
+    assert explain("time/total").key == "{nfe,nfe_tokens,time}/total"
     assert explain("reward/format").key == "reward/<part>"
     assert explain("reward/mean").key == "reward/mean"
     assert explain("reward/a/b") is None

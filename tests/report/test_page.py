@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stipule.errors import CheckpointError, RecipeError
 from stipule.evaluation.statistics import wilson
@@ -167,26 +168,46 @@ def test_savings_follow_from_the_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("temporal", "when", "nfe", "saved"),
+    ("temporal", "when", "scheduled", "nfe", "saved"),
     [
         # 16 forward passes, 2 anchors. A row saves 1 by its early end and the rest as the recipe prunes.
-        ({"cutoff": 0.125, "scope": "global"}, "always", 12, {"temporal": 1, "eos": 1}),
-        ({"kind": "confident", "cutoff": 0.125, "threshold": 0.9}, "always", 11, {"eos": 1, "confidence": 2}),
-        ({"cutoff": 0.125, "scope": "global"}, "group_failed", 20, {"temporal": 1, "eos": 1, "hints": 8}),
-        ({"cutoff": 0.0, "scope": "global"}, "always", 13, {"eos": 1}),
+        ({"cutoff": 0.125, "scope": "global"}, "always", 13, 12, {"temporal": 1, "eos": 1}),
+        ({"kind": "confident", "cutoff": 0.125, "threshold": 0.9}, "always", 14, 11, {"eos": 1, "confidence": 2}),
+        ({"cutoff": 0.125, "scope": "global"}, "group_failed", 13, 20, {"temporal": 1, "eos": 1, "hints": 8}),
+        ({"cutoff": 0.0, "scope": "global"}, "always", 14, 13, {"eos": 1}),
     ],
 )
-def test_what_early_ends_confidence_and_hints_change_is_told_apart(tmp_path, temporal, when, nfe, saved):
+def test_what_early_ends_confidence_and_hints_change_is_told_apart(tmp_path, temporal, when, scheduled, nfe, saved):
     spatial = {**RECIPE["pruning"]["spatial"], "when": when}
     path = write_run(tmp_path / "run", recipe={**RECIPE, "pruning": {"spatial": spatial, "temporal": temporal}})
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    lines = [{**line, "nfe/rollout": 8 * nfe, "response/nfe_saved_by_eos": 1.0} for line in lines]
+    changed = {"nfe/rollout": 8 * nfe, "response/nfe_saved_by_eos": 1.0, "response/nfe_with_cutoff": float(scheduled)}
+    lines = [{**line, **changed} for line in lines]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = savings(read_run(path, "run"))
     expected = {"spatial": 2, "temporal": 0, "confidence": 0, "eos": 0, "hints": 0, "spent": nfe, **saved}
     assert {name: result[name] for name in expected} == {name: count * 8 * 40 for name, count in expected.items()}
     savings_sum = sum(expected[name] for name in ("spatial", "temporal", "confidence", "eos"))
     assert expected["spent"] + savings_sum - expected["hints"] == 16
+
+
+def test_blocks_begin_where_those_of_the_model_do_and_their_cut_is_known(tmp_path):
+    """The prompt of 6 tokens leaves 2 for the first block of 4. The cut of each block unmasks its last 2 tokens."""
+    path = write_run(tmp_path / "run", steps=5)
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+    recipe["sampler"] = {"gen_length": 8, "steps": 8, "block_length": 4, "block_schedule": "separate"}
+    recipe["pruning"]["temporal"] = {"cutoff": 0.5, "scope": "block"}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    unmask_step = [0, 0, 1, 2, 3, 3, 4, 4]
+    for file in (path / "rollouts").iterdir():
+        line = json.loads(file.read_text().splitlines()[0])
+        tokens = {name: line[name][:8] for name in ("completion_ids", "token_texts", "confidence")}
+        line |= {**tokens, "prompt_length": 6, "completion_length": 8, "unmask_step": unmask_step}
+        file.write_text(json.dumps(line) + "\n")
+    response = page_data([path])["rollouts"]["groups"][0]["responses"][0]
+    assert response["b"] == [2, 6]
+    assert response["cut"] == [0, 3, 4]
+    assert "first token of a block" in render_page(page_data([path]))
 
 
 @pytest.mark.parametrize(

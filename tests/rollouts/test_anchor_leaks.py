@@ -108,6 +108,7 @@ def respond(policy, text):
         unmask_step=torch.zeros_like(tokens),
         confidence=torch.rand(1, LENGTH, generator=torch.Generator().manual_seed(len(ids))),
         nfe=torch.ones(1, dtype=torch.long),
+        nfe_tokens=torch.ones(1, dtype=torch.long),
     )
 
 

@@ -16,8 +16,8 @@ from stipule.models.loading import ModelConfig, load_policy
 from stipule.report.cost_table import cost_table
 from stipule.rollouts.pruning import Anchors, ConfidenceCutoff, FixedCutoff
 from stipule.rollouts.sampler import Noise, SemiAutoregressiveSampler
-from stipule.training.eos_savings import nfe_saved_by_eos
 from stipule.training.loop import train
+from stipule.training.nfe_savings import nfe_saved_by_eos
 from stipule.training.run_folder import RunFolder
 from stipule.training.settings import Recipe
 from stipule.types import Prompts

@@ -80,6 +80,26 @@ def test_pruning_and_parallel_unmasking_work_with_the_cache(policies, name, num_
     same(replace(plain, cache=CACHED.cache)(policy, batch, noise, anchors, temporal, 4), exact)
 
 
+@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
+@pytest.mark.parametrize("cache", [None, CACHED.cache])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_computed_tokens_are_counted(policies, name, cache, length):
+    policy, sampler = policies[name], replace(SAMPLER, cache=cache)
+    prompts = random_prompts(policy, [length])
+    with count_tokens(policy) as counted:
+        rollouts = sampler(policy, prompts, noise_of(sampler, 1), random_anchors(policy, 1, 3))
+    assert rollouts.nfe_tokens.tolist() == [sum(width for _, width in counted.shapes)]
+    assert rollouts.nfe.tolist() == [len(counted.shapes)]
+
+
+@pytest.mark.parametrize("cache", [None, CACHED.cache])
+def test_the_computed_tokens_of_a_row_do_not_depend_on_the_others(policies, cache):
+    policy, sampler = policies["sdar"], replace(SAMPLER, cache=cache)
+    prompts, noise = random_prompts(policy), noise_of(sampler, len(LENGTHS))
+    one_by_one = sampler(policy, prompts, noise, max_batch_size=1)
+    assert torch.equal(one_by_one.nfe_tokens, sampler(policy, prompts, noise).nfe_tokens)
+
+
 def test_a_row_with_the_cache_does_not_depend_on_the_others(policies):
     policy = policies["sdar"]
     sampler = replace(CACHED, temperature=1.0)

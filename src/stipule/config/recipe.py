@@ -72,8 +72,7 @@ def recipe_for_model(
         data = read_yaml(Path(model) / "recipe.yaml")
     elif (folder / "pretrain.yaml").exists():
         pretrained = read_yaml(folder / "pretrain.yaml")
-        length = _pretrained_length(folder / "pretrain.yaml", pretrained)
-        data = {"task": pretrained["task"], "sampler": {"gen_length": length, "steps": length, "block_length": length}}
+        data = {"task": pretrained["task"], "sampler": _pretrained_sampler(folder / "pretrain.yaml", pretrained)}
     if fixed is not None:
         data |= fixed
     elif task is not None and data.get("task", {}).get("kind") != task:
@@ -132,11 +131,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _merge(read_yaml(parent_path), data)
 
 
-def _pretrained_length(path: Path, data: Mapping[str, Any]) -> int:
+def _pretrained_sampler(path: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """One token per forward pass over responses of the pre-trained length, in the blocks of the model."""
     try:
-        return parse_recipe(data, kind=PretrainRecipe).pretraining.gen_length
+        recipe = parse_recipe(data, kind=PretrainRecipe)
     except RecipeError as cause:
         raise RecipeError(f"{path} is not valid: {cause}; correct it, or pre-train the model again") from cause
+    length, block_length = recipe.pretraining.gen_length, recipe.shape.block_length
+    if block_length is None:
+        return {"gen_length": length, "steps": length, "block_length": length}
+    blocks = {"block_length": block_length, "block_schedule": "separate", "cache": {"kind": "finished_blocks"}}
+    return {"gen_length": length, "steps": length, **blocks}
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stipule.estimators.estimator import Estimator
 from stipule.estimators.fused_logps import fused_logps
+from stipule.models.block_copies import computed_length
 from stipule.models.policy import Policy
 from stipule.models.sharding import is_sharded
 from stipule.models.upload import upload
@@ -72,6 +73,13 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=noisy_ids.device)
     result = result.index_copy(0, copies, result[copies].masked_scatter(targets_mask, logps))
     return result.view(num_samples, rows, length)
+
+
+def computed_tokens(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -> Int[Tensor, "K B"]:
+    """The tokens that `masked_token_logps` computes for each copy, without padding."""
+    length = rollouts.completion_ids.shape[1]
+    row = [computed_length(prompt, length, policy.block_length) for prompt in rollouts.prompt_mask.sum(1).tolist()]
+    return masks.needs_forward * torch.tensor(row, device=masks.masked.device)
 
 
 def target_logps(

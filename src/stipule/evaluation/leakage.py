@@ -79,6 +79,7 @@ def keys_with_leaks(policy: MaskedPolicy, task: Task, problems: Sequence[Problem
         unmask_step=zeros,
         confidence=zeros.float(),
         nfe=zeros[:, 0],
+        nfe_tokens=zeros[:, 0],
     )
     leaks = (anchors.fixed_mask & ~eligible_tokens(policy, task, problems, rollouts)).any(1)
     return [p.key for p, has_leak in zip(problems, leaks.tolist(), strict=True) if has_leak]

@@ -156,4 +156,5 @@ def _rollouts(policy: MaskedPolicy, requests: Sequence[Request]) -> Rollouts:
         unmask_step=torch.zeros_like(completion_ids),
         confidence=torch.zeros_like(completion_ids, dtype=torch.float32),
         nfe=torch.zeros_like(completion_ids[:, 0]),
+        nfe_tokens=torch.zeros_like(completion_ids[:, 0]),
     )

@@ -29,6 +29,17 @@ class TwoCopies:
     steps_to_left: Int[Tensor, "N T+W"]  # how far back a shifted model's prediction of each token is computed
 
 
+def computed_length(prompt_length: int, gen_length: int, block_length: int | None) -> int:
+    """Tokens of a forward pass over prompt and response, and of a block model (not None) over the noisy copy too."""
+    total = prompt_length + gen_length
+    return total if block_length is None else total + noisy_width(total, gen_length, block_length)
+
+
+def noisy_width(total: int, gen_length: int, block_length: int) -> int:
+    """W, the tokens of the noisy copy: the response, and the prompt tokens that may be in its first block."""
+    return min(total, gen_length + block_length - 1)
+
+
 def two_copies(
     model: PreTrainedModel,
     clean_ids: Int[Tensor, "N T"],
@@ -45,7 +56,7 @@ def two_copies(
     and padding, are seen by no response token.
     """
     length, total = noisy_ids.shape[1], clean_ids.shape[1]
-    width = min(total, length + block_length - 1)
+    width = noisy_width(total, length, block_length)
     first = total - width  # the column of the clean copy that the noisy copy begins with
     position = (real.long().cumsum(1) - 1).clamp(min=0)
     block = torch.cat([position, position[:, first:]], 1) // block_length

@@ -12,9 +12,11 @@ SPECIAL_TOKENS = (EOS, MASK, BOS, EOT)
 
 # The response starts right after the end-of-turn token of the user message, as for LLaDA-8B-Instruct.
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{{ '" + EOT + "' }}{% endfor %}"
+# For a tiny block model: nothing but the message, so that the blocks of a puzzle are its rows.
+BARE_CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def build_tokenizer(words: Sequence[str], pattern: str) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str], pattern: str, chat_template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are exactly `words`; text is split by the regular expression `pattern`.
 
     Decoding concatenates tokens, so encoding and decoding a text made of the words gives the same text. Encoding a word
@@ -34,5 +36,5 @@ def build_tokenizer(words: Sequence[str], pattern: str) -> PreTrainedTokenizerFa
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    fast_tokenizer.chat_template = CHAT_TEMPLATE
+    fast_tokenizer.chat_template = chat_template
     return fast_tokenizer

@@ -18,9 +18,9 @@ from stipule.models.loading import ModelConfig
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.tiny_tokenizer import build_tokenizer
 from stipule.rng import generator_devices, make_generator
-from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
+from stipule.rollouts.block_grid import block_grid, count_masks
 from stipule.rollouts.pruning import Anchors
-from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.schedule import num_blocks, unmask_schedule
 from stipule.training.settings import Recipe
 from stipule.types import MaskSamples, Prompts, Rollouts
 
@@ -84,6 +84,7 @@ def full_length_rollouts(
         unmask_step=_unmask_steps(recipe, fixed_mask, prompt_length),
         confidence=torch.ones(rows, length),
         nfe=torch.ones(rows, dtype=torch.long),
+        nfe_tokens=torch.ones(rows, dtype=torch.long),
     ).map(lambda tensor: tensor.to(device))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
+from stipule.models.block_copies import computed_length
 from stipule.plan.dummy_model import full_length_rollouts, mask_samples_of_step
 from stipule.plan.shape import NetworkShape
 from stipule.rollouts.schedule import masks_of_rows
@@ -110,19 +111,11 @@ def _block_rollout_flops(
     return _mean(passes)
 
 
-def _scored_length(shape: NetworkShape, prompt_length: int, gen_length: int) -> int:
-    """Tokens of a row of a likelihood: prompt and response, and of a block model the noisy copy of the response."""
-    row_length = prompt_length + gen_length
-    if shape.block_length is None:
-        return row_length
-    return row_length + min(row_length, gen_length + shape.block_length - 1)
-
-
 def _policy_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int, anchors: int) -> dict[str, PhaseFlops]:
     """The phases after the rollout, if every row has this many anchors."""
     rollouts = full_length_rollouts(recipe, prompt_length, padded=False, anchors=anchors)
     mask_samples = mask_samples_of_step(recipe, rollouts)
-    row_length = _scored_length(shape, prompt_length, recipe.sampler.gen_length)
+    row_length = computed_length(prompt_length, recipe.sampler.gen_length, shape.block_length)
     uses_old, uses_ref = recipe.objective.uses_old_policy, recipe.objective.beta > 0
     later = [masks for masks in mask_samples[1:] if masks is not mask_samples[0]] if uses_old else []
     return {

@@ -45,6 +45,9 @@ GLOSSARY = (
         "mean number of anchors in a response",
         "is below round(gamma L): too few tokens are eligible as anchors",
     ),
+    Entry("response/nfe_unpruned", "mean number of forward passes of a response without pruning, by the schedule"),
+    Entry("response/nfe_with_anchors", "the same with the anchors of the response"),
+    Entry("response/nfe_with_cutoff", "the same with the temporal cutoff too; what confidence saves is in no schedule"),
     Entry(
         "response/nfe_saved_by_eos",
         "mean number of scheduled forward passes of a response that were not needed because its text ended early",
@@ -144,7 +147,10 @@ GLOSSARY = (
         "seconds of each phase of the step; with several processes, of the main process",
     ),
     Entry("nfe/{rollout,logps,update}", "rows x forward passes of each phase of the step, summed over all processes"),
-    Entry("{nfe,time}/total", "rows x forward passes, and seconds, since the start of the run"),
+    Entry("nfe_tokens/{rollout,logps,update}", "tokens that these forward passes computed, without padding"),
+    Entry(
+        "{nfe,nfe_tokens,time}/total", "rows x forward passes, computed tokens, and seconds, since the start of the run"
+    ),
     Entry("learning_rate", "learning rate of the step"),
     Entry(
         "memory/peak",

@@ -38,6 +38,7 @@ class AnchorStore:
     ):
         self.gen_length, self.vocab_size = gen_length, vocab_size
         self.model_calls = 0  # rows x forward passes spent on making it
+        self.computed_tokens = 0  # tokens that these computed, without padding
         self.settings: dict[str, Any] = {}  # that decided what is in it
         self.row_of_key = {key: row for row, key in enumerate(keys)}
         self.table = table or {
@@ -103,6 +104,7 @@ class AnchorStore:
             "gen_length": self.gen_length,
             "vocab_size": self.vocab_size,
             "model_calls": self.model_calls,
+            "computed_tokens": self.computed_tokens,
             "model": policy.fingerprint(),
             "tokenizer": policy.tokenizer_fingerprint(),
             "finished": finished,
@@ -144,6 +146,7 @@ class AnchorStore:
             )
         store = cls(gen_length, policy.vocab_size, metadata["keys"], table)
         store.model_calls, store.settings = metadata["model_calls"], metadata["settings"]
+        store.computed_tokens = metadata.get("computed_tokens", 0)  # stores of earlier versions do not have it
         return store
 
 

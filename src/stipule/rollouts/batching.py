@@ -19,12 +19,12 @@ from stipule.models.policy import Policy
 from stipule.models.sharding import any_rank_active, dummy_forward
 from stipule.models.upload import upload
 from stipule.rollouts.batch_progress import BatchProgress, NextCall
-from stipule.rollouts.block_grid import block_grid, count_masks, num_blocks
+from stipule.rollouts.block_grid import block_grid, count_masks
 from stipule.rollouts.block_kv_cache import BlockKVCache, CacheConfig
 from stipule.rollouts.canvas import Canvas
 from stipule.rollouts.finished_block_cache import FinishedBlockCache
 from stipule.rollouts.pruning import TemporalPruning
-from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, unmask_schedule
+from stipule.rollouts.schedule import BlockSchedule, UnmaskSchedule, num_blocks, unmask_schedule
 from stipule.rollouts.unmasking import UnmaskingRule
 from stipule.types import Prompts
 
@@ -65,6 +65,7 @@ class Call:
     step: Int[Tensor, " A"]  # number of earlier forward passes of each row
     num_transfer_tokens: Int[Tensor, " A"]
     lookahead: Int[Tensor, " A"]
+    num_tokens: Int[Tensor, " A"]  # that the forward pass computes for each row, without padding and repeated columns
 
     @property
     def is_argmax(self) -> Bool[Tensor, " A"]:
@@ -143,7 +144,7 @@ class DenoisingQueue:
             num_candidates = int(plan.lookahead.sum())
         else:
             num_candidates = self.progress.num_candidates(rows, num_unmasked, plan.lookahead)
-        numbers = torch.stack([rows, step, plan.num_transfer_tokens, plan.lookahead])
+        numbers = torch.stack([rows, step, plan.num_transfer_tokens, plan.lookahead, self._num_tokens(rows, plan)])
         return Call(
             rows,
             plan,
@@ -153,6 +154,12 @@ class DenoisingQueue:
             bool(plan.may_finish.any()),
             *upload(numbers, self.policy.device),
         )
+
+    def _num_tokens(self, rows: Int[Tensor, " A"], plan: NextCall) -> Int[Tensor, " A"]:
+        prompt_length = self.prompt_length[rows]
+        if self.cache is not None:
+            return self.cache.num_tokens(rows, plan, prompt_length)
+        return prompt_length + (self._num_columns(rows, plan) if self.is_block_model else self.options.gen_length)
 
     def forward(self, call: Call, candidates: Bool[Tensor, "A L"]) -> Float[Tensor, "M V"]:
         """Logits of the candidate positions; only they are computed by the LM head."""
@@ -165,7 +172,7 @@ class DenoisingQueue:
         position_mask = torch.cat([torch.zeros_like(prompt_mask), candidates], 1)
         input_ids = torch.cat([prompt_ids, self.canvas.completion_ids[call.index]], 1)
         if self.is_block_model:  # later blocks are not seen
-            total = longest + self._num_columns(call)
+            total = longest + int(self._num_columns(call.rows, call.plan).max())
             input_ids, position_mask = input_ids[:, :total], position_mask[:, :total]
             attention_mask = None if attention_mask is None else attention_mask[:, :total]
         if self.cache is not None:
@@ -174,11 +181,11 @@ class DenoisingQueue:
             )
         return self.policy.logits(input_ids, attention_mask, position_mask, call.num_candidates)
 
-    def _num_columns(self, call: Call) -> int:
-        """The columns of the response up to the end of the last block that one of the rows is in."""
+    def _num_columns(self, rows: Int[Tensor, " A"], plan: NextCall) -> Int[Tensor, " A"]:
+        """The columns of the response up to the end of the block that each row is in."""
         block_length = self.options.block_length
-        ends = (call.plan.block_index + 1) * block_length - self.prompt_length[call.rows] % block_length
-        return min(int(ends.max()), self.options.gen_length)
+        ends = (plan.block_index + 1) * block_length - self.prompt_length[rows] % block_length
+        return ends.clamp(max=self.options.gen_length)
 
     def advance(self, call: Call, unmask: Bool[Tensor, "A L"]) -> None:
         """Counts what a forward pass has unmasked, and takes finished rows out of the queue."""

@@ -45,8 +45,3 @@ def count_masks(masked: Bool[Tensor, "B L"], block_index: Int[Tensor, "B L"], bl
     """The masks of each row in each of the first `blocks` blocks."""
     in_block = block_index[:, :, None] == torch.arange(blocks, device=masked.device)
     return (in_block & masked[:, :, None]).sum(1)
-
-
-def num_blocks(gen_length: int, block_length: int, begins_at_prompt: bool) -> int:
-    """The most blocks that hold tokens of one response: one more where it may begin inside a block."""
-    return gen_length // block_length + int(begins_at_prompt and block_length > 1)

@@ -101,6 +101,17 @@ class BlockKVCache:
         is_old = (self._age[rows] >= refresh) if refresh else torch.zeros_like(call.inside_block)
         return (self._block[rows] != call.block_index) | ~call.inside_block | is_old
 
+    def num_tokens(
+        self, rows: Int[Tensor, " A"], call: NextCall, prompt_length: Int[Tensor, " A"]
+    ) -> Int[Tensor, " A"]:
+        """The tokens of each row that its next forward pass computes."""
+        left_neighbour = int(self.kv_cache.shift_logits)
+        if self.config.kind == "dual":
+            part = torch.full_like(rows, self.block_length + left_neighbour)
+        else:
+            part = self.gen_length - call.block_index * self.block_length + left_neighbour
+        return torch.where(self._is_full(rows, call), prompt_length + self.gen_length, part)
+
     def logits(
         self,
         rows: Int[Tensor, " A"],

@@ -23,6 +23,8 @@ class RowsAtStep(Protocol):
     def index(self) -> Int[Tensor, " A"]: ...
     @property
     def step(self) -> Int[Tensor, " A"]: ...
+    @property
+    def num_tokens(self) -> Int[Tensor, " A"]: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Canvas:
     unmask_step: Int[Tensor, "B L"]
     confidence: Float[Tensor, "B L"]
     nfe: Int[Tensor, " B"]
+    nfe_tokens: Int[Tensor, " B"]
     eos_id: int
 
     @staticmethod
@@ -53,6 +56,7 @@ class Canvas:
             unmask_step=torch.where(anchor_mask, -1, 0),
             confidence=torch.zeros_like(completion_ids, dtype=torch.float32),
             nfe=torch.zeros(rows, dtype=torch.long, device=device),
+            nfe_tokens=torch.zeros(rows, dtype=torch.long, device=device),
             eos_id=policy.eos_id,
         )
 
@@ -70,6 +74,7 @@ class Canvas:
         self.unmask_step[rows] = torch.where(positions, step, self.unmask_step[rows])
         self.masked[rows] = self.masked[rows] & ~positions
         self.nfe[rows] += 1
+        self.nfe_tokens[rows] += call.num_tokens
 
     def fill_after_eos(self, call: RowsAtStep, finished_columns: Bool[Tensor, "A L"]) -> Bool[Tensor, " A"]:
         """Fills the masks of rows that have an end-of-text token in their finished columns; which rows these are."""
@@ -94,4 +99,5 @@ class Canvas:
             unmask_step=self.unmask_step,
             confidence=self.confidence,
             nfe=self.nfe,
+            nfe_tokens=self.nfe_tokens,
         )

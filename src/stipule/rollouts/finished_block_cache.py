@@ -41,6 +41,13 @@ class FinishedBlockCache:
         is_new = self._block[rows] < 0
         return is_new == is_new[0]
 
+    def num_tokens(
+        self, rows: Int[Tensor, " A"], call: NextCall, prompt_length: Int[Tensor, " A"]
+    ) -> Int[Tensor, " A"]:
+        """The tokens of each row that its next forward pass must compute; it may repeat finished ones."""
+        first, end = self._span(rows, call, prompt_length)
+        return end - torch.where(self._block[rows] < 0, 0, first)
+
     def logits(
         self,
         rows: Int[Tensor, " A"],
@@ -71,13 +78,19 @@ class FinishedBlockCache:
         All rows compute equally many. A row that needs fewer repeats finished columns, which changes nothing, or at the
         left edge computes masks of later blocks, which are not seen and are computed again when their block begins.
         """
-        offset = self.prompt_length[rows] % self.block_length
-        first = (longest + self._block[rows] * self.block_length - offset).clamp(min=0)
-        if self.kv_cache.shift_logits:  # the left neighbour predicts the first token of the block
-            first = (first - 1).clamp(min=0)
-        end = longest + ((call.block_index + 1) * self.block_length - offset).clamp(max=self.gen_length)
+        first, end = self._span(rows, call, torch.full_like(rows, longest))
         width = int((end - first).max())
         return (end - width).clamp(min=0)[:, None] + torch.arange(width)
+
+    def _span(
+        self, rows: Int[Tensor, " A"], call: NextCall, response: Int[Tensor, " A"]
+    ) -> tuple[Int[Tensor, " A"], Int[Tensor, " A"]]:
+        """The first column not yet finished, and the end of the present block. Responses begin at `response`."""
+        offset = self.prompt_length[rows] % self.block_length
+        first = (response + self._block[rows] * self.block_length - offset).clamp(min=0)
+        if self.kv_cache.shift_logits:  # the left neighbour predicts the first token of the block
+            first = (first - 1).clamp(min=0)
+        return first, response + ((call.block_index + 1) * self.block_length - offset).clamp(max=self.gen_length)
 
     def free_rows(self, rows: Int[Tensor, " A"]) -> None:
         """Frees the slots of finished rows."""

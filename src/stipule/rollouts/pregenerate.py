@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stipule.errors import RecipeError
+from stipule.models.block_copies import computed_length
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.models.sharding import is_sharded
 from stipule.object_import import settings_of
@@ -106,7 +107,7 @@ def pregenerate(
         if confidence == "fully_masked":
             text = rollouts.completion_mask & (rollouts.completion_ids != policy.eos_id)
             probability = token_confidence(policy, rollouts, text, attended=text)
-            rollouts = replace(rollouts, confidence=probability, nfe=rollouts.nfe + 1)
+            rollouts = _one_more_pass(policy, replace(rollouts, confidence=probability))
         rewards = grade_responses(policy, task, batch, rollouts)
         return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
 
@@ -146,7 +147,7 @@ def store_from_texts(
         rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
         eligible = eligible_tokens(policy, task, batch, rollouts)
         rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
-        return _stored_batch(batch, start, rollouts, eligible, rewards.correct)
+        return _stored_batch(batch, start, _one_more_pass(policy, rollouts), eligible, rewards.correct)
 
     _build(store, policy, score, range(0, len(known), batch_size), len(known), progress, path, processes)
     return store
@@ -181,6 +182,7 @@ def _build(
         for batch in batches:
             store.put(batch.keys, batch.rollouts, batch.eligible, batch.correct)
             store.model_calls += int(batch.rollouts.nfe.sum())
+            store.computed_tokens += int(batch.rollouts.nfe_tokens.sum())
         if path and processes.rank == 0 and time.monotonic() - saved_at > SAVE_SECONDS:
             store.save(path, policy, finished=False)
             saved_at = time.monotonic()
@@ -207,8 +209,17 @@ def _rollouts_of_texts(
         completion_mask=completion_mask,
         unmask_step=torch.zeros_like(completion_ids),
         confidence=torch.zeros_like(completion_ids, dtype=torch.float32),
-        nfe=torch.ones(len(problems), dtype=torch.long, device=device),
+        nfe=torch.zeros(len(problems), dtype=torch.long, device=device),
+        nfe_tokens=torch.zeros(len(problems), dtype=torch.long, device=device),
     )
+
+
+def _one_more_pass(policy: MaskedPolicy, rollouts: Rollouts) -> Rollouts:
+    """Counts one forward pass over prompt and response in every row."""
+    prompt_lengths, length = rollouts.prompt_mask.sum(1).tolist(), rollouts.completion_ids.shape[1]
+    tokens = [computed_length(prompt, length, policy.block_length) for prompt in prompt_lengths]
+    nfe_tokens = rollouts.nfe_tokens + torch.tensor(tokens, device=rollouts.nfe_tokens.device)
+    return replace(rollouts, nfe=rollouts.nfe + 1, nfe_tokens=nfe_tokens)
 
 
 def token_confidence(

@@ -126,6 +126,11 @@ def transfer_schedule(tokens: int, gen_length: int, steps: int, block_length: in
 
 
 @lru_cache(maxsize=65536)
+def num_blocks(gen_length: int, block_length: int, begins_at_prompt: bool) -> int:
+    """The most blocks that hold tokens of one response: one more where it may begin inside a block."""
+    return gen_length // block_length + int(begins_at_prompt and block_length > 1)
+
+
 def unmask_schedule(
     masks: tuple[int, ...],
     gen_length: int,

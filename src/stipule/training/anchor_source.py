@@ -78,7 +78,7 @@ def load_or_build_anchors(
             watch("anchors", {"done": done, "total": total})
 
         store = build_store(recipe, policy, problems, path, progress, processes)
-    state.pregeneration_calls = store.model_calls
+    state.pregeneration_calls, state.pregeneration_tokens = store.model_calls, store.computed_tokens
     return store
 
 

@@ -28,7 +28,9 @@ class TrainState:
 
     step: int = 0  # RL steps finished
     model_calls: int = 0  # rows x forward passes of rollouts, log-probabilities and updates
+    computed_tokens: int = 0  # tokens that these computed, without padding
     pregeneration_calls: int = 0  # rows x forward passes spent on the anchor store
+    pregeneration_tokens: int = 0  # tokens that these computed
     seconds: float = 0.0
     loss_history: LossHistory = field(default_factory=LossHistory)  # for `estimator.importance_sampling: fitted`
     metrics_checksum: str = ""  # of metrics.jsonl when this was saved; "": unknown

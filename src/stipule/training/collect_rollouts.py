@@ -29,7 +29,7 @@ def collect_rollouts(run: RunContext, problems: Sequence[Problem], step: int) ->
     with run.timer.measure("rollout"):
         anchors = None if as_hints else select_anchors_of_step(run, problems, step)
         rollouts = sample_rollouts(run, prompts, anchors, step, "sample")
-        run.timer.nfe["rollout"] = int(rollouts.nfe.sum())
+        run.timer.count("rollout", rollouts.nfe, rollouts.nfe_tokens)
     rewards = grade_rollouts(run, problems, rollouts, step)
     has_failed = ~rewards.correct.view(-1, run.num_generations).any(1)
     if not as_hints or not bool(has_failed.any()):
@@ -39,7 +39,7 @@ def collect_rollouts(run: RunContext, problems: Sequence[Problem], step: int) ->
         failed = [p for p, failed in zip(problems, has_failed, strict=True) if failed]
         anchors = select_anchors_of_step(run, failed, step)
         retried = sample_rollouts(run, prompts[rows.to(prompts.prompt_ids.device)], anchors, step, "sample/hints")
-        run.timer.nfe["rollout"] += int(retried.nfe.sum())
+        run.timer.count("rollout", retried.nfe, retried.nfe_tokens)
     rollouts = _replace_rows(rollouts, rows, retried)
     return rollouts, grade_rollouts(run, problems, rollouts, step)
 
@@ -93,4 +93,5 @@ def _replace_rows(rollouts: Rollouts, rows: Tensor, others: Rollouts) -> Rollout
     index = rows.to(rollouts.completion_ids.device)
     names = ("completion_ids", "sampled_mask", "completion_mask", "unmask_step", "confidence")
     replaced = {name: getattr(rollouts, name).index_copy(0, index, getattr(others, name)) for name in names}
-    return replace(rollouts, **replaced, nfe=rollouts.nfe.index_add(0, index, others.nfe))
+    spent = {name: getattr(rollouts, name).index_add(0, index, getattr(others, name)) for name in ("nfe", "nfe_tokens")}
+    return replace(rollouts, **replaced, **spent)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stipule.estimators.token_logps import estimate_logps
+from stipule.estimators.token_logps import computed_tokens, estimate_logps
 from stipule.training.context import RunContext
 from stipule.training.micro_batches import UpdateBatch
 from stipule.types import MaskSamples
@@ -39,7 +39,8 @@ def _logps(run: RunContext, batch: UpdateBatch, mask_samples: Sequence[MaskSampl
     """Estimates without gradients. Mask samples that occur more than once are computed once."""
     distinct = {id(masks): masks for masks in mask_samples}
     with run.timer.measure("logps"), torch.no_grad():
-        run.timer.nfe["logps"] += sum(int(masks.needs_forward.sum()) for masks in distinct.values())
+        for masks in distinct.values():
+            run.timer.count("logps", masks.needs_forward, computed_tokens(run.policy, batch.rollouts, masks))
         computed = {
             key: [
                 estimate_logps(

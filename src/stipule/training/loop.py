@@ -20,9 +20,9 @@ from stipule.training.anchor_source import Watch, anchors_change, update_accurac
 from stipule.training.checkpoint import TrainState, save_checkpoint
 from stipule.training.context import RunContext
 from stipule.training.distributed import lost_process_reported
-from stipule.training.eos_savings import nfe_saved_by_eos
 from stipule.training.interrupt import Interrupted, stop_after_step
 from stipule.training.monitoring import eval_metrics, exact_rollouts, unpruned_metrics
+from stipule.training.nfe_savings import nfe_metrics
 from stipule.training.records import rollout_metrics, rollout_records
 from stipule.training.rl_step import StepDiverged, StepResult, rl_step
 from stipule.training.run_folder import RunFolder
@@ -106,15 +106,17 @@ def _take_step(
     update_accuracies(run, problems, result.rewards)
     run.state.step = step + 1
     run.state.model_calls += sum(run.timer.nfe.values())
+    run.state.computed_tokens += sum(run.timer.nfe_tokens.values())
     run.state.seconds += time.perf_counter() - started
     line = {
         "step": run.state.step,
         **rollout_metrics(result.rewards, result.rollouts, run.num_generations, run.policy.eos_id),
-        "response/nfe_saved_by_eos": nfe_saved_by_eos(run.recipe, result.rollouts) / len(result.rollouts),
+        **nfe_metrics(run.recipe, result.rollouts),
         **result.metrics,
         **approximation,
         **run.timer.metrics(),
         "nfe/total": run.state.model_calls,
+        "nfe_tokens/total": run.state.computed_tokens,
         "time/total": round(run.state.seconds, 3),
         "learning_rate": learning_rate,
     }

@@ -14,20 +14,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stipule.atomic_io import replace_folder
 from stipule.errors import RecipeError
-from stipule.models.families import family_of, write_llada_config
+from stipule.models.families import family_of, write_llada_config, write_sdar_config
 from stipule.models.loading import save_policy
 from stipule.models.masked_policy import MaskedPolicy
-from stipule.models.tiny_tokenizer import build_tokenizer
+from stipule.models.tiny_tokenizer import BARE_CHAT_TEMPLATE, CHAT_TEMPLATE, build_tokenizer
 from stipule.rng import make_generator
+from stipule.rollouts.block_grid import block_grid
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.problem import Demonstrator
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.muon import Muon
+from stipule.types import Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,14 @@ class Shape:
     layers: int = 4
     heads: int = 4
     mlp: int = 344
+    block_length: int | None = None  # tokens of a block: a block diffusion model in SDAR's layout; None: a LLaDA
 
     def __post_init__(self) -> None:
+        if self.block_length is not None and self.block_length < 1:
+            raise RecipeError(
+                f"shape.block_length is {self.block_length}; it is the number of tokens of a block and must be 1 or "
+                "more; try 4, or leave it out for a model that attends to the whole text"
+            )
         if min(self.width, self.layers, self.heads, self.mlp) < 1 or self.width % (2 * self.heads):
             raise RecipeError(
                 f"shape has width {self.width}, layers {self.layers}, heads {self.heads}, mlp {self.mlp}; all must be "
@@ -57,7 +65,9 @@ class Pretraining:
     muon_learning_rate: float = 7.5e-3  # of Muon, for the matrices of the transformer layers
     adamw_learning_rate: float = 1.5e-3  # of AdamW, for embeddings, LM head and norms
     warmup_ratio: float = 0.05  # fraction of the steps in which learning rates rise from 0; then they fall as a cosine
-    t_min: float = 0.02  # smallest mask ratio; the weight 1/t of eq. 3 has no bound as t goes to 0
+    # Smallest mask ratio; the weight 1/t of eq. 3 has no bound as t goes to 0. A block model masks an exact number of
+    # each block's tokens instead, at least one.
+    t_min: float = 0.02
     autocast: bool = False  # at these sizes float32 is faster on a CPU without bfloat16 matrix units
     seed: int = 0
 
@@ -80,19 +90,24 @@ class PretrainRecipe:
 
 
 def new_policy(shape: Shape, demonstrator: Demonstrator, seed: int, autocast: bool) -> MaskedPolicy:
-    """A randomly initialised LLaDA of the given sizes with a tokenizer for the task's vocabulary."""
-    tokenizer = build_tokenizer(demonstrator.vocabulary.words, demonstrator.vocabulary.pattern)
-    config_json = write_llada_config(
-        width=shape.width,
-        layers=shape.layers,
-        heads=shape.heads,
-        mlp=shape.mlp,
-        vocabulary=len(tokenizer),
-        longest=256,
-        mask=tokenizer.mask_token_id,
-        eos=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-    )
+    """A randomly initialised LLaDA or SDAR of the given sizes with a tokenizer for the task's vocabulary."""
+    words, pattern = demonstrator.vocabulary.words, demonstrator.vocabulary.pattern
+    tokenizer = build_tokenizer(words, pattern, CHAT_TEMPLATE if shape.block_length is None else BARE_CHAT_TEMPLATE)
+    sizes = {
+        "width": shape.width,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "mlp": shape.mlp,
+        "vocabulary": len(tokenizer),
+        "longest": 256,
+        "mask": tokenizer.mask_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+    if shape.block_length is None:
+        config_json = write_llada_config(**sizes)
+    else:
+        config_json = write_sdar_config(**sizes, block_length=shape.block_length)
     family = family_of(config_json)
     with torch.random.fork_rng([]):  # transformers initialises from the global generator
         torch.random.manual_seed(seed)
@@ -103,27 +118,64 @@ def new_policy(shape: Shape, demonstrator: Demonstrator, seed: int, autocast: bo
 
 def masked_loss(
     policy: MaskedPolicy,
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: torch.Tensor,
+    prompts: Prompts,
     completion_ids: Int[Tensor, "B L"],
-    t: Float[Tensor, " B"],
-    noise: Float[Tensor, "B L"],
+    masked: Bool[Tensor, "B L"],
+    loss_weights: Float[Tensor, "B L"],
 ) -> Float[Tensor, ""]:
-    """Eq. 3 as a loss, in nats per response token: mean over rows of -(1/t) sum_masked log p(x0_i | x_t) / L."""
-    masked = noise < t[:, None]
-    input_ids = torch.cat([prompt_ids, completion_ids.masked_fill(masked, policy.mask_id)], 1)
-    attention_mask = torch.cat([prompt_mask, torch.ones_like(masked)], 1)
-    position_mask = torch.cat([torch.zeros_like(prompt_mask), masked], 1)
-    logits = policy.logits(input_ids, None if attention_mask.all() else attention_mask, position_mask)
+    """Eq. 3 as a loss, in nats per response token: mean over rows of -sum_masked weight_i log p(x0_i | x_t) / L."""
+    clean_ids = torch.cat([prompts.prompt_ids, completion_ids], 1)
+    real = torch.cat([prompts.prompt_mask, torch.ones_like(masked)], 1)
+    attention_mask = None if real.all() else real
+    noisy_ids = completion_ids.masked_fill(masked, policy.mask_id)
+    if policy.block_length is None:
+        input_ids = torch.cat([prompts.prompt_ids, noisy_ids], 1)
+        position_mask = torch.cat([torch.zeros_like(prompts.prompt_mask), masked], 1)
+        logits = policy.logits(input_ids, attention_mask, position_mask)
+    else:
+        logits = policy.lm_head(policy.block_hidden_states(clean_ids, noisy_ids, attention_mask, masked))
     nats = F.cross_entropy(logits, completion_ids[masked], reduction="none")
-    loss_weights = (1 / t)[:, None].expand_as(completion_ids)[masked]
-    return (loss_weights * nats).sum() / completion_ids.numel()
+    return (loss_weights[masked] * nats).sum() / completion_ids.numel()
+
+
+def draw_masks(
+    rows: int, length: int, t_min: float, generator: torch.Generator
+) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Masks of eq. 2 and the weights 1/t of eq. 3: one mask ratio t per row, each token masked with probability t.
+
+    Stratified over the batch: one t in each of `rows` equal intervals of [t_min, 1].
+    """
+    uniform = torch.rand(rows, generator=generator)
+    t = t_min + (1 - t_min) * (torch.arange(rows) + uniform) / rows
+    noise = torch.rand(rows, length, generator=generator)
+    return noise < t[:, None], (1 / t)[:, None].expand(-1, length)
+
+
+def draw_block_masks(
+    block_index: Int[Tensor, "B L"], generator: torch.Generator
+) -> tuple[Bool[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Masks and weights of eq. 3 for every block on its own: k of its n tokens, k uniform on 1..n, weight n/k.
+
+    The mean over all masks of the weighted sum is the ELBO of eq. 3 of each block, as with a mask ratio t uniform on
+    (0, 1] (Ou et al. 2024, theorem 2), but a block of few tokens is never without a mask. Stratified over the batch;
+    the ratios of a row's blocks are spread too.
+    """
+    rows, length = block_index.shape
+    blocks = int(block_index.max()) + 1
+    stratum = (torch.arange(rows)[:, None] + torch.arange(blocks) * rows // blocks) % rows
+    ratio = (stratum + torch.rand(rows, blocks, generator=generator)) / rows
+    same_block = block_index[:, :, None] == block_index[:, None, :]
+    size = same_block.sum(2)  # n, tokens of the block that each token is in
+    count = (ratio.gather(1, block_index) * size).floor().long() + 1  # k
+    noise = torch.rand(rows, length, generator=generator)
+    rank = (same_block & (noise[:, None, :] < noise[:, :, None])).sum(2)  # of the token's noise within its block
+    return rank < count, size / count
 
 
 def pretrain(
     recipe: PretrainRecipe, out: Path, progress: Callable[[int, float], None] = lambda step, loss: None
 ) -> MaskedPolicy:
-    """Trains a base and writes it to `out` in LLaDA's layout, with a log of its losses (`pretrain.jsonl`)."""
+    """Trains a base and writes it to `out` in its family's layout, with a log of its losses (`pretrain.jsonl`)."""
     demonstrator, settings = recipe.task, recipe.pretraining
     demonstrations = demonstrator.demonstrations(random.Random(settings.seed))
     policy = new_policy(recipe.shape, demonstrator, settings.seed, settings.autocast)
@@ -144,12 +196,12 @@ def pretrain(
         token_ids = [policy.tokenizer(text)["input_ids"] for _, text in pairs]
         completion_ids = _pad_right(token_ids, settings.gen_length, policy.eos_id)
         generator = make_generator(settings.seed, step, "pretrain")
-        # Stratified over the batch: one t in each of `batch_size` equal intervals of [t_min, 1].
-        uniform = torch.rand(settings.batch_size, generator=generator)
-        u = (torch.arange(settings.batch_size) + uniform) / settings.batch_size
-        t = settings.t_min + (1 - settings.t_min) * u
-        noise = torch.rand(completion_ids.shape, generator=generator)
-        loss = masked_loss(policy, prompts.prompt_ids, prompts.prompt_mask, completion_ids, t, noise)
+        if policy.block_length is None:
+            masked, loss_weights = draw_masks(settings.batch_size, settings.gen_length, settings.t_min, generator)
+        else:
+            block_index = block_grid(prompts.prompt_mask, settings.gen_length, policy.block_length, True)
+            masked, loss_weights = draw_block_masks(block_index, generator)
+        loss = masked_loss(policy, prompts, completion_ids, masked, loss_weights)
         scale = learning_rate_scale(step, settings.steps, settings.warmup_ratio)
         for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
             for group in optimizer.param_groups:

@@ -91,6 +91,7 @@ def rollout_records(
         rollouts.confidence.tolist(),
         rollouts.nfe.tolist(),
         rollouts.completion_mask.sum(1).tolist(),
+        rollouts.prompt_mask.sum(1).tolist(),
         logged,
         strict=True,
     )
@@ -105,11 +106,12 @@ def rollout_records(
             "advantage": advantage,
             "completion_ids": ids,
             "token_texts": [token_label(token) for token in ids],
+            "prompt_length": prompt_length,
             "completion_length": length,
             "unmask_step": unmask_step,
             "confidence": [round(c, 4) for c in confidence],
             "nfe": nfe,
             "logged": extra,
         }
-        for problem, text, grade, advantage, ids, unmask_step, confidence, nfe, length, extra in columns
+        for problem, text, grade, advantage, ids, unmask_step, confidence, nfe, length, prompt_length, extra in columns
     ]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stipule.errors import DivergenceError
-from stipule.estimators.token_logps import masked_token_logps
+from stipule.estimators.token_logps import computed_tokens, masked_token_logps
 from stipule.rng import make_generator
 from stipule.rollouts.reward_batch import RewardBatch
 from stipule.tasks.problem import Problem
@@ -92,7 +92,7 @@ def update_policy(
                     run.accelerator.backward(loss.value * weight)
                 metrics.add(loss, micro_batch, iteration, token_logps.detach(), masks)
             step_optimizer(run, metrics, iteration)
-            run.timer.nfe["update"] += int(masks.needs_forward.sum())
+            run.timer.count("update", masks.needs_forward, computed_tokens(policy, rollouts, masks))
         after_update()
     metrics.add_variance(old_logps)
     return metrics.reduce()

@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 PHASES = ("rollout", "logps", "update", "reward")
 
 
 class StepTimer:
-    """Seconds and forward passes (rows x calls) of one step, by phase."""
+    """Seconds, forward passes (rows x calls) and computed tokens of one step, by phase."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.nfe = dict.fromkeys(PHASES[:3], 0)
+        self.nfe_tokens = dict.fromkeys(PHASES[:3], 0)
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
@@ -29,10 +32,19 @@ class StepTimer:
             torch.cuda.synchronize(self.device)
         self.seconds[phase] += time.perf_counter() - started
 
+    def count(
+        self, phase: str, nfe: Int[Tensor, "*rows"] | Bool[Tensor, "*rows"], nfe_tokens: Int[Tensor, "*rows"]
+    ) -> None:
+        """Adds forward passes, and the tokens that they computed, to `phase`."""
+        self.nfe[phase] += int(nfe.sum())
+        self.nfe_tokens[phase] += int(nfe_tokens.sum())
+
     def metrics(self) -> dict[str, float]:
-        return {f"time/{k}": round(v, 4) for k, v in self.seconds.items()} | {
-            f"nfe/{k}": v for k, v in self.nfe.items()
-        }
+        return (
+            {f"time/{k}": round(v, 4) for k, v in self.seconds.items()}
+            | {f"nfe/{k}": v for k, v in self.nfe.items()}
+            | {f"nfe_tokens/{k}": v for k, v in self.nfe_tokens.items()}
+        )
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -24,7 +24,7 @@ from stipule.models.families.family import (
 )
 from stipule.models.families.llada import LLADA, write_llada_config
 from stipule.models.families.masked_lm import is_masked_lm, masked_lm_family
-from stipule.models.families.qwen import A2D, DREAM, FAST_DLLM_V2, LLADA_MOE, SDAR
+from stipule.models.families.qwen import A2D, DREAM, FAST_DLLM_V2, LLADA_MOE, SDAR, write_sdar_config
 
 __all__ = [
     "DIFFUSION",
@@ -38,6 +38,7 @@ __all__ = [
     "stock_fields",
     "without_dropout",
     "write_llada_config",
+    "write_sdar_config",
 ]
 
 NAMES = ("llada", "dream", "llada_moe", "sdar", "fast_dllm_v2", "a2d", "masked_lm")

@@ -131,6 +131,42 @@ def _sdar_family(
     )
 
 
+def write_sdar_config(
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    mlp: int,
+    vocabulary: int,
+    longest: int,
+    mask: int,
+    eos: int,
+    pad: int,
+    block_length: int,
+) -> dict[str, Any]:
+    """The fields of SDAR's published `config.json` for a model of the given sizes and token ids."""
+    return {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "intermediate_size": mlp,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": longest,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "block_size": block_length,
+        "mask_token_id": mask,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+    }
+
+
 # SDAR (Cheng et al. 2025, arXiv 2510.06303), by model_type: Qwen3 with block-causal attention and logits in place. Its
 # published generate code lays the grid of blocks from the first token of the prompt.
 SDAR: Mapping[str, Family] = {

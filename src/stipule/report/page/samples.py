@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from stipule.report.page.run_reader import Run, planned_cutoff, read_json_lines
 from stipule.report.page.series import finite_number
-from stipule.rollouts.schedule import unmask_schedule
+from stipule.rollouts.schedule import num_blocks, unmask_schedule
 
 MAX_PROMPT = 4000  # characters shown
 MIN_STEPS = 12  # a run shows responses of this many steps, if it saved so many
@@ -135,29 +136,43 @@ def _response(line: dict[str, Any], run: Run, token_texts: dict[str, int]) -> di
         "f": finite_number(line.get("nfe")),
         "n": length,
     }
-    if cut := _cut_passes(unmask_step, run):
+    blocks = _blocks(line, len(unmask_step), run)
+    if cut := _cut_passes(unmask_step, blocks, run):
         response["cut"] = cut
+    if run.section("sampler").get("block_schedule") == "separate":  # the model's own blocks, which the page draws
+        response["b"] = [index for index in range(1, len(blocks)) if blocks[index] != blocks[index - 1]]
     before_end = labels[: length - 1] if length < len(completion_ids) else labels
     if "".join(before_end) != text:
         response["x"] = text
     return response
 
 
-def _cut_passes(unmask_step: Sequence[int], run: Run) -> list[int]:
+def _blocks(line: Mapping[str, Any], gen_length: int, run: Run) -> list[int]:
+    """The block of each token; empty if recipe and line do not say it."""
+    sampler = run.section("sampler")
+    try:
+        block_length = int(sampler["block_length"])
+        begins_at_prompt = sampler.get("block_schedule") == "separate"
+        offset = int(line["prompt_length"]) % block_length if begins_at_prompt else 0
+        return [(offset + index) // block_length for index in range(gen_length)]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return []
+
+
+def _cut_passes(unmask_step: Sequence[int], blocks: Sequence[int], run: Run) -> list[int]:
     """The forward passes that finished the response, or a block of it, in one step (eq. 9), from the schedule."""
     sampler = run.section("sampler")
     temporal = run.section("pruning").get("temporal") or {}
     try:
         gen_length, steps, block_length = (int(sampler[name]) for name in ("gen_length", "steps", "block_length"))
-        cutoff = planned_cutoff(temporal)
-        if len(unmask_step) != gen_length or gen_length % block_length:
+        cutoff, schedule = planned_cutoff(temporal), sampler.get("block_schedule", "carry")
+        if len(unmask_step) != gen_length or gen_length % block_length or not blocks:
             return []
-        starts = range(0, gen_length, block_length)
-        num_masked = tuple(sum(v >= 0 for v in unmask_step[start : start + block_length]) for start in starts)
-        blocks = sampler.get("block_schedule", "carry")
-        if blocks == "separate":  # the schedule depends on the length of the prompt, which is not recorded
-            return []
-        finishes = unmask_schedule(num_masked, gen_length, steps, block_length, cutoff, blocks).finishes
+        masked = Counter(block for block, step in zip(blocks, unmask_step, strict=True) if step >= 0)
+        num_masked = tuple(
+            masked[block] for block in range(num_blocks(gen_length, block_length, schedule == "separate"))
+        )
+        finishes = unmask_schedule(num_masked, gen_length, steps, block_length, cutoff, schedule).finishes
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return []
     return [index for index, is_one_step in enumerate(finishes) if is_one_step]

@@ -30,8 +30,9 @@ function tokenCell(response, index, tokenTexts, showReadout) {
   const isEnd = response.n < response.t.length && index === response.n - 1;
   const isAfterEnd = response.n < response.t.length && index >= response.n;
   const isCut = (response.cut || []).includes(unmaskStep);
-  if (unmaskStep > view.pass) return html("span", { class: "token masked" }, "·");
-  const classes = ["token"];
+  const beginsBlock = (response.b || []).includes(index);
+  const classes = beginsBlock ? ["token", "block-start"] : ["token"];
+  if (unmaskStep > view.pass) return html("span", { class: [...classes, "masked"].join(" ") }, "·");
   let description = `token ${index + 1}: "${text}", `;
   if (unmaskStep < 0) {
     classes.push("anchor");
@@ -42,6 +43,7 @@ function tokenCell(response, index, tokenTexts, showReadout) {
     description += `unmasked in forward pass ${unmaskStep + 1}, probability ${(response.q[index] / 1000).toFixed(3)}`;
   }
   if (isCut) { classes.push("cut"); description += ", one-step cut"; }
+  if (beginsBlock) description += ", first of its block";
   if (isEnd) { classes.push("end"); description += ", end of text"; }
   if (isAfterEnd) { classes.push("after-end"); description += ", after the end of text"; }
   return html("span", { class: classes.join(" "), title: description, onpointerdown: () => showReadout(description) }, isEnd ? "end" : isAfterEnd ? "·" : text);
@@ -81,10 +83,11 @@ function showPass(data) {
   replaceChildren(byId("members"), group.responses.map((_, i) => memberCard(data, group, i, showReadout)));
 }
 
-function viewerLegend() {
+function viewerLegend(hasBlocks) {
   const item = (classes, text, label) => html("li", {}, html("span", { class: `token ${classes}` }, text), ` ${label}`);
   return html("ul", { class: "legend-list" }, item("masked", "·", "masked"), item("confidence-1", "a", "low confidence"), item("confidence-5", "a", ""), item("confidence-8", "a", ""), item("confidence-10", "a", "high confidence when unmasked"),
-    item("confidence-10 just-unmasked", "a", "unmasked in this forward pass"), item("anchor", "a", "anchor"), item("confidence-10 cut", "a", "one-step cut"), item("confidence-10 end", "end", "end of text"), item("after-end", "·", "after the end of text"));
+    item("confidence-10 just-unmasked", "a", "unmasked in this forward pass"), item("anchor", "a", "anchor"), item("confidence-10 cut", "a", "one-step cut"), item("confidence-10 end", "end", "end of text"), item("after-end", "·", "after the end of text"),
+    hasBlocks ? item("block-start confidence-10", "a", "first token of a block") : null);
 }
 
 function drawViewer(data) {
@@ -113,7 +116,7 @@ function drawViewer(data) {
       button("before", "◀", "Previous forward pass", () => move(data, -1)), button("play", "", "Play or pause", () => play(data)), button("after", "▶", "Next forward pass", () => move(data, 1)),
       html("label", { class: "wide" }, html("output", { id: "pass-label", "aria-live": "polite" }), slider)),
     html("pre", { class: "prompt" }, group.prompt),
-    html("div", { class: "members", id: "members" }), readout, viewerLegend());
+    html("div", { class: "members", id: "members" }), readout, viewerLegend(group.responses.some((response) => response.b)));
   showPass(data);
   if (focused && byId(focused)) byId(focused).focus({ preventScroll: true });
 }

@@ -8,7 +8,7 @@ import torch
 from stipule.rng import make_generator
 from stipule.rollouts.pruning import ConfidenceCutoff, FixedCutoff, Pruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
-from stipule.training.eos_savings import nfe_saved_by_eos
+from stipule.training.nfe_savings import nfe_metrics, nfe_saved_by_eos
 from stipule.training.settings import Recipe
 from tests.toys import COUNTDOWN, anchored, prompts, random_policy
 
@@ -41,6 +41,14 @@ def test_the_saved_forward_passes_are_those_that_a_sampler_without_early_ends_ma
     full = sampled(policy, temporal, num_anchors, replace(SAMPLER, stop_at_eos=False))
     assert nfe_saved_by_eos(recipe, early) == int((full.nfe - early.nfe).sum()) > 0
     assert nfe_saved_by_eos(recipe, full) == 0
+    unpruned = sampled(policy, FixedCutoff(), 0, replace(SAMPLER, stop_at_eos=False))
+    only_anchors = sampled(policy, FixedCutoff(), num_anchors, replace(SAMPLER, stop_at_eos=False))
+    assert nfe_metrics(recipe, early) == {
+        "response/nfe_unpruned": float(unpruned.nfe.float().mean()),
+        "response/nfe_with_anchors": float(only_anchors.nfe.float().mean()),
+        "response/nfe_with_cutoff": float(full.nfe.float().mean()),
+        "response/nfe_saved_by_eos": float((full.nfe - early.nfe).float().mean()),
+    }
 
 
 def test_what_confidence_saves_is_not_counted_as_an_early_end(policy):
