@@ -1,4 +1,4 @@
-"""Every method's recipe, with and without STP, over several seeds: steps, model calls and seconds to a solve rate.
+"""Every method's recipe, with and without STP, over several seeds: steps and costs to a solve rate.
 
     python benchmarks/methods.py                       # all of recipes/tiny, 3 seeds; finished runs are kept
     python benchmarks/methods.py spg spg_stp --seeds 5 --jobs 2
@@ -59,23 +59,33 @@ def curve(run: Path, target: float) -> dict[str, Any]:
     return {
         "steps": there.get("step"),
         "calls": there.get("nfe/total"),
+        "tokens": there.get("nfe_tokens/total"),
         "seconds": there.get("time/total"),
         "last": [evaluated[-1]["eval/solved"], evaluated[-1]["eval/total"]],
         "curve": [[line["step"], line["eval/solved"]] for line in evaluated],
+        "anchors": anchor_calls(run),
         "all_calls": lines[-1]["nfe/total"],
         "all_seconds": lines[-1]["time/total"],
         "rollout_calls": sum(line["nfe/rollout"] for line in lines),
     }
 
 
+def anchor_calls(run: Path) -> int:
+    """Forward passes that were spent on the anchor store before the first step."""
+    state = max(run.glob("checkpoints/step-*/train_state.json"))
+    return json.loads(state.read_text())["pregeneration_calls"]
+
+
 def table(rows: list[dict[str, Any]], target: float) -> str:
     there = f"to {target:.0%}"
     lines = [
-        f"| recipe | steps {there} | model calls {there} | seconds {there} | solved at the end |",
-        "|---" * 5 + "|",
+        f"| recipe | steps {there} | model calls {there} (+ anchors) | computed tokens {there} | seconds {there} "
+        "| solved at the end |",
+        "|---" * 6 + "|",
     ]
     for row in rows:
-        cells = [each(row["steps"], "{}"), each(row["calls"], "{:,}"), each(row["seconds"], "{:.0f}")]
+        calls = each(row["calls"], "{:,}") + (f" (+ {row['anchors'][0]:,})" if row["anchors"][0] else "")
+        cells = [each(row["steps"], "{}"), calls, each(row["tokens"], "{:,}"), each(row["seconds"], "{:.0f}")]
         last = ", ".join(f"{solved / total:.1%}" for solved, total in row["last"])
         lines.append(f"| {row['recipe']} | {' | '.join(cells)} | {last} |")
     return "\n".join(lines)
