@@ -91,7 +91,8 @@ class ConsistentPolicy:
         )
         logps = [
             self.block_conditional(clean, noisy, blocks, position)
-            for clean, noisy, blocks, flags in rows
+            for clean, copies, blocks, flags_of_copies in rows
+            for noisy, flags in zip(copies, flags_of_copies, strict=True)
             for position, flag in enumerate(flags)
             if flag
         ]

@@ -15,7 +15,7 @@ from stipule.estimators.elbo import Elbo
 from stipule.estimators.mask_samples import make_mask_samples
 from stipule.estimators.one_step import OneStep
 from stipule.estimators.spg import Spg
-from stipule.estimators.token_logps import masked_token_logps
+from stipule.estimators.token_logps import computed_tokens, masked_token_logps
 from stipule.estimators.trajectory import Trajectory
 from stipule.estimators.unigrpo import UniGrpo
 from stipule.models.loading import ModelConfig, load_policy
@@ -87,11 +87,21 @@ def block_by_block(policy, rollouts, masks):
     return result * (masks.loss_weights != 0)
 
 
+def with_whole_prompts(masks):
+    """No masked prompt token, and a row that needs no sample: then the samples of the others share a clean copy."""
+    weights = masks.loss_weights.clone()
+    weights[:, 3] = 0
+    return replace(masks, prompt_masked=masks.prompt_masked & False, loss_weights=weights)
+
+
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("block", [1, 2, 4, 16])
 @pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2"])
-def test_one_forward_pass_over_two_copies_equals_one_per_block(folders, name, block):
+def test_one_forward_pass_over_all_copies_equals_one_per_block(folders, name, block, shared):
     policy = load(folders, name, block)
-    rollouts, masks = random_batch(policy)
+    rollouts, masks = random_batch(policy, num_samples=3)
+    if shared:
+        masks = with_whole_prompts(masks)
     values, gradients = [], []
     for function in (masked_token_logps, block_by_block):
         policy.model.zero_grad()
@@ -126,16 +136,38 @@ def test_the_confidence_of_given_texts_is_the_probability_after_clean_earlier_bl
     assert confidence[eligible].max() > 10 * confidence[eligible].min()
 
 
-def test_all_samples_of_a_batch_are_one_forward_pass(folders):
+@pytest.mark.parametrize("shared", [False, True])
+def test_all_samples_of_a_batch_are_one_forward_pass(folders, shared):
     policy = load(folders, "sdar", 4)
     rollouts, masks = random_batch(policy)
+    if shared:
+        masks = with_whole_prompts(masks)
     shapes = []
     policy.unwrapped_model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     masked_token_logps(policy, rollouts, masks)
-    # 2 samples of 5 rows; prompt of 9 and response of 6, then the response again with 4 - 1 tokens before it
-    assert shapes == [(10, 9 + 6 + 3 + 6)]
+    # Prompt of 9 and response of 6, then the response again with 4 - 1 tokens before it: for each of 2 samples of 5
+    # rows, or twice in each of 4 rows.
+    assert shapes == [(4, 9 + 6 + 2 * (3 + 6)) if shared else (10, 9 + 6 + 3 + 6)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["sdar", "llada"])
+def test_the_computed_tokens_are_counted(tmp_path, name, shared):
+    published.write(name, tmp_path / name)
+    policy = load_policy(ModelConfig(path=str(tmp_path / name)))
+    rollouts, masks = random_batch(policy, prompt_lengths=[7, 7, 7, 7])  # without padding, which is not counted
+    if shared:
+        masks = with_whole_prompts(masks)
+    counted = []
+    policy.unwrapped_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: counted.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    masked_token_logps(policy, rollouts, masks)
+    tokens = computed_tokens(policy, rollouts, masks)
+    assert int(tokens.sum()) == sum(counted)
+    assert ((tokens > 0) == masks.needs_forward).all()
 
 
 # Against enumeration, on a model whose conditionals all come from one joint distribution

@@ -52,17 +52,18 @@ def test_operations_equal_those_that_torch_counts():
     assert flops.rollout.operations == rollout
 
 
+@pytest.mark.parametrize("cache", [(), ("sampler.cache.kind=finished_blocks",)])
 @pytest.mark.parametrize("prompt_length", [3, 20, 22])
 @pytest.mark.parametrize("pruning", [(), ("pruning.spatial.ratio=0.125", "pruning.temporal.cutoff=0.125")])
-def test_operations_of_a_block_model_equal_those_that_torch_counts(prompt_length, pruning, tmp_path):
-    """Each forward pass of a rollout ends with its block; a likelihood has two copies of the response."""
+def test_operations_of_a_block_model_equal_those_that_torch_counts(prompt_length, pruning, cache, tmp_path):
+    """A rollout's forward passes end with their block, and a cache holds what is finished; likelihoods have copies."""
     published.write("sdar", tmp_path / "sdar")
     settings = [
         f"model.path={tmp_path / 'sdar'}", "model.attention=eager", "sampler.gen_length=16", "sampler.block_length=4",
         "sampler.steps=8", "sampler.block_schedule=separate", "sampler.stop_at_eos=false",
         "training.num_iterations=2", "training.prompts_per_step=1", "estimator.masks=exact",
     ]  # fmt: skip
-    recipe = parse_recipe({"task": {"kind": "countdown"}}, [*settings, *pruning])
+    recipe = parse_recipe({"task": {"kind": "countdown"}}, [*settings, *pruning, *cache])
     config_json, _ = published_config(recipe.model.path)
     flops = count_flops(recipe, shape_of(config_json, recipe.model.lora), prompt_length)
     policy, anchors = dummy_policy(config_json, recipe.model, "cpu"), 2 if pruning else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -36,14 +36,22 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     many tokens each copy has.
 
     A block diffusion model predicts each block from the clean tokens before it: x_t is noisy in i's own block only
-    (models/block_copies.py). Masked prompt tokens are masked for all blocks.
+    (models/block_copies.py). Masked prompt tokens are masked for all blocks. Where all samples of a response are
+    needed and none masks the prompt, they share a clean copy.
     """
     num_samples, rows, length = masks.masked.shape
     has_weight = (masks.loss_weights != 0).flatten(0, 1)
-    num_targets, prompt_length = (
-        torch.cat([has_weight.sum(1), rollouts.prompt_mask.sum(1)]).cpu().split([num_samples * rows, rows])
+    num_targets, prompt_length, prompt_masks = (
+        torch.cat([has_weight.sum(1), rollouts.prompt_mask.sum(1), masks.prompt_masked.sum()[None]])
+        .cpu()
+        .split([num_samples * rows, rows, 1])
     )
     needed = num_targets.nonzero()[:, 0]
+    per_sequence = 1
+    if policy.block_length is not None and not prompt_masks:
+        per_sequence = _copies_of_each_row(num_targets.view(num_samples, rows) > 0)
+    if per_sequence > 1:  # the samples of a row adjacent
+        needed = needed.view(per_sequence, -1).T.flatten()
     if not len(needed) and is_sharded(policy):  # the other ranks wait for this forward pass
         needed = needed.new_zeros(1)
     total = int(num_targets.sum())
@@ -66,8 +74,10 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
             position_mask = torch.cat([torch.zeros_like(prompt_mask), targets_mask], 1)
             hidden_states = policy.hidden_states(input_ids, attention_mask, position_mask, total)
         else:
-            clean_ids = torch.cat([prompt_ids, targets], 1)
-            hidden_states = policy.block_hidden_states(clean_ids, noisy_ids, attention_mask, targets_mask, total)
+            clean_ids = torch.cat([prompt_ids, targets], 1)[::per_sequence]
+            real = None if attention_mask is None else attention_mask[::per_sequence]
+            noisy, wanted = (t.view(-1, per_sequence, length) for t in (noisy_ids, targets_mask))
+            hidden_states = policy.block_hidden_states(clean_ids, noisy, real, wanted, total)
         index = torch.nonzero_static(targets_mask.flatten(), size=total)[:, 0]
         logps = target_logps(policy, hidden_states, targets.flatten()[index])
     result = torch.zeros(num_samples * rows, length, dtype=logps.dtype, device=noisy_ids.device)
@@ -76,10 +86,29 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
 
 
 def computed_tokens(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -> Int[Tensor, "K B"]:
-    """The tokens that `masked_token_logps` computes for each copy, without padding."""
-    length = rollouts.completion_ids.shape[1]
-    row = [computed_length(prompt, length, policy.block_length) for prompt in rollouts.prompt_mask.sum(1).tolist()]
-    return masks.needs_forward * torch.tensor(row, device=masks.masked.device)
+    """The tokens that `masked_token_logps` computes for each mask sample, without padding.
+
+    A clean copy that several samples share is counted in the first of them.
+    """
+    length, block_length = rollouts.completion_ids.shape[1], policy.block_length
+    prompt_lengths = rollouts.prompt_mask.sum(1).tolist()
+    row = torch.tensor([computed_length(prompt, length, block_length) for prompt in prompt_lengths])
+    tokens = row.expand(masks.needs_forward.shape).clone()
+    if copies_per_sequence(block_length, masks) > 1:
+        tokens[1:] -= torch.tensor([prompt + length for prompt in prompt_lengths])
+    return masks.needs_forward * tokens.to(masks.masked.device)
+
+
+def copies_per_sequence(block_length: int | None, masks: MaskSamples) -> int:
+    """How many mask samples of a response one sequence holds: all K with a shared clean copy, or 1."""
+    if block_length is None or bool(masks.prompt_masked.any()):
+        return 1
+    return _copies_of_each_row(masks.needs_forward)
+
+
+def _copies_of_each_row(needed: Bool[Tensor, "K B"]) -> int:
+    """K if every row needs all of its samples or none, else 1."""
+    return len(needed) if bool((needed.all(0) == needed.any(0)).all()) else 1
 
 
 def target_logps(

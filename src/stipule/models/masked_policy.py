@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stipule.errors import CheckpointError
 from stipule.models.attention_mask import block_causal_mask, full_attention_mask
-from stipule.models.block_copies import two_copies
+from stipule.models.block_copies import block_copies
 from stipule.models.families import family_of, max_positions, output_embeddings
 from stipule.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from stipule.models.kv_cache import KVCache, check_supports_kv_cache
@@ -172,19 +172,19 @@ class MaskedPolicy:
     def block_hidden_states(
         self,
         clean_ids: Int[Tensor, "N T"],
-        noisy_ids: Int[Tensor, "N L"],
+        noisy_ids: Int[Tensor, "N C L"],
         attention_mask: Bool[Tensor, "N T"] | None,
-        position_mask: Bool[Tensor, "N L"],
+        position_mask: Bool[Tensor, "N C L"],
         num_positions: int | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Last hidden states of a block model that predict positions of a noisy response, all blocks in one pass.
+        """Last hidden states of a block model that predict positions of C noisy responses, all blocks in one pass.
 
         The last L columns of `clean_ids` are the response. Each block of `noisy_ids` sees the clean tokens before it
         (models/block_copies.py).
         """
         assert self.block_length is not None
         real = torch.ones_like(clean_ids, dtype=torch.bool) if attention_mask is None else attention_mask
-        copies = two_copies(self.unwrapped_model, clean_ids, noisy_ids, real, position_mask, self.block_length)
+        copies = block_copies(self.unwrapped_model, clean_ids, noisy_ids, real, position_mask, self.block_length)
         left = copies.steps_to_left if self.family.shift_logits else None
         indices = self.predicting_positions(copies.position_mask, num_positions, left)
         states = self.forward(copies.input_ids, copies.attention_mask, copies.position_ids, indices, None)

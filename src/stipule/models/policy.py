@@ -55,9 +55,9 @@ class Policy(Protocol):
     def block_hidden_states(
         self,
         clean_ids: Int[Tensor, "N T"],
-        noisy_ids: Int[Tensor, "N L"],
+        noisy_ids: Int[Tensor, "N C L"],
         attention_mask: Bool[Tensor, "N T"] | None,
-        position_mask: Bool[Tensor, "N L"],
+        position_mask: Bool[Tensor, "N C L"],
         num_positions: int | None,
     ) -> Float[Tensor, "M D"]: ...
     def lm_head(self, hidden_states: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]: ...

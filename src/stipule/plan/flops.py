@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
+from stipule.estimators.token_logps import copies_per_sequence
 from stipule.models.block_copies import computed_length
 from stipule.plan.dummy_model import full_length_rollouts, mask_samples_of_step
 from stipule.plan.shape import NetworkShape
@@ -94,20 +95,27 @@ def _rollout_flops(recipe: Recipe, shape: NetworkShape, rows: int, prompt_length
 def _block_rollout_flops(
     recipe: Recipe, shape: NetworkShape, rows: int, prompt_length: int, anchors: int
 ) -> PhaseFlops:
-    """Of a block diffusion model, whose forward passes compute the tokens up to the end of their block."""
+    """Of a block diffusion model, whose forward passes compute the tokens up to the end of their block.
+
+    With the cache they compute their block only, the first of each block the one before it too.
+    """
     sampler = recipe.sampler
     remainder = prompt_length % sampler.block_length
     masks = masks_of_rows(sampler.gen_length, sampler.block_length, anchors, "separate")[remainder]
     schedule = schedule_of_masks(recipe, masks)
     read = schedule.num_transfer_tokens if sampler.remasking == "random" else schedule.num_candidates
     ends = accumulate(masks)
-    block, end, unmasked, passes = 0, next(ends), 0, []
+    block, end, unmasked, passes, computed = 0, next(ends), 0, [], -1
     for tokens, candidates in zip(schedule.num_transfer_tokens, read, strict=True):
         while unmasked >= end:
             block, end = block + 1, next(ends)
         unmasked += tokens
         columns = min(sampler.gen_length, (block + 1) * sampler.block_length - remainder)
-        passes.append((1.0, forward_flops(shape, rows, prompt_length + columns, rows * candidates)))
+        keys = prompt_length + columns
+        # The tokens of the blocks that are finished, and of those whose keys and values are stored.
+        stored = prompt_length - remainder + computed * sampler.block_length if sampler.cache and computed >= 0 else 0
+        passes.append((1.0, forward_flops(shape, rows, keys - stored, rows * candidates, keys=keys)))
+        computed = block
     return _mean(passes)
 
 
@@ -115,13 +123,14 @@ def _policy_flops(recipe: Recipe, shape: NetworkShape, prompt_length: int, ancho
     """The phases after the rollout, if every row has this many anchors."""
     rollouts = full_length_rollouts(recipe, prompt_length, padded=False, anchors=anchors)
     mask_samples = mask_samples_of_step(recipe, rollouts)
-    row_length = computed_length(prompt_length, recipe.sampler.gen_length, shape.block_length)
+    copies = copies_per_sequence(shape.block_length, mask_samples[0])
+    length = computed_length(prompt_length, recipe.sampler.gen_length, shape.block_length, copies)
     uses_old, uses_ref = recipe.objective.uses_old_policy, recipe.objective.beta > 0
     later = [masks for masks in mask_samples[1:] if masks is not mask_samples[0]] if uses_old else []
     return {
-        "old_logps": logps_flops(shape, _distinct(later), row_length),
-        "ref_logps": logps_flops(shape, _distinct(mask_samples) if uses_ref else [], row_length, adapters=False),
-        "update": update_flops(recipe, shape, mask_samples, row_length),
+        "old_logps": logps_flops(shape, _distinct(later), length, copies),
+        "ref_logps": logps_flops(shape, _distinct(mask_samples) if uses_ref else [], length, copies, adapters=False),
+        "update": update_flops(recipe, shape, mask_samples, length, copies),
     }
 
 
@@ -133,13 +142,20 @@ def _mean(phases: Sequence[tuple[float, PhaseFlops]]) -> PhaseFlops:
 
 
 def forward_flops(
-    shape: NetworkShape, calls: int, row_length: int, head_tokens: int, adapters: bool = True
+    shape: NetworkShape,
+    calls: int,
+    row_length: int,
+    head_tokens: int,
+    adapters: bool = True,
+    copies: int = 1,
+    keys: int | None = None,
 ) -> PhaseFlops:
     """Forward passes of `calls` rows with `row_length` tokens each, without a backward pass.
 
-    `head_tokens`: tokens of all rows together for which the LM head is computed.
+    `head_tokens`: tokens of all rows together for which the LM head is computed. `copies`: rows that share these
+    tokens. `keys`: what a token attends to, if a cache holds more than the computed ones.
     """
-    tokens = calls * row_length
+    tokens = calls // copies * row_length
     weights = shape.backbone + (shape.adapters if adapters else 0)
     position_wise = shape.position_wise + (shape.adapters_position_wise if adapters else 0)
     return PhaseFlops(
@@ -147,7 +163,8 @@ def forward_flops(
         tokens,
         head_tokens,
         float(OPERATIONS * (weights * tokens - position_wise * (tokens - head_tokens))),
-        float(2 * OPERATIONS * shape.layers * shape.attention * row_length * tokens),  # queries x keys, then x values
+        # queries x keys, then x values
+        float(2 * OPERATIONS * shape.layers * shape.attention * (keys or row_length) * tokens),
         float(OPERATIONS * shape.head * head_tokens),
         float(
             OPERATIONS * (shape.adapters * tokens - shape.adapters_position_wise * (tokens - head_tokens)) * adapters
@@ -156,15 +173,15 @@ def forward_flops(
 
 
 def logps_flops(
-    shape: NetworkShape, mask_samples: Sequence[MaskSamples], row_length: int, adapters: bool = True
+    shape: NetworkShape, mask_samples: Sequence[MaskSamples], length: int, copies: int, adapters: bool = True
 ) -> PhaseFlops:
-    """Token log-probabilities without gradients."""
+    """Token log-probabilities without gradients, in sequences of this length that hold `copies` mask samples."""
     calls, head_tokens = _calls_and_head_tokens(mask_samples)
-    return forward_flops(shape, calls, row_length, head_tokens, adapters)
+    return forward_flops(shape, calls, length, head_tokens, adapters, copies)
 
 
 def update_flops(
-    recipe: Recipe, shape: NetworkShape, mask_samples: Sequence[MaskSamples], row_length: int
+    recipe: Recipe, shape: NetworkShape, mask_samples: Sequence[MaskSamples], length: int, copies: int
 ) -> PhaseFlops:
     """Forward and backward passes of the mu inner updates.
 
@@ -172,7 +189,7 @@ def update_flops(
     own. Layers with checkpointing run forward twice (the last of them for all tokens), and so does a trained LM head.
     """
     calls, head_tokens = _calls_and_head_tokens(mask_samples)
-    forward = forward_flops(shape, calls, row_length, head_tokens)
+    forward = forward_flops(shape, calls, length, head_tokens, copies=copies)
     full_fine_tuning = shape.adapters == 0
     recomputed = int(recipe.model.gradient_checkpointing)
     tokens = forward.tokens

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stipule.estimators.token_logps import MAX_LOGITS, MAX_LOGITS_ON_DEVICE, target_logps
+from stipule.estimators.token_logps import MAX_LOGITS, MAX_LOGITS_ON_DEVICE, copies_per_sequence, target_logps
 from stipule.models.autocast import prepare_autocast
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.plan.dummy_model import dummy_policy, full_length_rollouts, mask_samples_of_step, trainable_parameters
@@ -119,7 +119,8 @@ def simulate_memory(
     optimizer_copies = gradients if accelerator else 2 * max(sizes)
 
     max_logits = MAX_LOGITS_ON_DEVICE if accelerator else MAX_LOGITS
-    shape = (masked_rows, prompt_length, gen_length, padded, targets)
+    copies = copies_per_sequence(policy.block_length, masks)
+    shape = (masked_rows // copies, copies, prompt_length, gen_length, padded, targets)
     with FakeTensorMode():
         _make_fake(policy.model)
         logps = _logps_peak(policy, *shape, False, max_logits)
@@ -173,6 +174,7 @@ def _largest_micro_batch(recipe: Recipe, mask_samples: list[MaskSamples]) -> Mas
 def _logps_peak(
     policy: MaskedPolicy,
     rows: int,
+    copies: int,
     prompt_length: int,
     gen_length: int,
     padded: bool,
@@ -181,8 +183,9 @@ def _logps_peak(
     max_logits: int,
     twice: bool = False,
 ) -> int:
-    """Bytes above static memory of `estimators/token_logps.py`, for `targets` log-probabilities in `rows` rows.
+    """Bytes above static memory of `estimators/token_logps.py`, for `targets` log-probabilities in `rows` sequences.
 
+    `copies`: noisy copies of the response in each sequence of a block diffusion model.
     `twice`: with a second micro-batch, at whose start the gradients of the first exist.
     """
     allocated = AllocatedBytes()
@@ -195,7 +198,7 @@ def _logps_peak(
             if policy.block_length is None:
                 hidden_states = policy.hidden_states(canvas, mask, canvas.bool(), targets)
             else:
-                noisy = torch.zeros(rows, gen_length, dtype=torch.long)
+                noisy = torch.zeros(rows, copies, gen_length, dtype=torch.long)
                 hidden_states = policy.block_hidden_states(canvas, noisy, mask, noisy.bool(), targets)
                 del noisy
             logps = target_logps(policy, hidden_states, torch.zeros(targets, dtype=torch.long), max_logits)

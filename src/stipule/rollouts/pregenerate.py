@@ -241,7 +241,7 @@ def token_confidence(
             logits = policy.logits(torch.cat([rollouts.prompt_ids, masked_ids], 1), attention_mask, position_mask)
         else:
             clean_ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)
-            states = policy.block_hidden_states(clean_ids, masked_ids, attention_mask, eligible)
+            states = policy.block_hidden_states(clean_ids, masked_ids[:, None], attention_mask, eligible[:, None])
             logits = policy.lm_head(states)
         probability = logits.softmax(1).gather(1, rollouts.completion_ids[eligible][:, None])[:, 0]
     return torch.zeros(eligible.shape, device=eligible.device).masked_scatter(eligible, probability.clone())

@@ -133,7 +133,8 @@ def masked_loss(
         position_mask = torch.cat([torch.zeros_like(prompts.prompt_mask), masked], 1)
         logits = policy.logits(input_ids, attention_mask, position_mask)
     else:
-        logits = policy.lm_head(policy.block_hidden_states(clean_ids, noisy_ids, attention_mask, masked))
+        states = policy.block_hidden_states(clean_ids, noisy_ids[:, None], attention_mask, masked[:, None])
+        logits = policy.lm_head(states)
     nats = F.cross_entropy(logits, completion_ids[masked], reduction="none")
     return (loss_weights[masked] * nats).sum() / completion_ids.numel()
 
