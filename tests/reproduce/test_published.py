@@ -58,6 +58,19 @@ def test_the_row_of_stp_has_every_point_and_rows_without_pruning_only_those_that
     assert not [key for key in changed(plain, settings_of(())) if key.startswith(("pruning.", "sampler.block_"))]
 
 
+def test_the_profile_is_every_point_and_the_two_that_change_nothing_on_the_testbeds():
+    """Protect and retokenize: no tags there, and a token is a character."""
+    same = ["estimator.kind=mean_log_prob", "optimizer.max_grad_norm=0.2"]  # the testbed has other values
+    profile = settings_of(["profile=published_stp", *STP, *same])
+    points = settings_of(overrides_of(list(POINTS)))
+    assert changed(profile, points) == {"pruning.spatial.protect", "pruning.spatial.retokenize"}
+
+
+def test_the_published_recipes_are_the_profile_and_nothing_else():
+    plain = load_recipe("published/gsm8k")
+    assert load_recipe("published/gsm8k", ["profile=published_stp"]) == load_recipe("published/gsm8k_stp") != plain
+
+
 def test_the_rows_of_other_estimators_keep_them():
     for row, kind in (("diffu_stp", "one_step"), ("spg_stp", "spg")):
         settings = settings_of(PUBLISHED_ROWS[f"{row}_published"].overrides)

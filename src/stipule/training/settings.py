@@ -184,7 +184,7 @@ class Recipe:
         if spatial.ratio > 0 and spatial.protect == "answer_content" and not has_answer_tags(self.task):
             sentences.append(
                 "pruning.spatial.protect is answer_content, but responses to these prompts have no tags: their whole "
-                "answer stays protected; set pruning.spatial.protect to answer"
+                "answer stays protected, as with protect answer"
             )
         if self.sampler.first_position == "random" and self.sampler.remasking == "random":
             sentences.append(
