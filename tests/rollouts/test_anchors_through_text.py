@@ -1,5 +1,7 @@
 """The other choices of the authors' code: tags may be anchors, and anchors pass through text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -10,6 +12,7 @@ from stipule.errors import CheckpointError, RecipeError
 from stipule.evaluation.leakage import check_leakage
 from stipule.models.loading import ModelConfig, load_policy
 from stipule.report.leakage_table import verdict
+from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.pregenerate import pregenerate
 from stipule.rollouts.pruning import Anchors, Pruning, SpatialPruning
@@ -19,6 +22,8 @@ from stipule.tasks.answer_content import content_spans
 from stipule.tasks.gsm8k import Gsm8k
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.anchor_source import temporary_store
+from stipule.training.collect_rollouts import select_anchors_of_step
+from stipule.training.context import RunContext
 from stipule.training.pretrain import Shape, new_policy
 from tests.published_stp import published_candidates, published_text_anchors
 from tests.rollouts.test_anchor_leaks import Characters, respond
@@ -148,6 +153,38 @@ def test_the_check_of_anchors_counts_those_that_text_changes(characters):
     result = check_leakage(characters, GSM8K, [PROBLEM], sampler, Pruning(spatial=spatial), store, 2, 0)
     assert result["changed_by_text"] == 1
     assert "in 1 of them the text gives back other anchors" in verdict(result)
+
+
+def test_training_takes_the_anchors_of_the_text_only_if_the_recipe_says_so():
+    """A tokenizer that loses every 1: the anchors after it move to the left."""
+    policy = load_policy(ModelConfig(path="tiny/sudoku", attention="eager"))
+    tokenizer, problems = policy.tokenizer, SUDOKU.problems("train")
+
+    class Forgetful:
+        all_special_ids = tokenizer.all_special_ids
+
+        def decode(self, ids, skip_special_tokens):
+            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens).replace("1", "")
+
+        def __call__(self, text, add_special_tokens):
+            return tokenizer(text, add_special_tokens=add_special_tokens)
+
+    names = ["ratio_of=eligible", "ratio=0.9", "confidence=fully_masked"]
+    for retokenize in (False, True):
+        settings = [f"pruning.spatial.{name}" for name in (*names, f"retokenize={str(retokenize).lower()}")]
+        recipe = load_recipe("quickstart", [*settings, "training.num_generations=2"])
+        run = RunContext.single_process(recipe, policy, torch.optim.SGD(policy.model.parameters(), lr=0.1))
+        run = replace(run, anchor_store=temporary_store(recipe, policy, problems, lambda done, total: None))
+        noise = torch.rand(6, 16, generator=make_generator(recipe.training.seed, 0, "anchors"))
+        keys = [p.key for p in problems]
+        plain = run.anchor_store.select(keys, 2, recipe.pruning.spatial, noise)
+        policy.tokenizer = Forgetful()
+        anchors = select_anchors_of_step(run, problems, 0)
+        policy.tokenizer = tokenizer
+        one = tokenizer.convert_tokens_to_ids("1")
+        fixed_ones = ((plain.token_ids == one) & plain.fixed_mask).any(1)
+        assert bool(fixed_ones.any()) and num_changed_rows(plain, anchors) == retokenize * int(fixed_ones.sum())
+        assert not retokenize or not bool(((anchors.token_ids == one) & anchors.fixed_mask).any())
 
 
 def test_contradictions_are_refused_by_name(tmp_path):
