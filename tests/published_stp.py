@@ -4,6 +4,8 @@ Written from the behaviour of that code, to compare the library with. The author
 the token is the quantile of a given uniform number, as in the library, so that both can be given the same noise.
 """
 
+import re
+
 import torch
 
 
@@ -85,3 +87,32 @@ def published_score(policy, prompt_ids, responses, anchored, subsets):
             copies.append(logits.log_softmax(1).gather(1, responses[row][:, None])[:, 0])
         score.append(torch.stack(copies).mean(0))
     return torch.stack(score), text
+
+
+def published_candidates(token_texts):
+    """Which tokens of a response may become anchors: those that overlap no answer inside tags and no content of a box.
+
+    Each box is read on its own, brace by brace, until its own is closed.
+    """
+    text = "".join(token_texts)
+    protected = [match.span(1) for match in re.finditer(r"<answer>(.*?)</answer>", text, re.DOTALL)]
+    for box in re.finditer(r"\\boxed\{", text):
+        depth = 1
+        for end in range(box.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                protected.append((box.end(), end))
+                break
+    candidates, start = [], 0
+    for token_text in token_texts:
+        end = start + len(token_text)
+        candidates.append(not any(end > first and start < last for first, last in protected))
+        start = end
+    return candidates
+
+
+def published_text_anchors(tokenizer, mask_id, response, is_anchor, length):
+    """The fixed tokens of a response (ids up to its end) after its text: {position: token}."""
+    masked = [token if fixed else mask_id for token, fixed in zip(response, is_anchor, strict=True)]
+    encoded = tokenizer(tokenizer.decode(masked, skip_special_tokens=False), add_special_tokens=False)["input_ids"]
+    return {position: token for position, token in enumerate(encoded[:length]) if token != mask_id}

@@ -152,10 +152,10 @@ def test_no_file_sets_a_retired_setting():
 
 
 def test_no_recipe_has_a_retired_key():
-    retired = {setting for old in SETTINGS.values() for setting in old.split()} - {"gradient"}
-    uses = list(
-        found_in(rf"^\s*(?:{'|'.join(sorted(retired - {'kind', 'block', 'only'}))}):", tracked("recipes/*.yaml"))
-    )
+    retired = {setting for old in SETTINGS.values() for setting in old.split()} - {"gradient", "kind", "block", "only"}
+    # Beside the sections, `profile` is a key of today; inside of one it is the retired setting of an estimator.
+    everywhere = "|".join(sorted(retired - {"profile"}))
+    uses = list(found_in(rf"^(?:\s*(?:{everywhere})|\s+profile):", tracked("recipes/*.yaml")))
     assert not uses, "\n".join(uses)
 
 

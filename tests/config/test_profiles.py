@@ -1,4 +1,4 @@
-"""`profile: fast`: what it sets, what wins, and what contradicts it."""
+"""`profile: fast` and `profile: published_stp`: what it sets, what wins, and what contradicts it."""
 
 import pytest
 
@@ -59,6 +59,26 @@ def test_what_contradicts_a_profile_is_refused(overrides, message):
         load_recipe("tiny/grpo_elbo", ["profile=fast", *overrides])
     with pytest.raises(RecipeError, match="sets pruning.temporal.kind=confident, but the recipe has .*=constant"):
         load_recipe("tiny/grpo_elbo_stp", ["profile=fast", "pruning.temporal.kind=constant"])
+
+
+def test_the_published_stp_is_one_word_whose_two_fractions_may_be_set():
+    recipe = load_recipe("published/math", ["profile=published_stp"])
+    assert (recipe.pruning.spatial.ratio, recipe.pruning.temporal.cutoff) == (0.05, 0.05)
+    assert (recipe.pruning.temporal.tail, recipe.sampler.block_schedule) == ("sample", "fixed")
+    assert recipe.pruning.spatial.retokenize and recipe.pruning.spatial.protect == "answer_content"
+    other = load_recipe("published/math", ["pruning.spatial.ratio=0.15", "profile=published_stp"])
+    assert (other.pruning.spatial.ratio, other.pruning.spatial.ratio_of) == (0.15, "eligible")
+
+
+def test_all_settings_that_contradict_a_profile_are_named_at_once():
+    with pytest.raises(
+        RecipeError, match=r"estimator.kind=elbo; it sets optimizer.max_grad_norm=0.2, .*=1.0; leave est"
+    ):
+        load_recipe("reproduce/sudoku", ["profile=published_stp"])
+    with pytest.raises(RecipeError, match="sets pruning.temporal.tail=sample, but the recipe has .*=argmax"):
+        load_recipe("published/math", ["profile=published_stp", "pruning.temporal.tail=argmax"])
+    with pytest.raises(RecipeError, match="allowed: fast, published_stp"):
+        load_recipe("published/math", ["profile=published"])
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,17 @@ TESTBED = "reproduce/sudoku_low_confidence"
 
 def settings_of(overrides):
     filled = Row(title="", accuracy={}, seconds={}, overrides=tuple(overrides)).overrides_for(16)
-    recipe = yaml.safe_load(dump_recipe(load_recipe(TESTBED, filled)))
+    return flat(yaml.safe_load(dump_recipe(load_recipe(TESTBED, filled))))
+
+
+def flat(section, prefix=""):
+    """The settings of a recipe by their names with dots."""
+    if not isinstance(section, dict):
+        return {prefix: section}
     return {
-        f"{section}.{key}": value
-        for section in recipe
-        if isinstance(recipe[section], dict)
-        for key, value in recipe[section].items()
+        name: leaf
+        for key, value in section.items()
+        for name, leaf in flat(value, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
@@ -53,10 +58,38 @@ def test_the_row_of_stp_has_every_point_and_rows_without_pruning_only_those_that
     assert not [key for key in changed(plain, settings_of(())) if key.startswith(("pruning.", "sampler.block_"))]
 
 
+def test_the_profile_is_every_point_and_the_two_that_change_nothing_on_the_testbeds():
+    """Protect and retokenize: no tags there, and a token is a character."""
+    same = ["estimator.kind=mean_log_prob", "optimizer.max_grad_norm=0.2"]  # the testbed has other values
+    profile = settings_of(["profile=published_stp", *STP, *same])
+    points = settings_of(overrides_of(list(POINTS)))
+    assert changed(profile, points) == {"pruning.spatial.protect", "pruning.spatial.retokenize"}
+
+
+def test_the_published_recipes_are_the_profile_and_nothing_else():
+    plain = load_recipe("published/gsm8k")
+    assert load_recipe("published/gsm8k", ["profile=published_stp"]) == load_recipe("published/gsm8k_stp") != plain
+
+
 def test_the_rows_of_other_estimators_keep_them():
     for row, kind in (("diffu_stp", "one_step"), ("spg_stp", "spg")):
         settings = settings_of(PUBLISHED_ROWS[f"{row}_published"].overrides)
-        assert settings["estimator.kind"] == kind and settings["pruning.temporal"]["tail"] == "sample"
+        assert settings["estimator.kind"] == kind and settings["pruning.temporal.tail"] == "sample"
+
+
+def test_the_confidence_with_all_tokens_masked_is_only_in_rows_that_choose_anchors_by_it():
+    def confidence_of(row):
+        return settings_of(PUBLISHED_ROWS[f"{row}_published"].overrides)["pruning.spatial.confidence"]
+
+    assert {row: confidence_of(row) for row in ("stp", "spatial", "stp_truth", "spatial_random", "elbo")} == {
+        "stp": "fully_masked",
+        "spatial": "fully_masked",
+        "stp_truth": "when_unmasked",
+        "spatial_random": "when_unmasked",
+        "elbo": "when_unmasked",
+    }
+    truth = settings_of(PUBLISHED_ROWS["stp_truth_published"].overrides)
+    assert truth["pruning.spatial.ratio_of"] == "eligible"
 
 
 def test_each_trained_row_of_a_table_has_one_of_the_authors_beside_it():

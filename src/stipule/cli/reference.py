@@ -38,7 +38,9 @@ def reference() -> str:
         "Two keys stand beside the sections. `extends: FILE`: the recipe changes another one, whose path is relative "
         "to its folder. `profile: fast`, on the command line `profile=fast`: sets `sampler.confidence_threshold` and "
         "`pruning.temporal` to what costs least on the testbeds without a loss of accuracy ([results.md](results.md)), "
-        "and `model.autocast` where the device gains from bfloat16. A setting that contradicts it is an error.",
+        "and `model.autocast` where the device gains from bfloat16. `profile: published_stp`: STP as the code of its "
+        "authors runs it, every point that has a setting ([decisions.md](decisions.md)); gamma and t_cutoff may be set "
+        "otherwise than 0.05. Any other setting that contradicts a profile is an error.",
     ]
     sections = [line for name, kinds in sections_of(Recipe).items() for line in _section(name, kinds)]
     pretraining = [line for name, kinds in sections_of(PretrainRecipe).items() for line in _section(name, kinds)]

@@ -1,4 +1,4 @@
-"""Profiles: several settings of a recipe in one word, `profile: fast`."""
+"""Profiles: several settings of a recipe in one word, `profile: fast` or `profile: published_stp`."""
 
 from __future__ import annotations
 
@@ -26,26 +26,53 @@ def fast_profile(model: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-PROFILES = {"fast": fast_profile}
+def published_stp_profile(model: Mapping[str, Any]) -> dict[str, Any]:
+    """STP as the code of its authors runs it, where that differs from the paper (docs/decisions.md has each point).
+
+    Gamma and t_cutoff are those of table 8, and may be set otherwise. The model section has no effect.
+    """
+    spatial = {"ratio": 0.05, "ratio_of": "eligible", "keep": "confident", "confidence": "fully_masked"}
+    anchors = {"source": "pregenerated", "protect": "answer_content", "retokenize": True}
+    return {
+        "sampler": {"block_schedule": "fixed", "resample_noise": True},
+        "pruning": {
+            "spatial": {**spatial, **anchors},
+            "temporal": {"kind": "constant", "cutoff": 0.05, "tail": "sample", "rounding": "ceil"},
+        },
+        "estimator": {"kind": "mean_log_prob", "anchors": "inside"},
+        "advantage": {"kind": "group_relative", "std": "sample", "std_epsilon": 1e-4},
+        "objective": {"kind": "grpo", "loss_aggregation": "token", "match_published_code": True},
+        "optimizer": {"max_grad_norm": 0.2},
+    }
+
+
+PROFILES = {"fast": fast_profile, "published_stp": published_stp_profile}
+# What a profile only proposes: a recipe may have another value.
+PROPOSED = {"fast": {"model.autocast"}, "published_stp": {"pruning.spatial.ratio", "pruning.temporal.cutoff"}}
 
 
 def read_profile(name: object, written: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a profile. `written`: those of the recipe and its overrides.
 
-    Raises RecipeError for an unknown profile, or for a setting that is written with another value. So a profile is
-    followed whole or not at all, and the order of the two does not matter.
+    Raises RecipeError for an unknown profile, or for settings that are written with other values; it names all of them.
+    So a profile is followed whole or not at all, and the order of the two does not matter.
     """
     if not isinstance(name, str) or name not in PROFILES:
         raise RecipeError(f"profile is {name!r}; it names several settings at once; allowed: {', '.join(PROFILES)}")
     model = written.get("model")
     settings = PROFILES[name](model if isinstance(model, Mapping) else {})
-    for setting, value in _leaves(settings):
-        is_written, other = _look_up(written, setting)
-        if is_written and other != value and setting != "model.autocast":
-            raise RecipeError(
-                f"profile is {name}, which sets {setting}={value}, but the recipe has {setting}={other}; leave "
-                f"{setting} out, or leave profile out and set what you want of it"
-            )
+    proposed = PROPOSED[name]
+    fixed = {setting: value for setting, value in _leaves(settings) if setting not in proposed}
+    others = {setting: _look_up(written, setting) for setting in fixed}
+    wrong = [setting for setting, (is_written, value) in others.items() if is_written and value != fixed[setting]]
+    if wrong:
+        each = (
+            f"sets {setting}={fixed[setting]}, but the recipe has {setting}={others[setting][1]}" for setting in wrong
+        )
+        raise RecipeError(
+            f"profile is {name}, which {'; it '.join(each)}; leave {' and '.join(wrong)} out or set what the profile "
+            "sets, or leave profile out and set what you want of it"
+        )
     return settings
 
 

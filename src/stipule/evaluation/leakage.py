@@ -12,6 +12,7 @@ from stipule.models.masked_policy import MaskedPolicy
 from stipule.rng import make_generator
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
 from stipule.rollouts.pruning import Anchors, FixedCutoff, Pruning
+from stipule.rollouts.retokenize import num_changed_rows, retokenize_anchors
 from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Problem, Task
@@ -33,16 +34,19 @@ def check_leakage(
 
     `anchors_only` grades the text of the anchors alone; `empty` grades an empty response. `with_leaks` counts problems
     with an anchor that is end-of-text, a special token, or part of a protected span of the response that it was taken
-    from (the answer, its tags, copies of it). Rollouts with and without anchors use the same noise.
+    from (the answer, its tags, copies of it). `changed_by_text` counts problems whose anchors are other tokens, or at
+    other positions, after `pruning.spatial.retokenize`. Rollouts with and without anchors use the same noise.
     """
     keys = [p.key for p in problems]
     noise = torch.rand(len(problems), store.gen_length, generator=make_generator(seed, 0, "audit/anchors"))
-    anchors = store.select(keys, 1, pruning.spatial, noise)
+    selected = store.select(keys, 1, pruning.spatial, noise)
+    anchors = retokenize_anchors(policy, selected) if pruning.spatial.retokenize else selected
     result: dict[str, Any] = {
         "problems": len(problems),
         "with_anchors": int(anchors.fixed_mask.any(1).sum()),
         "anchors": float(anchors.fixed_mask.sum(1).float().mean()),
-        "with_leaks": len(keys_with_leaks(policy, task, problems, anchors)),
+        "with_leaks": len(keys_with_leaks(policy, task, problems, selected)),
+        "changed_by_text": num_changed_rows(selected, anchors),
     }
     empty: list[list[int]] = [[] for _ in problems]
     anchor_ids = [ids[fixed].tolist() for ids, fixed in zip(anchors.token_ids, anchors.fixed_mask, strict=True)]

@@ -38,6 +38,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         f"{result['anchors']:.1f} anchors per response; {result['with_anchors']} of {result['problems']} problems have "
         "anchors; "
     )
+    if result.get("changed_by_text"):
+        count += f"in {result['changed_by_text']} of them the text gives back other anchors; "
     if result["with_leaks"]:
         return count + (
             f"in {result['with_leaks']} problems an anchor is part of an answer or its tags, or a special token: "

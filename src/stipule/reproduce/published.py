@@ -11,6 +11,8 @@ POINTS: Mapping[str, tuple[str, ...]] = {
     "sampled finish": ("pruning.temporal.tail=sample", "pruning.temporal.rounding=ceil"),
     "fixed blocks": ("sampler.block_schedule=fixed",),
     "new noise in every pass": ("sampler.resample_noise=true",),
+    "gamma of eligible tokens": ("pruning.spatial.ratio_of=eligible",),
+    "fully masked confidence": ("pruning.spatial.confidence=fully_masked",),
     "score of all tokens": ("estimator.kind=mean_log_prob", "estimator.anchors=outside"),
     "anchors in the loss": ("estimator.anchors=inside",),
     "mean over the tokens of a micro-batch": (
@@ -26,8 +28,13 @@ NEEDS = {"anchors in the loss": "score of all tokens"}
 PARTS = {
     "sampled finish": "pruning.temporal",
     "fixed blocks": "pruning.spatial",
+    "gamma of eligible tokens": "pruning.spatial",
+    "fully masked confidence": "pruning.spatial",
     "anchors in the loss": "pruning.spatial",
 }
+# The points that a row with one of these settings has no place for: given texts have one kind of confidence, random
+# anchors need none.
+EXCEPT = {"fully masked confidence": ("pruning.spatial.source=ground_truth", "pruning.spatial.keep=random")}
 
 
 def overrides_of(points: list[str]) -> tuple[str, ...]:
@@ -45,6 +52,7 @@ def as_published(overrides: tuple[str, ...]) -> tuple[str, ...]:
         return any(override.startswith(prefix) for override in overrides)
 
     points = [point for point in POINTS if point not in PARTS or sets(PARTS[point])]
+    points = [point for point in points if not set(overrides) & set(EXCEPT.get(point, ()))]
     if sets("estimator.kind"):
         points = [point for point in points if point != "score of all tokens" and point not in NEEDS]
     return (*overrides, *(override for point in points for override in POINTS[point]))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stipule.atomic_io import replace_file
-from stipule.errors import CheckpointError
+from stipule.errors import CheckpointError, StipuleError
 from stipule.models.masked_policy import MaskedPolicy
-from stipule.rollouts.pruning import Anchors, SpatialPruning, anchor_priority, select_anchors
-from stipule.tasks.problem import Problem, Task
+from stipule.rollouts.pruning import AnchorRule, Anchors, SpatialPruning, select_anchors
+from stipule.tasks.answer_content import content_spans, has_answer_tags
+from stipule.tasks.problem import Problem, Span, Task
 from stipule.types import Rollouts
 
 FORMAT = 2  # of the file; 1 had other names
@@ -180,26 +182,60 @@ def _checksum(metadata: Mapping[str, Any], table: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def anchor_priority(
+    keep: Literal["confident", "random"] | AnchorRule,
+    token_ids: Int[Tensor, "Q L"],
+    eligible: Bool[Tensor, "Q L"],
+    confidence: Float[Tensor, "Q L"],
+    noise: Float[Tensor, "Q L"],
+) -> Literal["confident", "random"] | Float[Tensor, "Q L"]:
+    """`keep` for `select_anchors`: the priorities of a rule of your own.
+
+    Raises StipuleError for a tensor of another shape, or with NaN.
+    """
+    if isinstance(keep, str):
+        return keep
+    priority = keep.priority(token_ids, eligible, confidence, noise)
+    if priority.shape != eligible.shape or bool(priority.isnan().any()):
+        raise StipuleError(
+            f"pruning.spatial.keep: {type(keep).__name__}.priority returned a tensor of shape {tuple(priority.shape)} "
+            f"with {int(priority.isnan().sum())} NaN; it must return a number for each token, in the shape "
+            f"{tuple(eligible.shape)}"
+        )
+    return priority
+
+
 def eligible_tokens(
-    policy: MaskedPolicy, task: Task, problems: Sequence[Problem], rollouts: Rollouts
+    policy: MaskedPolicy,
+    task: Task,
+    problems: Sequence[Problem],
+    rollouts: Rollouts,
+    protect: Literal["answer", "answer_content"] = "answer",
 ) -> Bool[Tensor, "B L"]:
     """Which tokens of a response may become anchors of its problem.
 
     Never eligible: end-of-text, padding, masks and other special tokens (otherwise the most confident anchors are all
     end-of-text and prune nothing); anything after the end; the answer and its tags (section 5.2: no reward hacking).
+    With `protect` answer_content, as in the authors' code, only what tags and boxes contain; a task whose responses
+    have no tags keeps its whole answer protected.
     """
+    is_content = protect == "answer_content" and has_answer_tags(task)
+
+    def spans_of(problem: Problem, text: str) -> list[Span]:
+        return content_spans(text) if is_content else task.protected_spans(problem, text)
+
     rows = zip(problems, rollouts.completion_ids.tolist(), rollouts.completion_mask.tolist(), strict=True)
-    eligible = [_eligible(policy, task, problem, token_ids, inside) for problem, token_ids, inside in rows]
+    eligible = [_eligible(policy, partial(spans_of, problem), token_ids, inside) for problem, token_ids, inside in rows]
     return torch.tensor(eligible, dtype=torch.bool)
 
 
 def _eligible(
-    policy: MaskedPolicy, task: Task, problem: Problem, token_ids: list[int], inside: list[bool]
+    policy: MaskedPolicy, spans_of: Callable[[str], list[Span]], token_ids: list[int], inside: list[bool]
 ) -> list[bool]:
     # Spans refer to the concatenated token texts, so every character belongs to exactly one token.
     texts = [policy.token_text(token) if is_inside else "" for token, is_inside in zip(token_ids, inside, strict=True)]
     ends = list(accumulate(map(len, texts)))
-    spans = task.protected_spans(problem, "".join(texts))
+    spans = spans_of("".join(texts))
     return [_is_outside(spans, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
 
 

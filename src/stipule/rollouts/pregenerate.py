@@ -29,6 +29,9 @@ from stipule.types import Rollouts
 # Seconds between two writes of a store that is being built. An interruption costs at most this.
 SAVE_SECONDS = 30.0
 
+# What a store was made with if it does not say so: an earlier version had no choice.
+EARLIER_CHOICES: Mapping[str, Any] = {"confidence": "when_unmasked", "protect": "answer", "retokenize": False}
+
 
 @runtime_checkable
 class ProcessGroup(Protocol):
@@ -78,21 +81,23 @@ def pregenerate(
     unfinished_store: AnchorStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
     confidence: Literal["when_unmasked", "fully_masked"] = "when_unmasked",
+    protect: Literal["answer", "answer_content"] = "answer",
+    retokenize: bool = False,
 ) -> AnchorStore:
     """Samples one unpruned response per problem, and counts the forward passes.
 
     With `confidence` fully_masked, one more forward pass gives each token's probability with the whole text masked. As
-    in the authors' code, it reads as many masks as the text has tokens, without its end. Sampling costs 1/G of an epoch
-    of rollouts. It pays because the store is used in every epoch. With `path` the store is written there, regularly and
-    at the end; `unfinished_store` is what an interrupted attempt has left. The batches are divided over the processes;
-    each of them gets the whole store, and it does not depend on their number.
+    in the authors' code, it reads as many masks as the text has tokens, without its end. With `retokenize` the stored
+    tokens are those of the response's text, encoded again; other confidences than fully_masked are 0 then. Sampling
+    costs 1/G of an epoch of rollouts. It pays because the store is used in every epoch. With `path` the store is
+    written there, regularly and at the end; `unfinished_store` is what an interrupted attempt has left. The batches are
+    divided over the processes; each of them gets the whole store, and it does not depend on their number.
     """
     check_prompt_lengths(policy, problems, sampler.gen_length)
     store = unfinished_store or AnchorStore(sampler.gen_length, policy.vocab_size)
-    settings = {
-        **settings_of(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, "confidence": confidence
-    }  # fmt: skip
-    earlier = {"confidence": "when_unmasked", **unfinished_store.settings} if unfinished_store is not None else settings
+    choices = {"confidence": confidence, "protect": protect, "retokenize": retokenize}
+    settings = {**settings_of(sampler), "task": task.name, "seed": seed, "batch_size": batch_size, **choices}
+    earlier = settings if unfinished_store is None else {**EARLIER_CHOICES, **unfinished_store.settings}
     if changed := [k for k in settings if earlier.get(k) != settings[k]]:
         raise RecipeError(
             f"the store at {path} was made with other settings ({', '.join(changed)}) and was left as it is; "
@@ -104,12 +109,16 @@ def pregenerate(
         batch = problems[start : start + batch_size]
         noise = sampler.sample_noise(len(batch), make_generator(seed, start, "pregenerate"))
         rollouts = sampler(policy, policy.encode([p.messages for p in batch]), noise)
+        if retokenize:
+            texts = dict(zip((p.key for p in batch), policy.decode(rollouts.completion_ids), strict=True))
+            rollouts = replace(_rollouts_of_texts(policy, batch, texts, sampler.gen_length), nfe=rollouts.nfe)
         if confidence == "fully_masked":
             text = rollouts.completion_mask & (rollouts.completion_ids != policy.eos_id)
             probability = token_confidence(policy, rollouts, text, attended=text)
             rollouts = _one_more_pass(policy, replace(rollouts, confidence=probability))
         rewards = grade_responses(policy, task, batch, rollouts)
-        return _stored_batch(batch, start, rollouts, eligible_tokens(policy, task, batch, rollouts), rewards.correct)
+        eligible = eligible_tokens(policy, task, batch, rollouts, protect)
+        return _stored_batch(batch, start, rollouts, eligible, rewards.correct)
 
     starts = [
         start
@@ -130,6 +139,7 @@ def store_from_texts(
     path: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     processes: ProcessGroup = SINGLE_PROCESS,
+    protect: Literal["answer", "answer_content"] = "answer",
 ) -> AnchorStore:
     """The anchor store of given texts by problem key, aligned at the response's first position (table 4).
 
@@ -145,7 +155,7 @@ def store_from_texts(
         batch = known[start : start + batch_size]
         rollouts = _rollouts_of_texts(policy, batch, texts, gen_length)
         rewards = compute_rewards(task, batch, [texts[p.key] for p in batch], token_lists(rollouts))
-        eligible = eligible_tokens(policy, task, batch, rollouts)
+        eligible = eligible_tokens(policy, task, batch, rollouts, protect)
         rollouts.confidence.copy_(token_confidence(policy, rollouts, eligible.to(policy.device)))
         return _stored_batch(batch, start, _one_more_pass(policy, rollouts), eligible, rewards.correct)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stipule.errors import RecipeError, StipuleError
+from stipule.errors import RecipeError
 from stipule.object_import import kind_of
 from stipule.rollouts.anchor_ratio_schedule import AnchorRatioSchedule, Annealed, ByDifficulty
 from stipule.rollouts.schedule import Cutoff, Scope, floor_fraction, num_anchors
@@ -83,6 +83,12 @@ class SpatialPruning:
         "always"  # group_failed: only for groups without a correct response (IGPO)
     )
     only_correct: bool = False  # take anchors from correct responses only
+    # what is never an anchor. answer: the answer with its tags, and copies of it; answer_content: only what closed
+    # <answer> tags and \boxed{} contain, as in the authors' code, so tags and copies may be anchors
+    protect: Literal["answer", "answer_content"] = "answer"
+    # decode responses and anchors to text and encode it again, as in the authors' code; changes or moves the anchors
+    # that a tokenizer does not give back
+    retokenize: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -109,6 +115,16 @@ class SpatialPruning:
             raise RecipeError(
                 f"pruning.spatial.confidence is fully_masked with source {self.source}; only pre-generated responses "
                 "are scored before training; set pruning.spatial.source to pregenerated, or confidence to when_unmasked"
+            )
+        if self.retokenize and self.source != "pregenerated":
+            raise RecipeError(
+                f"pruning.spatial.retokenize is true with source {self.source}; only pre-generated responses pass "
+                "through text; set pruning.spatial.source to pregenerated, or retokenize to false"
+            )
+        if self.retokenize and self.keep != "random" and self.confidence != "fully_masked":
+            raise RecipeError(
+                f"pruning.spatial.retokenize is true with confidence {self.confidence}, which belongs to the tokens "
+                "before they were encoded again; set pruning.spatial.confidence to fully_masked, or retokenize to false"
             )
         if self.schedule is not None and self.schedule.min_ratio(self.ratio) >= self.ratio:
             raise RecipeError(
@@ -248,7 +264,7 @@ def select_anchors(
     With `ratio_of` eligible m is n - floor((1 - gamma) n), where n is the row's number of eligible positions.
     `ratio` is gamma, one for all rows or one for each. `confident` fixes the most confident tokens and leaves the
     uncertain ones to exploration (table 7); `noise` decides between equal confidences, which float precision makes
-    common at 1.0. `keep` may also be priorities, in place of the confidences (`anchor_priority`). The paper writes a
+    common at 1.0. `keep` may also be priorities, in place of the confidences (rollouts/anchors.py). The paper writes a
     Bernoulli e_i; an exact count is what its low-confidence rule and its cost formula need (docs/decisions.md, row 3).
     """
     rows, gen_length = eligible.shape
@@ -269,26 +285,3 @@ def select_anchors(
     order = order.gather(1, eligible_first)
     selected = torch.zeros_like(eligible).scatter(1, order, torch.arange(gen_length) < count[:, None])
     return selected & eligible
-
-
-def anchor_priority(
-    keep: Literal["confident", "random"] | AnchorRule,
-    token_ids: Int[Tensor, "Q L"],
-    eligible: Bool[Tensor, "Q L"],
-    confidence: Float[Tensor, "Q L"],
-    noise: Float[Tensor, "Q L"],
-) -> Literal["confident", "random"] | Float[Tensor, "Q L"]:
-    """`keep` for `select_anchors`: the priorities of a rule of your own.
-
-    Raises StipuleError for a tensor of another shape, or with NaN.
-    """
-    if isinstance(keep, str):
-        return keep
-    priority = keep.priority(token_ids, eligible, confidence, noise)
-    if priority.shape != eligible.shape or bool(priority.isnan().any()):
-        raise StipuleError(
-            f"pruning.spatial.keep: {type(keep).__name__}.priority returned a tensor of shape {tuple(priority.shape)} "
-            f"with {int(priority.isnan().sum())} NaN; it must return a number for each token, in the shape "
-            f"{tuple(eligible.shape)}"
-        )
-    return priority

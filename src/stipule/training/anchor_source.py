@@ -12,7 +12,14 @@ import torch
 from stipule.errors import CheckpointError, RecipeError
 from stipule.models.masked_policy import MaskedPolicy
 from stipule.rollouts.anchors import AnchorStore, eligible_tokens
-from stipule.rollouts.pregenerate import SINGLE_PROCESS, ProcessGroup, pregenerate, read_texts, store_from_texts
+from stipule.rollouts.pregenerate import (
+    EARLIER_CHOICES,
+    SINGLE_PROCESS,
+    ProcessGroup,
+    pregenerate,
+    read_texts,
+    store_from_texts,
+)
 from stipule.rollouts.pruning import SpatialPruning
 from stipule.rollouts.reward_batch import RewardBatch
 from stipule.tasks.problem import Problem
@@ -71,7 +78,7 @@ def load_or_build_anchors(
     if is_given or checkpoint:
         # In a resumed run the policy has changed since the store was made.
         store = AnchorStore.load(path, policy, gen_length, same_model=checkpoint is None)
-        _check_confidence(spatial, store, path)
+        _check_choices(spatial, store, path)
     else:
 
         def progress(done: int, total: int) -> None:
@@ -82,14 +89,22 @@ def load_or_build_anchors(
     return store
 
 
-def _check_confidence(spatial: SpatialPruning, store: AnchorStore, path: Path) -> None:
-    """Raises CheckpointError if the confidences of a store are of another kind than the recipe's."""
-    stored = store.settings.get("confidence", "when_unmasked")
-    if spatial.source == "pregenerated" and stored != spatial.confidence:
+def _check_choices(spatial: SpatialPruning, store: AnchorStore, path: Path) -> None:
+    """Raises CheckpointError if the responses of a store were scored or encoded otherwise than the recipe says."""
+    if spatial.source != "pregenerated":
+        return
+    stored = {**EARLIER_CHOICES, **store.settings}
+    if stored["confidence"] != spatial.confidence:
         raise CheckpointError(
-            f"the confidences in {path} are {stored}, and pruning.spatial.confidence is {spatial.confidence}; set it "
-            f"to {stored}, or build another store with stipule anchors build"
+            f"the confidences in {path} are {stored['confidence']}, and pruning.spatial.confidence is "
+            f"{spatial.confidence}; set it to {stored['confidence']}, or build another store with stipule anchors build"
         )
+    for name in ("protect", "retokenize"):
+        if stored[name] != getattr(spatial, name):
+            raise CheckpointError(
+                f"the anchors in {path} were made with {name} {stored[name]}, and pruning.spatial.{name} is "
+                f"{getattr(spatial, name)}; set it to {stored[name]}, or build another store with stipule anchors build"
+            )
 
 
 def build_store(
@@ -114,10 +129,12 @@ def build_store(
             texts = read_texts(Path(str(spatial.path)), problems)
         else:
             texts = {p.key: text for p in problems if (text := recipe.task.reference(p)) is not None}
-        return store_from_texts(policy, recipe.task, problems, texts, gen_length, batch_size, path, progress, processes)
+        return store_from_texts(
+            policy, recipe.task, problems, texts, gen_length, batch_size, path, progress, processes, spatial.protect
+        )
     return pregenerate(
         policy, recipe.task, problems, recipe.sampler, settings.seed, batch_size, progress, path, unfinished, processes,
-        spatial.confidence,
+        spatial.confidence, spatial.protect, spatial.retokenize,
     )  # fmt: skip
 
 
@@ -135,7 +152,7 @@ def temporary_store(
         )
     if spatial.source == "pregenerated" and spatial.path:
         store = AnchorStore.load(Path(spatial.path), policy, recipe.sampler.gen_length)
-        _check_confidence(spatial, store, Path(spatial.path))
+        _check_choices(spatial, store, Path(spatial.path))
         return store
     with TemporaryDirectory() as folder:
         return build_store(recipe, policy, problems, Path(folder) / "anchors.safetensors", progress)
@@ -148,7 +165,7 @@ def update_anchors(run: RunContext, problems: Sequence[Problem], rollouts: Rollo
     best = rewards.rewards.view(-1, run.num_generations).argmax(1)  # the first among equals
     rows = best + torch.arange(len(problems)) * run.num_generations
     chosen = rollouts[rows.to(rollouts.completion_ids.device)]
-    eligible = eligible_tokens(run.policy, run.recipe.task, problems, chosen)
+    eligible = eligible_tokens(run.policy, run.recipe.task, problems, chosen, run.recipe.pruning.spatial.protect)
     run.anchor_store.put([p.key for p in problems], chosen, eligible, rewards.correct[rows])
 
 

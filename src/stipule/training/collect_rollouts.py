@@ -11,6 +11,7 @@ from torch import Tensor
 from stipule.models.lora_merge import merged_adapters
 from stipule.rng import make_generator
 from stipule.rollouts.pruning import Anchors
+from stipule.rollouts.retokenize import retokenize_anchors
 from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, token_lists
 from stipule.tasks.problem import Problem
 from stipule.training.context import RunContext
@@ -53,7 +54,8 @@ def select_anchors_of_step(run: RunContext, problems: Sequence[Problem], step: i
     ratios = [spatial.ratio_at(step, run.state.last_accuracy.get(p.key)) for p in problems]
     generator = make_generator(run.recipe.training.seed, step, "anchors")
     noise = torch.rand(len(problems), store.gen_length, generator=generator)
-    return store.select([p.key for p in problems], run.num_generations, spatial, noise, ratios)
+    anchors = store.select([p.key for p in problems], run.num_generations, spatial, noise, ratios)
+    return retokenize_anchors(run.policy, anchors) if spatial.retokenize else anchors
 
 
 def sample_rollouts(run: RunContext, prompts: Prompts, anchors: Anchors | None, step: int, purpose: str) -> Rollouts:

@@ -24,6 +24,7 @@ from stipule.objectives.objective import Objective
 from stipule.objectives.reinforce import Reinforce
 from stipule.rollouts.pruning import Pruning
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
+from stipule.tasks.answer_content import has_answer_tags
 from stipule.tasks.arithmetic import Arithmetic
 from stipule.tasks.countdown import Countdown
 from stipule.tasks.custom import Custom
@@ -179,6 +180,11 @@ class Recipe:
             sentences.append(
                 "pruning.spatial.confidence is fully_masked with keep random: the confidences are computed and not "
                 "used; set pruning.spatial.keep to confident, or confidence to when_unmasked"
+            )
+        if spatial.ratio > 0 and spatial.protect == "answer_content" and not has_answer_tags(self.task):
+            sentences.append(
+                "pruning.spatial.protect is answer_content, but responses to these prompts have no tags: their whole "
+                "answer stays protected, as with protect answer"
             )
         if self.sampler.first_position == "random" and self.sampler.remasking == "random":
             sentences.append(
