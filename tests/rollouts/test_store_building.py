@@ -30,7 +30,7 @@ def tiny():
     return load_policy(ModelConfig(path="tiny/sudoku", attention="eager"))
 
 
-class Ranks(SingleProcess):
+class OneOfTwo(SingleProcess):
     """One of two processes; the batches of the other are `others`, one exchange after the other."""
 
     def __init__(self, rank, others):
@@ -72,7 +72,7 @@ def test_two_processes_build_the_store_of_one_and_only_the_first_writes(rank, ti
     assert seen == [(0, 7), (2, 7), (4, 7), (6, 7), (7, 7)]
     batches = [batch for (batch,) in alone.sent]
     others = [[batch] for batch in batches[1 - rank :: 2]]
-    ranks = Ranks(rank, others)
+    ranks = OneOfTwo(rank, others)
     path = tmp_path / "store"
     store = pregenerate(tiny, SUDOKU, PROBLEMS, SAMPLER, 3, 2, lambda *at: reports.append(at), path, processes=ranks)
     assert reports == [(0, 7), (4, 7), (7, 7)]
@@ -88,7 +88,7 @@ def test_a_process_without_a_batch_sends_nothing(tiny):
     """Three batches of two processes: the second has nothing to do in the last exchange."""
     alone = Alone()
     whole = pregenerate(tiny, SUDOKU, PROBLEMS[:6], SAMPLER, 3, 2, processes=alone)
-    ranks = Ranks(1, [alone.sent[0], alone.sent[2]])
+    ranks = OneOfTwo(1, [alone.sent[0], alone.sent[2]])
     same(pregenerate(tiny, SUDOKU, PROBLEMS[:6], SAMPLER, 3, 2, processes=ranks), whole)
     assert [len(sent) for sent in ranks.sent] == [1, 0]
 
