@@ -1,6 +1,6 @@
 """The rollouts and rewards of a step, compared with direct calls of the sampler, the anchor store and the graders."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -9,9 +9,11 @@ from stipule.config.recipe import parse_recipe
 from stipule.models.loading import ModelConfig, load_policy
 from stipule.rng import make_generator
 from stipule.rollouts.pregenerate import pregenerate
+from stipule.tasks.problem import Grade
 from stipule.tasks.sudoku import Sudoku
 from stipule.training.collect_rollouts import collect_rollouts
 from stipule.training.context import RunContext
+from stipule.types import Rollouts
 
 G, STEP, SEED = 3, 4, 11
 TASK = {"kind": "sudoku", "prompt": "compact", "blanks": [6, 11], "train_problems": 6, "test_problems": 6}
@@ -109,3 +111,54 @@ def test_hints_are_given_to_groups_without_a_correct_response_only(tiny):
     assert torch.equal(rollouts.nfe[retried], first.nfe[retried] + second.nfe)
     assert run.timer.nfe["rollout"] == int(first.nfe.sum() + second.nfe.sum())
     assert rewards.correct.tolist() == rewards_of(run, PROBLEMS, rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recorder(Sudoku):
+    """A task with a reward for the whole batch, which keeps what it was given."""
+
+    calls: list = field(default_factory=list)
+
+    def grade_all(self, problems, responses, context):
+        self.calls.append((list(problems), list(responses), context.completion_ids, context.trainer_state))
+        return [Grade(float(row), {}, bool(row % 2)) for row in range(len(responses))]
+
+
+def test_a_reward_function_gets_the_rows_tokens_and_the_step(tiny):
+    run, task = (
+        context(tiny, "pruning.spatial.ratio=0"),
+        Recorder(prompt="compact", blanks=(6, 11), train_problems=6, test_problems=6),
+    )
+    object.__setattr__(run.recipe, "task", task)
+    rollouts, rewards = collect_rollouts(run, PROBLEMS[:2], STEP)
+    ((problems, texts, tokens, state),) = task.calls
+    assert problems == [PROBLEMS[0]] * G + [PROBLEMS[1]] * G and texts == rewards.texts
+    lengths = rollouts.completion_mask.sum(1).tolist()
+    assert tokens == [rollouts.completion_ids[row, :n].tolist() for row, n in enumerate(lengths)]
+    assert state.global_step == STEP
+    assert rewards.rewards.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_rank_samples_and_grades_the_groups_that_are_its_own(tiny):
+    """Of three groups and two ranks the second has the last two; its rows are those of a run with one rank."""
+    overrides = ("sampler.temperature=5",)
+    alone, second = context(tiny, *overrides), context(tiny, *overrides)
+    expected, rewards = collect_rollouts(alone, PROBLEMS[:3], STEP)
+    second.processes.rank, second.processes.world_size = 1, 2
+    second.processes.all_gather_rollouts = lambda local: Rollouts.concatenate([expected[:G], local])
+    graded = []
+    second.processes.all_gather_object = lambda local: graded.extend(local) or local
+    rollouts, _ = collect_rollouts(second, PROBLEMS[:3], STEP)
+    for name in NAMES:
+        assert torch.equal(getattr(rollouts, name), getattr(expected, name)), name
+    assert graded[0].texts == rewards.texts[G:] and torch.equal(graded[0].rewards, rewards.rewards[G:])
+
+
+def test_no_forward_pass_has_more_rows_than_the_recipe_allows(tiny):
+    run, sizes, logits = context(tiny), [], tiny.logits
+    tiny.logits = lambda input_ids, *rest: sizes.append(len(input_ids)) or logits(input_ids, *rest)
+    try:
+        collect_rollouts(run, PROBLEMS[:3], STEP)
+    finally:
+        del tiny.logits
+    assert max(sizes) == 4 < 3 * G

@@ -35,6 +35,10 @@ def recipe_of(beta, *overrides):
 
 @pytest.fixture(scope="module")
 def rollouts():
+    return sampled_rollouts()
+
+
+def sampled_rollouts():
     policy = random_policy()
     sampler = SemiAutoregressiveSampler(gen_length=LENGTH, steps=LENGTH, block_length=4, temperature=1.0)
     noise = sampler.sample_noise(ROWS, torch.Generator().manual_seed(0))
