@@ -8,9 +8,9 @@ import torch
 from stipule.errors import RecipeError
 from stipule.rollouts.anchors_from_text import anchors_from_text
 from stipule.rollouts.batch_progress import BatchProgress
-from stipule.rollouts.block_grid import block_grid, check_blocks, count_masks, num_blocks
+from stipule.rollouts.block_grid import block_grid, check_blocks, count_masks
 from stipule.rollouts.cache_slots import CacheSlots
-from stipule.rollouts.schedule import Cutoff, masks_of_rows, masks_per_block, unmask_schedule
+from stipule.rollouts.schedule import Cutoff, masks_of_rows, masks_per_block, num_blocks, unmask_schedule
 from stipule.rollouts.unmasking import candidate_positions, rows_above_threshold, top_k_positions
 
 LENGTH, STEPS, BLOCK = 12, 6, 4

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from stipule.errors import CheckpointError, RecipeError, RewardError, StipuleError
 from stipule.models.loading import ModelConfig, load_policy
 from stipule.rollouts import pregenerate as module
-from stipule.rollouts.anchors import AnchorStore
+from stipule.rollouts.anchors import AnchorStore, anchor_priority
 from stipule.rollouts.block_kv_cache import CacheConfig
 from stipule.rollouts.pregenerate import SingleProcess, pregenerate, store_from_texts
-from stipule.rollouts.pruning import STP, ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning, anchor_priority
+from stipule.rollouts.pruning import STP, ConfidenceCutoff, FixedCutoff, Pruning, SpatialPruning
 from stipule.rollouts.reward_batch import RewardBatch, compute_rewards, grade_responses, token_lists
 from stipule.rollouts.sampler import SemiAutoregressiveSampler
 from stipule.tasks.problem import Grade
