@@ -1,4 +1,4 @@
-"""`stipule plan` predicts that every recipe for LLaDA-8B fits into the memory of its device."""
+"""`stipule plan` predicts that every recipe for LLaDA-8B and SDAR fits into the memory of its device."""
 
 from dataclasses import asdict
 
@@ -20,10 +20,10 @@ def recipe_and_memory_key(path):
 
 
 @pytest.mark.slow
-def test_every_recipe_for_llada_8b_fits():
+def test_every_recipe_for_a_large_model_fits():
     budgets = {"24gb": 24 * GB, "141gb": 141 * GB}
     seen, checked = set(), 0
-    for folder in ("llada-8b", "paper", "published"):
+    for folder in ("llada-8b", "paper", "published", "sdar"):
         for path in sorted((recipe_folder() / folder).glob("*.yaml")):
             recipe, key = recipe_and_memory_key(path)
             if key in seen:

@@ -17,11 +17,42 @@ from stipule.models.loading import LoRA, read_published_config, resolve_model_pa
 _LLADA_8B = write_llada_config(
     width=4096, layers=32, heads=32, mlp=12288, vocabulary=126464, longest=4096, mask=126336, eos=126081, pad=126081
 ) | {"rope_theta": 500000.0}
+# SDAR has the sizes of the Qwen3 models that it was trained from.
+_SDAR_8B: Mapping[str, Any] = {
+    "model_type": "sdar",
+    "hidden_size": 4096,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "block_size": 4,
+    "mask_token_id": 151669,
+    "eos_token_id": 151643,
+    "pad_token_id": 151643,
+}
+_SDAR_1_7B = {
+    **_SDAR_8B,
+    "hidden_size": 2048,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "intermediate_size": 6144,
+    "tie_word_embeddings": True,
+}
 # Published sizes, so that planning needs no download. Only keys that determine shapes and ids are included.
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
     "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
     "GSAI-ML/LLaDA-1.5": _LLADA_8B,
+    "JetLM/SDAR-8B-Chat": _SDAR_8B,
+    "JetLM/SDAR-1.7B-Chat": _SDAR_1_7B,
     "Dream-org/Dream-v0-Instruct-7B": {
         "model_type": "Dream",
         "hidden_size": 3584,
