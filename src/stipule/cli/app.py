@@ -38,7 +38,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A model folder, a run folder (its newest checkpoint), a hub name, or a bundled model: tiny/sudoku, "
-        "tiny/sudoku_worked.",
+        "tiny/sudoku_worked, tiny/block_sudoku.",
     ),
 ]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders, shown in the same charts.")]

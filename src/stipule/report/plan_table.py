@@ -77,7 +77,8 @@ def _memory_table(recipe: Recipe, forecast: Forecast) -> Group:
     cache = recipe.sampler.cache
     note = "no KV cache: every forward pass computes all tokens"
     if cache is not None:
-        note = f"rollout includes the {cache.kind} KV cache; operations are counted as without a cache"
+        counted = "with it" if cache.is_exact else "as without a cache"
+        note = f"rollout includes the {cache.kind} KV cache; operations are counted {counted}"
     if forecast.budget is not None:
         table.add_row("memory of the device", f"{forecast.budget / GIB:.3f}")
         if forecast.remedy is None:
