@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from stipule.estimators.estimator import Estimator
 from stipule.estimators.fused_logps import fused_logps
-from stipule.models.block_copies import computed_length
 from stipule.models.policy import Policy
 from stipule.models.sharding import is_sharded
 from stipule.models.upload import upload
@@ -88,15 +87,16 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
 def computed_tokens(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -> Int[Tensor, "K B"]:
     """The tokens that `masked_token_logps` computes for each mask sample, without padding.
 
-    A clean copy that several samples share is counted in the first of them.
+    A clean copy that several samples share is counted in the first of them. The host does not wait for the device.
     """
-    length, block_length = rollouts.completion_ids.shape[1], policy.block_length
-    prompt_lengths = rollouts.prompt_mask.sum(1).tolist()
-    row = torch.tensor([computed_length(prompt, length, block_length) for prompt in prompt_lengths])
-    tokens = row.expand(masks.needs_forward.shape).clone()
-    if copies_per_sequence(block_length, masks) > 1:
-        tokens[1:] -= torch.tensor([prompt + length for prompt in prompt_lengths])
-    return masks.needs_forward * tokens.to(masks.masked.device)
+    needed, length = masks.needs_forward, rollouts.completion_ids.shape[1]
+    clean = rollouts.prompt_mask.sum(1) + length
+    if policy.block_length is None:
+        return needed * clean
+    noisy = clean.clamp(max=length + policy.block_length - 1)
+    is_shared = (needed.all(0) == needed.any(0)).all() & ~masks.prompt_masked.any()
+    has_clean_copy = ~is_shared | (torch.arange(len(needed), device=needed.device) == 0)[:, None]
+    return needed * (noisy + clean * has_clean_copy)
 
 
 def copies_per_sequence(block_length: int | None, masks: MaskSamples) -> int:

@@ -36,8 +36,9 @@ class StepTimer:
         self, phase: str, nfe: Int[Tensor, "*rows"] | Bool[Tensor, "*rows"], nfe_tokens: Int[Tensor, "*rows"]
     ) -> None:
         """Adds forward passes, and the tokens that they computed, to `phase`."""
-        self.nfe[phase] += int(nfe.sum())
-        self.nfe_tokens[phase] += int(nfe_tokens.sum())
+        calls, tokens = torch.stack([nfe.sum(), nfe_tokens.sum()]).tolist()  # in one copy to the host
+        self.nfe[phase] += calls
+        self.nfe_tokens[phase] += tokens
 
     def metrics(self) -> dict[str, float]:
         return (
