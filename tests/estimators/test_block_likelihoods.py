@@ -13,6 +13,7 @@ from stipule.estimators.autoregressive import Autoregressive
 from stipule.estimators.coupled import Coupled
 from stipule.estimators.elbo import Elbo
 from stipule.estimators.mask_samples import make_mask_samples
+from stipule.estimators.mean_log_prob import MeanLogProb
 from stipule.estimators.one_step import OneStep
 from stipule.estimators.spg import Spg
 from stipule.estimators.token_logps import computed_tokens, masked_token_logps
@@ -315,6 +316,26 @@ def test_unigrpo_and_coupled_have_their_targets_in_every_block(block):
         block, everything, lambda k, n: (k == n) + 2 * over_t(0.2, 0.8, lambda t: t ** (k - 1) * (1 - t) ** (n - k))
     )
     agree(estimates(Coupled(t_min=0.2), block, 40_000), target / 3)
+
+
+@BLOCKS
+def test_mean_log_prob_has_its_target_in_every_block(folders, block):
+    """Visible tokens count, too. Every mask by its probability, 1 / (n C(n, k)), scored block by block."""
+    policy = load(folders, "sdar", block)
+    rollouts, _ = random_batch(policy, prompt_lengths=(5,), length=LENGTH, num_samples=1)
+    every_mask = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
+    samples = make_mask_samples(rollouts, every_mask[:, None], torch.ones(len(every_mask), 1, LENGTH))
+    repeated = rollouts[[0] * len(every_mask)]
+    in_rows = make_mask_samples(repeated, every_mask[None], torch.ones(1, len(every_mask), LENGTH))
+    with torch.no_grad():
+        plain = block_by_block(policy, rollouts, samples)[:, 0].double()
+        library = masked_token_logps(policy, repeated, in_rows)[0].double()
+    size = every_mask.sum(1).tolist()
+    probability = torch.tensor([1 / (LENGTH * math.comb(LENGTH, k)) if k else 0.0 for k in size], dtype=torch.float64)
+    estimator, rows = MeanLogProb(num_samples=2), 20_000
+    masks = estimator.sample_masks(rollouts[[0] * rows], 1, torch.Generator().manual_seed(0))[0]
+    code = (masks.masked.long() << torch.arange(LENGTH - 1, -1, -1)).sum(-1)
+    agree(estimator.combine(library[code], masks, torch.ones(rows)).double(), probability @ plain)
 
 
 @BLOCKS
