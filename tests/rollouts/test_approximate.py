@@ -59,6 +59,20 @@ def test_each_call_unmasks_its_number_of_tokens_and_every_token_above_the_thresh
             assert len(taken) <= -(-16 // steps) or int((taken >= 0.4).sum()) >= len(taken) - -(-16 // steps)
 
 
+@pytest.mark.parametrize("cache", [None, *CACHES])
+@pytest.mark.parametrize("name", ["llada", "dream"])  # in dream the left neighbour of the block is computed, too
+def test_the_computed_tokens_are_counted(tmp_path, name, cache):
+    published.write(name, tmp_path / name)
+    policy = load_policy(ModelConfig(path=str(tmp_path / name)))
+    sampler, widths = replace(SAMPLER, block_length=4, steps=8, cache=cache), []
+    policy.unwrapped_model.base_model.register_forward_pre_hook(
+        lambda module, args, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    rollouts = sampler(policy, prompts(policy, 1), no_noise(sampler, 1), anchored(policy, 1, 16, 3))
+    assert rollouts.nfe_tokens.tolist() == [sum(widths)]
+    assert (len(set(widths)) > 1) == (cache is not None)
+
+
 @pytest.mark.parametrize(
     "approximate",
     [{"confidence_threshold": 0.4}, *({"cache": c} for c in CACHES), {"confidence_threshold": 0.4, "cache": CACHES[2]}],

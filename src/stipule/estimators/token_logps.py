@@ -48,7 +48,7 @@ def masked_token_logps(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -
     needed = num_targets.nonzero()[:, 0]
     per_sequence = 1
     if policy.block_length is not None and not prompt_masks:
-        per_sequence = _copies_of_each_row(num_targets.view(num_samples, rows) > 0)
+        per_sequence = num_samples if _needs_all_or_none(num_targets.view(num_samples, rows) > 0) else 1
     if per_sequence > 1:  # the samples of a row adjacent
         needed = needed.view(per_sequence, -1).T.flatten()
     if not len(needed) and is_sharded(policy):  # the other ranks wait for this forward pass
@@ -94,7 +94,7 @@ def computed_tokens(policy: Policy, rollouts: Rollouts, masks: MaskSamples) -> I
     if policy.block_length is None:
         return needed * clean
     noisy = clean.clamp(max=length + policy.block_length - 1)
-    is_shared = (needed.all(0) == needed.any(0)).all() & ~masks.prompt_masked.any()
+    is_shared = _needs_all_or_none(needed) & ~masks.prompt_masked.any()
     has_clean_copy = ~is_shared | (torch.arange(len(needed), device=needed.device) == 0)[:, None]
     return needed * (noisy + clean * has_clean_copy)
 
@@ -103,12 +103,12 @@ def copies_per_sequence(block_length: int | None, masks: MaskSamples) -> int:
     """How many mask samples of a response one sequence holds: all K with a shared clean copy, or 1."""
     if block_length is None or bool(masks.prompt_masked.any()):
         return 1
-    return _copies_of_each_row(masks.needs_forward)
+    return len(masks.needs_forward) if _needs_all_or_none(masks.needs_forward) else 1
 
 
-def _copies_of_each_row(needed: Bool[Tensor, "K B"]) -> int:
-    """K if every row needs all of its samples or none, else 1."""
-    return len(needed) if bool((needed.all(0) == needed.any(0)).all()) else 1
+def _needs_all_or_none(needed: Bool[Tensor, "K B"]) -> Bool[Tensor, ""]:
+    """Whether every row needs all of its samples or none."""
+    return (needed.all(0) == needed.any(0)).all()
 
 
 def target_logps(

@@ -124,7 +124,6 @@ def masked_loss(
     loss_weights: Float[Tensor, "B L"],
 ) -> Float[Tensor, ""]:
     """Eq. 3 as a loss, in nats per response token: mean over rows of -sum_masked weight_i log p(x0_i | x_t) / L."""
-    clean_ids = torch.cat([prompts.prompt_ids, completion_ids], 1)
     real = torch.cat([prompts.prompt_mask, torch.ones_like(masked)], 1)
     attention_mask = None if real.all() else real
     noisy_ids = completion_ids.masked_fill(masked, policy.mask_id)
@@ -133,6 +132,7 @@ def masked_loss(
         position_mask = torch.cat([torch.zeros_like(prompts.prompt_mask), masked], 1)
         logits = policy.logits(input_ids, attention_mask, position_mask)
     else:
+        clean_ids = torch.cat([prompts.prompt_ids, completion_ids], 1)
         states = policy.block_hidden_states(clean_ids, noisy_ids[:, None], attention_mask, masked[:, None])
         logits = policy.lm_head(states)
     nats = F.cross_entropy(logits, completion_ids[masked], reduction="none")
